@@ -1,0 +1,44 @@
+# uv where it is installed, python3 -m venv where it is not.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+
+ifdef UV
+  CREATE = $(UV) venv --quiet --allow-existing $(VENV)
+  INSTALL = $(UV) pip install --quiet --python $(BIN)/python
+else
+  CREATE = $(PYTHON) -m venv $(VENV)
+  INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+endif
+
+.PHONY: run test lint oracles clean
+
+run: $(VENV)/.installed
+	$(BIN)/python experiments/ccsrp.py
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+oracles: $(VENV)/.installed-oracles
+	$(BIN)/python -m pytest -m oracle tests/oracles
+
+$(VENV)/.installed: pyproject.toml
+	$(CREATE)
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-oracles: $(VENV)/.installed-dev
+	$(INSTALL) -e '.[oracles]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,237 @@
+"""A network as data: the nodes of its graph, from which everything else is derived.
+
+The Flax module, the mask groups, compaction, the costs and the shared prefix of the
+fitness evaluation are each one walk over these nodes, so a new network is a new list of
+nodes and nothing more.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from ccsrp_jax.errors import InputError
+from ccsrp_jax.neurons import LIF
+
+IMAGE = "image"  # the name under which the first nodes read the input
+
+
+@dataclass(frozen=True)
+class Conv:
+    """k x k convolution with k // 2 zeros of padding on every side (as in torch)."""
+
+    name: str
+    input: str
+    width: int
+    kernel: int = 3
+    stride: int = 1
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Fully connected layer; the last one of a network is its classifier."""
+
+    name: str
+    input: str
+    width: int
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Batch normalisation over batch, space and time."""
+
+    name: str
+    input: str
+
+
+@dataclass(frozen=True)
+class Spike:
+    """LIF neurons; their spikes are gated by the mask of their group."""
+
+    name: str
+    input: str
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Non-overlapping pooling; what is left over at the border is dropped."""
+
+    name: str
+    input: str
+    window: int = 2
+    kind: Literal["max", "avg"] = "avg"
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """(H, W, C) to one axis of H W C features, channel fastest."""
+
+    name: str
+    input: str
+
+
+@dataclass(frozen=True)
+class Add:
+    """Sum of two branches; it couples their channels into one mask group."""
+
+    name: str
+    input: str
+    other: str
+
+
+Node = Conv | Dense | Norm | Spike | Pool | Flatten | Add
+NODE_KINDS = {kind.__name__: kind for kind in (Conv, Dense, Norm, Spike, Pool, Flatten, Add)}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that fixes a network's function but its weights; hashable.
+
+    Attributes:
+      nodes: in topological order; the last is the classifier, a `Dense`.
+      input_shape: (H, W, C) of the image.
+      time_steps: T, the number of steps that the network runs for an image.
+      neuron: constants of every LIF layer.
+      mean, std: per channel, subtracted from and divided into images in [0, 1].
+    """
+
+    nodes: tuple[Node, ...]
+    input_shape: tuple[int, int, int]
+    time_steps: int = 4
+    neuron: LIF = LIF()
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+    @property
+    def classes(self) -> int:
+        return self.nodes[-1].width
+
+    def to_json(self) -> str:
+        """The description as JSON; `from_json` gives the same object back."""
+        fields = dataclasses.asdict(self)
+        ops = [{"op": type(node).__name__} for node in self.nodes]
+        fields["nodes"] = [op | node for op, node in zip(ops, fields["nodes"], strict=True)]
+        return json.dumps(fields)
+
+    @staticmethod
+    def from_json(text: str) -> "Architecture":
+        """Reads what `to_json` wrote."""
+        fields = json.loads(text)
+        nodes = tuple(NODE_KINDS[node.pop("op")](**node) for node in fields.pop("nodes"))
+        neuron = LIF(**fields.pop("neuron"))
+        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return Architecture(nodes=nodes, neuron=neuron, **lists)
+
+
+def inputs(node: Node) -> tuple[str, ...]:
+    """Names of the nodes that this one reads."""
+    return (node.input, node.other) if isinstance(node, Add) else (node.input,)
+
+
+@cache
+def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Feature shape of every node's output, without time and batch.
+
+    Raises:
+      InputError: where a pooling or convolution leaves nothing, or branches differ.
+    """
+    known = {IMAGE: architecture.input_shape}
+    for node in architecture.nodes:
+        shape = known[node.input]
+        match node:
+            case Conv(width=width, kernel=k, stride=stride):
+                side = [(n + 2 * (k // 2) - k) // stride + 1 for n in shape[:2]]
+                shape = (*side, width)
+            case Dense(width=width):
+                shape = (width,)
+            case Pool(window=window):
+                shape = (shape[0] // window, shape[1] // window, shape[2])
+            case Flatten():
+                shape = (math.prod(shape),)
+            case Add(other=other) if known[other] != shape:
+                raise InputError(
+                    f"node {node.name!r} adds {shape} and {known[other]}: "
+                    "its two branches must have the same shape."
+                )
+        if min(shape) < 1:
+            raise InputError(
+                f"node {node.name!r} has nothing left of its {known[node.input]} input: "
+                f"use fewer poolings or larger images than {architecture.input_shape}."
+            )
+        known[node.name] = shape
+    return known
+
+
+@cache
+def group_of(architecture: Architecture) -> dict[str, str]:
+    """The mask group in which every node's channels live.
+
+    A convolution or dense layer opens a group that carries its name; batch norm, spikes,
+    pooling and flattening stay in it; an addition merges the groups of its branches under
+    the earlier name. The image and the classifier are groups of their own.
+    """
+    parent: dict[str, str] = {IMAGE: IMAGE}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    group = {IMAGE: IMAGE}
+    for node in architecture.nodes:
+        if isinstance(node, Conv | Dense):
+            parent[node.name] = group[node.name] = node.name
+            continue
+        group[node.name] = group[node.input]
+        if isinstance(node, Add):
+            first, second = root(group[node.input]), root(group[node.other])
+            order = list(parent)
+            early, late = sorted((first, second), key=order.index)
+            parent[late] = early
+    return {name: root(opened) for name, opened in group.items()}
+
+
+@cache
+def groups(architecture: Architecture) -> dict[str, int]:
+    """Prunable groups in order, each with its number of filters.
+
+    A group is prunable when a LIF layer gates it: everything but image and classifier.
+    """
+    member = group_of(architecture)
+    gated = {member[node.name] for node in architecture.nodes if isinstance(node, Spike)}
+    gated -= {IMAGE, member[architecture.nodes[-1].name]}
+    widths = {
+        node.name: node.width for node in architecture.nodes if isinstance(node, Conv | Dense)
+    }
+    return {name: width for name, width in widths.items() if name in gated}
+
+
+@cache
+def varies_in_time(architecture: Architecture) -> dict[str, bool]:
+    """Whether a node's output changes over the steps: it does once it has met a LIF layer."""
+    varies = {IMAGE: False}
+    for node in architecture.nodes:
+        varies[node.name] = isinstance(node, Spike) or any(varies[name] for name in inputs(node))
+    return varies
+
+
+def gate_position(architecture: Architecture, group: str) -> int:
+    """Index of the first node that a group's mask touches: all before is its prefix."""
+    member = group_of(architecture)
+    return next(
+        i
+        for i, node in enumerate(architecture.nodes)
+        if isinstance(node, Spike) and member[node.name] == group
+    )
+
+
+@cache
+def live_at(architecture: Architecture, position: int) -> tuple[str, ...]:
+    """Names of the values that nodes from `position` on still read from before it."""
+    before = [IMAGE] + [node.name for node in architecture.nodes[:position]]
+    read = {name for node in architecture.nodes[position:] for name in inputs(node)}
+    return tuple(name for name in before if name in read)

@@ -1,0 +1,30 @@
+"""The command line of the main job: settings in, one sentence and status 2 if they are off."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from ccsrp_jax.errors import InputError
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the job with these flags; returns the exit status."""
+    from ccsrp_jax import config, job  # JAX loads only once help and flags have been seen to
+
+    try:
+        job.run(config.parse(args))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        place = f" at {error.filename}" if error.filename else ""
+        print(
+            f"error: the disk refused a write or read{place} ({error.strerror}): make room or "
+            "choose another --run-dir, then go on with --resume.",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; --resume continues from the last checkpoint.", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,335 @@
+"""Cooperative coevolution: one sub-population of masks per group, spliced once a round.
+
+The algorithm is the best-supported reading of CCSRP (arXiv 2408.00794), whose full text
+and code could not be had: three objectives, a sub-problem per layer with all others held
+fixed, and one shared adversarial set made from mutated variants of the current network
+are known of it; the loop, the bit-flip EA and its constants are those of its ancestor
+CCEP (IJCAI 2022, released code); everything else is this library's choice and says so.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
+from jaxtyping import Array
+
+from ccsrp_jax import evolution, fitness, selection
+from ccsrp_jax.attacks import PGD, perturb
+from ccsrp_jax.data import Split, unit
+from ccsrp_jax.errors import InputError, unknown
+from ccsrp_jax.masks import MaskTree
+from ccsrp_jax.models import Classifier
+
+
+@dataclass(frozen=True)
+class Search:
+    """Settings of a round's search; the defaults are the preset `faithful`.
+
+    Where each comes from is marked: (CCEP) the ancestor's released code, (CCSRP) known of
+    the method, (ours) chosen here because no source tells.
+
+    Attributes:
+      strategy: `BitFlip` (CCEP) or the name of any evosax algorithm (ours).
+      population: members of a sub-population (CCEP: 5).
+      generations: a group's generations in a round (CCEP: 10).
+      keep_floor: share of a group's filters that a round keeps at least (CCEP: 0.9).
+      mutation_rate: of a bit, for `BitFlip` and for the variants that the shared
+        adversarial set is made from (CCEP: 0.1; its use for the variants ours).
+      init_keep: probability of a 1 in the first population (CCEP: 0.95).
+      decoder: genomes to masks for evosax strategies (ours); see `evolution.decode`.
+      objective: `accuracy` (CCEP) or `loss`, which ties less often (ours).
+      selection: `weighted_sum` with ties to fewer MACs, or `nsga2` (both ours).
+      robust_weight: weight of the robust objective beside the clean one (ours).
+      macs_weight: weight of the share of MACs left; 0 leaves MACs to break ties (CCEP).
+      shared_set: `pooled`, every variant attacks its part of the search images, or
+        `per_layer`, a group's set comes from variants mutated in that group (two readings
+        of what is known of CCSRP).
+    """
+
+    strategy: str = "BitFlip"
+    population: int = 5
+    generations: int = 10
+    keep_floor: float = 0.9
+    mutation_rate: float = 0.1
+    init_keep: float = 0.95
+    decoder: evolution.Decoder = "topk"
+    objective: Literal["accuracy", "loss"] = "accuracy"
+    selection: Literal["weighted_sum", "nsga2"] = "weighted_sum"
+    robust_weight: float = 1.0
+    macs_weight: float = 0.0
+    shared_set: Literal["pooled", "per_layer"] = "pooled"
+
+    def __post_init__(self) -> None:
+        if self.strategy not in evolution.strategies():
+            raise unknown("strategy", self.strategy, evolution.strategies())
+        if self.population < 2:
+            raise InputError(
+                f"population {self.population} is too small to search: give 2 or more members."
+            )
+        if self.generations < 1:
+            raise InputError(f"generations {self.generations} is below 1: give 1 or more.")
+        if not 0 < self.keep_floor <= 1:
+            raise InputError(
+                f"keep_floor {self.keep_floor} is outside (0, 1]: give the share of filters "
+                "that a round keeps at least."
+            )
+        for name in ("mutation_rate", "init_keep"):
+            if not 0 < getattr(self, name) <= 1:
+                raise InputError(
+                    f"{name} {getattr(self, name)} is outside (0, 1]: give a probability."
+                )
+
+
+# By name: the ancestor's search as far as it is known, and the one that `make run` uses.
+PRESETS = {
+    "faithful": Search(),
+    "snes": Search(strategy="SNES", population=8, generations=8, objective="loss", keep_floor=0.85),
+}
+
+
+class Found(NamedTuple):
+    """A group's result: the chosen mask, its objectives and what the search cost."""
+
+    mask: np.ndarray
+    objectives: np.ndarray  # (3,) minimised: clean, robust, MACs
+    evaluations: int  # distinct masks scored
+    best: list[float]  # best scalar fitness of refusable masks after each generation
+
+
+def shared_adversarial_set(
+    key: Array,
+    classifier: Classifier,
+    variables: dict,
+    masks: MaskTree,
+    clean: Split,
+    attack: PGD,
+    search: Search,
+    mutated: list[str],
+) -> Split:
+    """Adversarial versions of the search images, the same for all candidates.
+
+    The images are dealt out to the current network and to one variant for every name in
+    `mutated`, whose mask of that group is mutated once; each variant attacks its share.
+
+    Args:
+      mutated: groups to mutate, one variant each; a name may come more than once.
+    """
+    key_mutate, key_attack = jax.random.split(key)
+    variants = [masks]
+    for number, group in enumerate(mutated):
+        key_variant = jax.random.fold_in(key_mutate, number)
+        child = evolution.mutate(
+            key_variant, masks[group], masks[group], search.mutation_rate, search.keep_floor
+        )
+        variants.append(masks | {group: child})
+    total = len(clean.labels)
+    share = -(-total // len(variants))  # equal shares, so that one program serves all
+    images = np.empty((total, *clean.images.shape[1:]), np.float32)
+    for number, variant in enumerate(variants):
+        places = np.arange(number, total, len(variants))
+        fill = places[np.arange(share) % len(places)]
+        adversarial = perturb(
+            classifier,
+            (variables, variant),
+            unit(jnp.asarray(clean.images[fill])),
+            jnp.asarray(clean.labels[fill]),
+            jax.random.fold_in(key_attack, number),
+            attack,
+        )
+        images[places] = np.asarray(adversarial)[: len(places)]
+    return Split(images, clean.labels)
+
+
+def search_group(
+    key: Array,
+    alive: np.ndarray,
+    evaluate: Callable[[np.ndarray], np.ndarray],
+    search: Search,
+    report: Callable[[int, float, int], None] = lambda generation, best, evaluations: None,
+) -> Found:
+    """Evolves one group's mask.
+
+    Args:
+      key: for this group and round.
+      alive: (n,) 0/1, the group's current mask.
+      evaluate: (M, n) masks to (M, 3) objectives, minimised; called on distinct new masks.
+      search: settings.
+      report: called after each generation.
+
+    Returns:
+      The best mask ever scored that removes a filter: the unpruned one is refused, as in
+      CCEP. With `nsga2` it is the best weighted sum of the first front.
+    """
+    alive = np.asarray(alive, np.float32)
+    seen: dict[bytes, np.ndarray] = {}
+    masks: dict[bytes, np.ndarray] = {}
+
+    def objectives(members: np.ndarray) -> np.ndarray:
+        names = [np.packbits(member > 0).tobytes() for member in members]
+        new = {
+            name: member for name, member in zip(names, members, strict=True) if name not in seen
+        }
+        if new:
+            masks.update(new)
+            seen.update(zip(new, evaluate(np.stack(list(new.values()))), strict=True))
+        return np.stack([seen[name] for name in names])
+
+    def scalar(points: np.ndarray) -> np.ndarray:
+        if search.selection == "nsga2":
+            return np.asarray(selection.nsga2(jnp.asarray(points, jnp.float32)))
+        return weigh(points)
+
+    def weigh(points: np.ndarray) -> np.ndarray:
+        return selection.weighted_sum(points, search.robust_weight, search.macs_weight)
+
+    n, least = len(alive), evolution.floor_count(int(alive.sum()), search.keep_floor)
+    bit_flip = search.strategy == "BitFlip"
+    algorithm = evolution.strategy(search.strategy, search.population, n)
+    params = algorithm.default_params
+    if bit_flip:
+        params = params.replace(
+            mutation_rate=search.mutation_rate,
+            keep_floor=search.keep_floor,
+            alive=jnp.asarray(alive),
+        )
+
+    def decode(genomes: Array) -> np.ndarray:
+        if bit_flip:
+            return np.asarray(genomes)
+        decoded = evolution.decode(genomes, jnp.asarray(alive), least, decoder=search.decoder)
+        return np.asarray(decoded)
+
+    key_init, key_state, key_loop, key_spare = jax.random.split(key, 4)
+    start = evolution.initial_masks(
+        key_init, jnp.asarray(alive), search.init_keep, least, size=search.population
+    )
+    ranks_parents = isinstance(algorithm, PopulationBasedAlgorithm)
+    if ranks_parents:
+        if not bit_flip:  # genes around 0 that decode to the first masks' order
+            start = start - 0.5 + 0.1 * jax.random.normal(key_spare, start.shape)
+        first = jnp.asarray(scalar(objectives(decode(start))), jnp.float32)
+        state = algorithm.init(key_state, start, first, params)
+    else:
+        # topk looks at the order of genes only; threshold starts where most are kept
+        mean = jnp.full(n, 1.0 if search.decoder == "threshold" else 0.0)
+        state = algorithm.init(key_state, mean, params)
+    state = evolution.strong(state)
+
+    best = []
+    for generation in range(search.generations):
+        key_ask, key_tell = jax.random.split(jax.random.fold_in(key_loop, generation))
+        population, state = algorithm.ask(key_ask, state, params)
+        points = objectives(decode(population))
+        if ranks_parents and search.selection == "nsga2":
+            # an order is only meaningful among those it was made of: rank parents anew
+            parents = objectives(decode(algorithm.get_population(state)))
+            order = scalar(np.concatenate([parents, points]))
+            state = state.replace(
+                fitness=jnp.asarray(order[: len(parents)], jnp.float32),
+                best_fitness=jnp.asarray(jnp.inf, jnp.float32),
+            )
+            values = order[len(parents) :]
+        else:
+            values = scalar(points)
+        state, _ = algorithm.tell(
+            key_tell, population, jnp.asarray(values, jnp.float32), state, params
+        )
+        best.append(float(weigh(np.stack(list(seen.values()))).min()))
+        report(generation, best[-1], len(seen))
+
+    if all(mask.sum() == alive.sum() for mask in masks.values()):
+        dropped = alive.copy()  # nothing but the unpruned mask was drawn: let one filter go
+        dropped[jax.random.choice(key_spare, np.flatnonzero(alive))] = 0
+        objectives(dropped[None])
+    candidates = [name for name, mask in masks.items() if mask.sum() < alive.sum()]
+    points = np.stack([seen[name] for name in candidates])
+    preference = weigh(points)
+    if search.selection == "nsga2":
+        ranks = np.asarray(selection.front_ranks(jnp.asarray(points, jnp.float32)))
+        preference = np.where(ranks == 0, preference, np.inf)
+    winner = candidates[int(np.argmin(preference))]
+    return Found(masks[winner], seen[winner], len(seen), best)
+
+
+class Round(NamedTuple):
+    """What a round's searches found, before fine-tuning."""
+
+    masks: MaskTree
+    found: dict[str, Found]  # by group; without groups that had one filter left
+    shared_sets: dict[str, Split]  # the adversarial set that each group was scored on
+
+    def distinct_sets(self) -> list[Split]:
+        """The shared sets, each once: one if pooled, one a group otherwise."""
+        return list({id(split.images): split for split in self.shared_sets.values()}.values())
+
+
+def search_round(
+    key: Array,
+    classifier: Classifier,
+    variables: dict,
+    masks: MaskTree,
+    clean: Split,
+    attack: PGD,
+    search: Search,
+    *,
+    batch_size: int = 256,
+    member_chunk: int = 1,
+    report: Callable[[str, int, float, int], None] = lambda *progress: None,
+) -> Round:
+    """Searches every group in the current network, then splices all masks at once.
+
+    Groups do not see each other's results within a round, so their order does not matter.
+
+    Args:
+      key: for this round.
+      classifier: the network and the surrogate that the attack goes through.
+      variables, masks: the current network.
+      clean: search images, held out of training.
+      attack: makes the shared adversarial set.
+      search: settings.
+      batch_size: images a call of the scoring programs.
+      member_chunk: candidates a call, as in `fitness.score`.
+      report: called with group, generation, best fitness and number of evaluations.
+    """
+    key_shared, key_search = jax.random.split(key)
+    prunable = [group for group, mask in masks.items() if mask.sum() > 1]
+
+    def shared(number: int, mutated: list[str]) -> Split:
+        key_set = jax.random.fold_in(key_shared, number)
+        return shared_adversarial_set(
+            key_set, classifier, variables, masks, clean, attack, search, mutated
+        )
+
+    if search.shared_set == "pooled":
+        pooled = shared(0, prunable)
+        shared_sets = dict.fromkeys(prunable, pooled)
+    else:
+        variants = len(prunable)  # as many as the pooled reading has
+        shared_sets = {g: shared(i, [g] * variants) for i, g in enumerate(prunable)}
+
+    found = {}
+    for number, group in enumerate(prunable):
+        task = fitness.make_task(
+            classifier.architecture, variables, masks, group, clean, shared_sets[group], batch_size
+        )
+
+        def evaluate(members: np.ndarray, task: fitness.Task = task) -> np.ndarray:
+            scores = fitness.score(
+                classifier.architecture, variables, masks, task, members, member_chunk=member_chunk
+            )
+            return scores.objectives(search.objective)
+
+        found[group] = search_group(
+            jax.random.fold_in(key_search, number),
+            np.asarray(masks[group]),
+            evaluate,
+            search,
+            partial(report, group),
+        )
+    spliced = masks | {group: jnp.asarray(result.mask) for group, result in found.items()}
+    return Round(spliced, found, shared_sets)

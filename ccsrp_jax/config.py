@@ -1,0 +1,243 @@
+"""Settings of the main job: frozen dataclasses, read from a file, from flags, or both."""
+
+import dataclasses
+import json
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from ccsrp_jax.attacks import PGD
+from ccsrp_jax.coevolution import PRESETS, Search
+from ccsrp_jax.errors import InputError, unknown
+from ccsrp_jax.models import MODELS
+from ccsrp_jax.neurons import LIF, Surrogate
+from ccsrp_jax.training import Recipe
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the dense network is trained, and the pruned one fine-tuned after every round.
+
+    Attributes:
+      epochs: of the dense network.
+      clean_epochs: how many of them, at the start, use clean images.
+      finetune_epochs: after every round.
+      batch_size: images a step.
+      learning_rate: peak rate of the dense network's training.
+      finetune_learning_rate: peak rate of fine-tuning.
+      weight_decay: decoupled, on kernels only.
+      clean_weight: weight of the clean images' loss beside the adversarial one's.
+      adversarial: train and fine-tune on PGD examples.
+      attack_steps: steps of that PGD.
+      augmentation: `auto` takes what the data set calls for.
+    """
+
+    epochs: int = 20
+    clean_epochs: int = 3
+    finetune_epochs: int = 4
+    batch_size: int = 128
+    learning_rate: float = 5e-3
+    finetune_learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    clean_weight: float = 0.0
+    adversarial: bool = True
+    attack_steps: int = 3
+    augmentation: Literal["auto", "none", "shift", "crop_flip"] = "none"
+
+
+@dataclass(frozen=True)
+class Attack:
+    """The L-infinity attack, in pixel units where images span [0, 1].
+
+    Attributes:
+      eps: radius, in training, in the search and in the test.
+      search_steps: PGD steps of the shared adversarial set and of the archive's figures.
+      test_steps: PGD steps of the closing test.
+      test_restarts: random starts of the closing test.
+    """
+
+    eps: float = 0.1
+    search_steps: int = 10
+    test_steps: int = 20
+    test_restarts: int = 3
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a spiking network, prune it by robust cooperative coevolution, shrink it, report.
+
+    Attributes:
+      dataset: `digits`, a TFDS image-classification set (`cifar10`, `mnist`,
+        `svhn_cropped`, ...), or the path of an .npz with x_train, y_train, x_test, y_test.
+      data_dir: where TFDS sets lie prepared.
+      model: name of the architecture.
+      time_steps: T, steps that the network runs for an image.
+      seed: of splits, weights, batches, attacks and search.
+      search_fraction: share of the training images held out for everything that selects.
+      train_images: use at most this many training images.
+      search_images: use at most this many search images.
+      test_images: use at most this many test images.
+      rounds: rounds of search and fine-tuning, at most.
+      target_macs: stop after the round that leaves at most this share of the MACs.
+      tolerance: of the archive's networks that lose at most this much accuracy and robust
+        accuracy on the search images, the one with the fewest MACs is chosen.
+      batch_size: images a call in scoring and evaluation.
+      member_chunk: candidate masks a call in scoring.
+      latency_batch: images a forward pass when latency is measured.
+      run_dir: where the run is written; by default runs/DATASET-MODEL-PRESET-SEED.
+      resume: continue the run in `run_dir`.
+      preset: settings of the search, before the flags below.
+      config: a TOML or JSON file with any of these settings; flags override it.
+    """
+
+    dataset: str = "digits"
+    data_dir: str | None = None
+    model: str = "small"
+    time_steps: int = 4
+    seed: int = 0
+    search_fraction: float = 0.2
+    train_images: int | None = None
+    search_images: int | None = None
+    test_images: int | None = None
+    rounds: int = 6
+    target_macs: float = 0.4
+    tolerance: float = 0.01
+    batch_size: int = 256
+    member_chunk: int = 1
+    latency_batch: int = 256
+    run_dir: str | None = None
+    resume: bool = False
+    preset: str = "snes"
+    config: str | None = None
+    neuron: LIF = LIF()
+    surrogate: Surrogate = Surrogate()
+    training: Training = Training()
+    attack: Attack = Attack()
+    search: Search = PRESETS["snes"]
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise unknown("model", self.model, MODELS)
+        if self.preset not in PRESETS:
+            raise unknown("preset", self.preset, PRESETS)
+        for name in ("time_steps", "batch_size", "member_chunk", "latency_batch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} is below 1: give 1 or more.")
+        if self.rounds < 0:
+            raise InputError(f"rounds {self.rounds} is negative: give 0 or more.")
+        if not 0 <= self.target_macs <= 1:
+            raise InputError(f"target_macs {self.target_macs} is outside [0, 1]: give a share.")
+        if not 0 <= self.tolerance <= 1:
+            raise InputError(f"tolerance {self.tolerance} is outside [0, 1]: give a share.")
+        # building the library's own objects checks their values
+        _ = self.recipe, self.finetune_recipe, self.search_attack, self.test_attack
+
+    @property
+    def recipe(self) -> Recipe:
+        """Of the dense network's training."""
+        t = self.training
+        attack = PGD(self.attack.eps, max(t.attack_steps, 1)) if t.adversarial else None
+        return Recipe(
+            epochs=t.epochs,
+            batch_size=t.batch_size,
+            learning_rate=t.learning_rate,
+            weight_decay=t.weight_decay,
+            adversarial=attack,
+            clean_epochs=t.clean_epochs,
+            clean_weight=t.clean_weight,
+        )
+
+    @property
+    def finetune_recipe(self) -> Recipe:
+        """Of the fine-tuning after each round; adversarial from its first epoch."""
+        t = self.training
+        return dataclasses.replace(
+            self.recipe,
+            epochs=t.finetune_epochs,
+            learning_rate=t.finetune_learning_rate,
+            clean_epochs=0,
+        )
+
+    @property
+    def search_attack(self) -> PGD:
+        return PGD(self.attack.eps, self.attack.search_steps)
+
+    @property
+    def test_attack(self) -> PGD:
+        return PGD(self.attack.eps, self.attack.test_steps, self.attack.test_restarts)
+
+
+# What may differ between a run and its continuation: where things lie, not what is computed.
+PLACES = ("data_dir", "run_dir", "resume", "config")
+
+
+def settings(config: Config) -> dict:
+    """The settings that fix a run's result, as JSON-able data."""
+    fields = dataclasses.asdict(config)
+    return {name: value for name, value in fields.items() if name not in PLACES}
+
+
+def parse(args: Sequence[str] | None = None) -> Config:
+    """The settings from flags, over those of `--config`, over those of `--preset`.
+
+    A file's settings are read as flags that come before the others, so a file and the
+    same flags give the same run.
+
+    Raises:
+      InputError: a value that cannot be used, or a file that cannot be read.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    path = _last(args, "config")
+    flags = (_flags(_read(Path(path))) if path else []) + args
+    preset = _last(flags, "preset") or Config.preset
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    default = Config(preset=preset, search=PRESETS[preset])
+    return tyro.cli(
+        Config,
+        default=default,
+        args=flags,
+    )
+
+
+def _last(args: Sequence[str], name: str) -> str | None:
+    """The value of `--name` where it comes last; both `--name value` and `--name=value`."""
+    value = None
+    for i, arg in enumerate(args):
+        if arg == f"--{name}" and i + 1 < len(args):
+            value = args[i + 1]
+        elif arg.startswith(f"--{name}="):
+            value = arg.partition("=")[2]
+    return value
+
+
+def _read(path: Path) -> dict:
+    try:
+        text = path.read_text()
+        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise InputError(
+            f"config file {path} cannot be read ({error.strerror}): give a TOML or JSON file."
+        ) from error
+    except ValueError as error:
+        raise InputError(f"config file {path} is not valid ({error}): mend that line.") from error
+
+
+def _flags(table: dict, prefix: str = "") -> list[str]:
+    """The flags that say what a settings file says."""
+    flags = []
+    for key, value in table.items():
+        name = prefix + key.replace("_", "-")
+        match value:
+            case dict():
+                flags += _flags(value, name + ".")
+            case bool():
+                flags.append(f"--{name}" if value else f"--{prefix}no-{key.replace('_', '-')}")
+            case _:
+                flags += [f"--{name}", str(value)]
+    return flags

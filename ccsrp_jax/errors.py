@@ -1,0 +1,20 @@
+"""One exception for everything a user can get wrong, and the nearest valid name."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """A value that cannot be used; its message is one sentence for the user.
+
+    The sentence names the value, what was expected and what to do. Scripts print it and
+    exit with status 2. It is no `ValueError`, which the flag parser would catch and frame.
+    """
+
+
+def unknown(what: str, name: str, options: Iterable[str]) -> InputError:
+    """The error for a name that is not among `options`, with the nearest ones."""
+    options = sorted(options)
+    near = difflib.get_close_matches(name, options, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else "choose one of these."
+    return InputError(f"unknown {what} {name!r}: expected one of {', '.join(options)}; {hint}")

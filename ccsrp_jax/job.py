@@ -1,0 +1,381 @@
+"""The main job: from a data set to a compact, robust spiking network and a report."""
+
+import importlib.metadata
+import platform
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ccsrp_jax import compaction, cost, masks, models, report, rundir, training
+from ccsrp_jax.architecture import Architecture
+from ccsrp_jax.attacks import SHORT_PGD_CAVEAT
+from ccsrp_jax.coevolution import search_round
+from ccsrp_jax.config import Config, settings
+from ccsrp_jax.data import Dataset, Split, load, unit
+from ccsrp_jax.errors import InputError
+from ccsrp_jax.evaluation import correct
+from ccsrp_jax.masks import MaskTree
+from ccsrp_jax.models import Classifier
+from ccsrp_jax.terminal import Terminal
+
+COST_IMAGES = 256  # search images over which SynOps are averaged
+
+
+class State(NamedTuple):
+    """All that a round needs of the rounds before it; one pytree, checkpointed."""
+
+    variables: dict
+    masks: MaskTree
+
+
+class Run(NamedTuple):
+    """What stays the same through a run."""
+
+    config: Config
+    data: Dataset
+    classifier: Classifier
+    key: Array  # every stage folds its own number in, so a resumed run draws the same
+    folder: Path
+    terminal: Terminal
+
+
+def run(config: Config, terminal: Terminal | None = None) -> dict:
+    """Runs or resumes the job and returns its summary.
+
+    Raises:
+      InputError: settings, data or the run's directory cannot be used.
+    """
+    started = time.perf_counter()
+    terminal = terminal or Terminal()
+    data = load(
+        config.dataset,
+        data_dir=config.data_dir,
+        seed=config.seed,
+        search_fraction=config.search_fraction,
+        train_images=config.train_images,
+        search_images=config.search_images,
+        test_images=config.test_images,
+    )
+    architecture = models.build(
+        config.model,
+        data.train.images.shape[1:],
+        data.classes,
+        time_steps=config.time_steps,
+        neuron=config.neuron,
+        mean=data.mean,
+        std=data.std,
+    )
+    folder = _folder(config)
+    rundir.prepare(folder, settings(config), resume=config.resume)
+    rundir.point_latest(folder)
+    rundir.write_json(folder / "splits.json", data.record)
+    classifier = Classifier(architecture, config.surrogate)
+    job = Run(config, data, classifier, jax.random.key(config.seed), folder, terminal)
+    sizes = ", ".join(f"{len(split.labels)} {name}" for name, split in _splits(data))
+    terminal.line(
+        f"{data.name}: {sizes} images; {config.model} network, T = {architecture.time_steps}, "
+        f"{sum(cost.macs(architecture).values()):,} MACs; {folder}"
+    )
+
+    fresh = State(
+        models.init(jax.random.fold_in(job.key, 0), architecture), masks.ones(architecture)
+    )
+    checkpoints = rundir.Checkpoints(folder)
+    restored = checkpoints.latest(fresh)
+    if restored is None:
+        state, archive = train_dense(job, fresh), []
+        archive.append(archive_row(job, state, 0, None))
+        save(job, checkpoints, 0, state, archive)
+        done = 0
+    else:
+        done, state, record = restored
+        state, archive = State(*state), record["archive"]
+        _forget_unfinished(job, archive, done)
+        terminal.line(f"resumed after round {done}" if done else "resumed after training")
+
+    dense_macs = archive[0]["macs"]
+    for number in range(done + 1, config.rounds + 1):
+        if archive[-1]["macs"] <= config.target_macs * dense_macs:
+            break
+        state, shared_accuracy = prune_round(job, state, number)
+        archive.append(archive_row(job, state, number, shared_accuracy))
+        save(job, checkpoints, number, state, archive)
+
+    chosen = choose(archive, config.tolerance)
+    rundir.write_rows(
+        folder / "archive.jsonl", [row | {"chosen": row["round"] == chosen} for row in archive]
+    )
+    summary = close(job, chosen, started)
+    rundir.write_json(folder / "summary.json", summary)
+    page = report.write(folder)
+    show(terminal, summary, page)
+    return summary
+
+
+def train_dense(job: Run, state: State) -> State:
+    """Trains the dense network."""
+    variables = _train(job, state, job.config.recipe, 1, "training", {"stage": "train"})
+    return state._replace(variables=variables)
+
+
+def prune_round(job: Run, state: State, number: int) -> tuple[State, float]:
+    """One round of search, splice and fine-tuning; also the spliced network's accuracy on
+    the shared adversarial set, before fine-tuning."""
+    config, started = job.config, time.perf_counter()
+    generations = len(state.masks) * config.search.generations
+    with job.terminal.stage(f"round {number}: search", generations) as advance:
+
+        def tell(group: str, generation: int, best: float, evaluations: int) -> None:
+            advance(note=f"{group} {best:.4f}")
+            row = {"group": group, "generation": generation, "best_fitness": best}
+            _log(job, {"stage": "search", "round": number} | row | {"evaluations": evaluations})
+
+        found = search_round(
+            jax.random.fold_in(job.key, 1000 + number),
+            job.classifier,
+            state.variables,
+            state.masks,
+            job.data.search,
+            config.search_attack,
+            config.search,
+            batch_size=config.batch_size,
+            member_chunk=config.member_chunk,
+            report=tell,
+        )
+    shared = [
+        correct(job.classifier, (state.variables, found.masks), split, batch_size=config.batch_size)
+        for split in found.distinct_sets()
+    ]
+    state = state._replace(masks=found.masks)
+    searched = time.perf_counter() - started
+    variables = _train(
+        job,
+        state,
+        config.finetune_recipe,
+        2000 + number,
+        f"round {number}: fine-tuning",
+        {"stage": "finetune", "round": number},
+    )
+    evaluations = sum(result.evaluations for result in found.found.values())
+    seconds = {"search_seconds": searched, "seconds": time.perf_counter() - started}
+    _log(job, {"stage": "round", "round": number, "evaluations": evaluations} | seconds)
+    return state._replace(variables=variables), float(np.mean(np.concatenate(shared)))
+
+
+def archive_row(job: Run, state: State, number: int, shared_accuracy: float | None) -> dict:
+    """A trade-off point, measured on the search images; its network is saved beside it."""
+    config, architecture = job.config, job.classifier.architecture
+    params, search = (state.variables, state.masks), job.data.search
+    key = jax.random.fold_in(job.key, 3000 + number)
+    with job.terminal.stage(f"round {number}: attack", len(search.labels)) as advance:
+        clean = correct(job.classifier, params, search, batch_size=config.batch_size)
+        robust = correct(
+            job.classifier,
+            params,
+            search,
+            attack=config.search_attack,
+            key=key,
+            batch_size=config.batch_size,
+            progress=advance,
+        )
+    costs = _costs(architecture, state.variables, search, state.masks)
+    row = {
+        "round": number,
+        "kept": masks.widths(architecture, state.masks),
+        "filters": masks.widths(architecture, None),
+        **costs,
+        "accuracy": float(clean.mean()),
+        "robust_accuracy": float((clean & robust).mean()),
+        "shared_accuracy": shared_accuracy,
+    }
+    network = compaction.compact(architecture, state.variables, state.masks)
+    path = _network(job, number)
+    path.parent.mkdir(exist_ok=True)
+    compaction.save(path, *network)
+    kept = " ".join(f"{k}/{n}" for k, n in zip(row["kept"].values(), row["filters"].values()))
+    job.terminal.line(
+        f"{f'round {number}' if number else 'dense':<9} search accuracy {row['accuracy']:.3f}  "
+        f"PGD-{config.attack.search_steps} {row['robust_accuracy']:.3f}  "
+        f"MACs {row['macs']:,}  filters {kept}"
+    )
+    return row
+
+
+def choose(archive: list[dict], tolerance: float) -> int:
+    """The round with the fewest MACs that stays within the tolerance of the dense network.
+
+    Both accuracies are those on the search images; the dense network always qualifies.
+    """
+    dense = archive[0]
+    good = [
+        row
+        for row in archive
+        if row["accuracy"] >= dense["accuracy"] - tolerance
+        and row["robust_accuracy"] >= dense["robust_accuracy"] - tolerance
+    ]
+    return min(good, key=lambda row: row["macs"])["round"]
+
+
+def close(job: Run, chosen: int, started: float) -> dict:
+    """Meets the test images, once, with the dense and the chosen network; the summary."""
+    config, test = job.config, job.data.test
+    networks = [compaction.load(_network(job, number)) for number in (0, chosen)]
+    measured = []
+    with job.terminal.stage("test: attack", 2 * len(test.labels)) as advance:
+        for architecture, variables in networks:
+            classifier, params = Classifier(architecture, config.surrogate), (variables, None)
+            clean = correct(classifier, params, test, batch_size=config.batch_size)
+            robust = correct(
+                classifier,
+                params,
+                test,
+                attack=config.test_attack,
+                key=jax.random.fold_in(job.key, 4000),
+                batch_size=config.batch_size,
+                progress=advance,
+            )
+            measured.append(
+                {
+                    "accuracy": float(clean.mean()),
+                    "robust_accuracy": float((clean & robust).mean()),
+                    **_costs(architecture, variables, job.data.search, None),
+                }
+            )
+    fill = np.arange(config.latency_batch) % len(test.labels)
+    latencies = cost.latency_ms(networks, unit(jnp.asarray(test.images[fill])))
+    for values, latency in zip(measured, latencies, strict=True):
+        values["latency_ms"] = latency
+    attack = config.test_attack
+    packages = ("ccsrp-jax", "jax", "jaxlib", "flax", "optax", "evosax", "numpy")
+    return {
+        "dataset": job.data.name,
+        "model": config.model,
+        "time_steps": config.time_steps,
+        "seed": config.seed,
+        "seconds": time.perf_counter() - started,
+        "attack": {
+            "name": "pgd",
+            "norm": "linf",
+            "eps": attack.eps,
+            "steps": attack.steps,
+            "restarts": attack.restarts,
+            "step_size": attack.step_size,
+            "surrogate": f"{config.surrogate.name}:{config.surrogate.width}",
+            "caveat": SHORT_PGD_CAVEAT,
+        },
+        "dense": measured[0],
+        "pruned": measured[1],
+        "chosen_round": chosen,
+        "latency_batch": config.latency_batch,
+        "test_images": len(test.labels),
+        "run_dir": str(job.folder),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def show(terminal: Terminal, summary: dict, page: Path) -> None:
+    """The closing table."""
+    dense, pruned, attack = summary["dense"], summary["pruned"], summary["attack"]
+    batch = summary["latency_batch"]
+    names = {
+        "accuracy": ("test accuracy", "{:.3f}"),
+        "robust_accuracy": (f"under PGD-{attack['steps']}, eps {attack['eps']:.4g}", "{:.3f}"),
+        "macs": ("MACs", "{:,.0f}"),
+        "params": ("parameters", "{:,.0f}"),
+        "synops": ("SynOps an image", "{:,.0f}"),
+        "energy_nj": ("energy, nJ an image", "{:,.1f}"),
+        "latency_ms": (f"latency, ms a batch of {batch}", "{:.2f}"),
+    }
+    rows = []
+    for name, (label, form) in names.items():
+        before, after = dense[name], pruned[name]
+        if "accuracy" in name:
+            change = f"{after - before:+.3f}"
+        else:
+            change = f"{after / before:.1%}" if before else "-"
+        rows.append([label, form.format(before), form.format(after), change])
+    title = f"{summary['dataset']}, {summary['model']}, {summary['test_images']} test images"
+    terminal.table(title, ["", "dense", "pruned", "pruned / dense"], rows)
+    terminal.line(f"{summary['seconds']:.0f} s; report: {page}")
+
+
+def save(
+    job: Run, checkpoints: rundir.Checkpoints, number: int, state: State, archive: list
+) -> None:
+    """Makes a stage's result durable; the archive file is written from the checkpoint's."""
+    checkpoints.save(number, state, {"archive": archive})
+    rundir.write_rows(job.folder / "archive.jsonl", archive)
+
+
+def _train(job: Run, state: State, recipe: training.Recipe, fold: int, title: str, tags: dict):
+    augmentation = job.config.training.augmentation
+    if augmentation == "auto":
+        augmentation = job.data.augmentation
+    began = time.perf_counter()
+    with job.terminal.stage(title, recipe.epochs) as advance:
+
+        def tell(epoch: training.Epoch) -> None:
+            advance(note=f"loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}")
+            _log(job, tags | epoch._asdict() | {"seconds": time.perf_counter() - began})
+
+        return training.train(
+            jax.random.fold_in(job.key, fold),
+            job.classifier,
+            state.variables,
+            state.masks,
+            job.data.train,
+            recipe,
+            augmentation=augmentation,
+            report=tell,
+        )
+
+
+def _costs(
+    architecture: Architecture, variables: dict, split: Split, mask: MaskTree | None
+) -> dict:
+    images = unit(jnp.asarray(split.images[:COST_IMAGES]))
+    synops = cost.synops(architecture, variables, images, mask)
+    return {
+        "macs": sum(cost.macs(architecture, mask).values()),
+        "params": sum(cost.params(architecture, mask).values()),
+        "synops": sum(synops.values()),
+        "energy_nj": cost.energy_nj(architecture, synops, mask),
+    }
+
+
+def _folder(config: Config) -> Path:
+    if config.run_dir:
+        return Path(config.run_dir)
+    if config.resume:
+        return Path("runs/latest").resolve()
+    name = Path(config.dataset).stem
+    return Path("runs") / f"{name}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _splits(data: Dataset) -> list[tuple[str, Split]]:
+    return [("training", data.train), ("search", data.search), ("test", data.test)]
+
+
+def _network(job: Run, number: int) -> Path:
+    return job.folder / "networks" / f"round{number:02d}.safetensors"
+
+
+def _log(job: Run, row: dict) -> None:
+    rundir.append_row(job.folder / "metrics.jsonl", row)
+
+
+def _forget_unfinished(job: Run, archive: list[dict], done: int) -> None:
+    """Brings the logs back to the last checkpoint."""
+    rows = rundir.read_rows(job.folder / "metrics.jsonl")
+    rundir.write_rows(
+        job.folder / "metrics.jsonl", [row for row in rows if row.get("round", 0) <= done]
+    )
+    rundir.write_rows(job.folder / "archive.jsonl", archive)

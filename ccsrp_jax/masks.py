@@ -1,0 +1,65 @@
+"""Filter masks: one pytree, group name to a 0/1 vector over the group's filters.
+
+Masks gate spikes. They are ordinary arguments of `apply`, so that `jax.vmap` runs a
+population of them, for all groups or for one:
+
+    jax.vmap(apply, in_axes=(None, None, 0))(variables, images, population)
+    jax.vmap(apply, in_axes=(None, None, {"conv1": 0, "conv2": None}))(...)
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ccsrp_jax.architecture import Architecture, groups
+from ccsrp_jax.errors import InputError, unknown
+
+MaskTree = dict[str, Float[Array, "..."]]
+
+
+def ones(architecture: Architecture) -> MaskTree:
+    """The mask that keeps every filter."""
+    return {name: jnp.ones(width) for name, width in groups(architecture).items()}
+
+
+def random(key: Array, architecture: Architecture, keep: float) -> MaskTree:
+    """Keeps each filter with probability `keep`, and at least one in every group."""
+    masks = {}
+    for name, width in groups(architecture).items():
+        key, key_bits, key_one = jax.random.split(key, 3)
+        bits = jax.random.bernoulli(key_bits, keep, (width,))
+        spare = jnp.arange(width) == jax.random.randint(key_one, (), 0, width)
+        masks[name] = jnp.where(bits.any(), bits, spare).astype(jnp.float32)
+    return masks
+
+
+def check(architecture: Architecture, masks: MaskTree) -> None:
+    """Refuses masks that do not fit a network.
+
+    Raises:
+      InputError: an unknown group, a wrong length, values other than 0 and 1, or a group
+        that keeps no filter.
+    """
+    widths = groups(architecture)
+    for name, mask in masks.items():
+        if name not in widths:
+            raise unknown("mask group", name, widths)
+        bits = np.asarray(mask)
+        if bits.shape != (widths[name],):
+            raise InputError(
+                f"mask {name!r} has shape {bits.shape}: expected ({widths[name]},), one value a filter."
+            )
+        if not np.isin(bits, (0, 1)).all():
+            raise InputError(f"mask {name!r} holds values other than 0 and 1: give a 0/1 vector.")
+        if not bits.any():
+            raise InputError(f"mask {name!r} keeps no filter: keep at least one in every group.")
+
+
+def widths(architecture: Architecture, masks: MaskTree | None) -> dict[str, int]:
+    """Number of filters that each group keeps; groups without a mask are whole."""
+    full = groups(architecture)
+    if masks is None:
+        return dict(full)
+    check(architecture, masks)
+    return {name: int(np.sum(masks[name])) if name in masks else n for name, n in full.items()}

@@ -1,0 +1,265 @@
+"""The spiking network as a Flax module, and builders of the architectures we ship."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ccsrp_jax.architecture import (
+    IMAGE,
+    Add,
+    Architecture,
+    Conv,
+    Dense,
+    Flatten,
+    Node,
+    Norm,
+    Pool,
+    Spike,
+    group_of,
+    live_at,
+    shapes,
+)
+from ccsrp_jax.errors import InputError, unknown
+from ccsrp_jax.neurons import LIF, Surrogate, lif
+
+Masks = Mapping[str, Array]
+Values = dict[str, Array]  # node name -> (S, B, *features), S = T or 1 where constant in time
+
+
+class Activity(NamedTuple):
+    """What the LIF layers did, by the name of their node: each (T, B, *features)."""
+
+    spikes: Values  # after the gate
+    potentials: Values  # before the reset, before the gate
+
+
+class SpikingNetwork(nn.Module):
+    """Runs an `Architecture` on images in [0, 1].
+
+    Time is folded into the batch for convolution, dense and batch norm; only the LIF
+    layers run over T. What is constant in time (everything before the first LIF layer) is
+    computed once and not T times.
+
+    Attributes:
+      architecture: the graph, T, the neuron and the input normalisation.
+      dtype: compute type of convolutions and dense layers; parameters, batch statistics
+        and membranes stay float32.
+    """
+
+    architecture: Architecture
+    dtype: jnp.dtype = jnp.float32
+
+    def __call__(
+        self,
+        images: Float[Array, "B H W C"],
+        masks: Masks | None = None,
+        *,
+        surrogate: Surrogate = Surrogate(),
+        train: bool = False,
+        activity: bool = False,
+    ) -> Float[Array, "B K"] | tuple[Float[Array, "B K"], Activity]:
+        """Logits, averaged over time.
+
+        Args:
+          images: NHWC in [0, 1]; normalisation happens in here.
+          masks: group name to a 0/1 vector over its filters; groups that are missing are
+            kept whole.
+          surrogate: through what to differentiate; it does not change the output.
+          train: batch norm uses (and updates, with `mutable=["batch_stats"]`) the batch.
+          activity: also return the spikes and potentials of every LIF layer.
+        """
+        values, seen = self.walk(
+            self.encode(images), masks, surrogate=surrogate, train=train, activity=activity
+        )
+        logits = self.readout(values)
+        return (logits, seen) if activity else logits
+
+    def encode(self, images: Float[Array, "B H W C"]) -> Values:
+        """Direct encoding: the normalised image, constant in time."""
+        mean, std = jnp.array(self.architecture.mean), jnp.array(self.architecture.std)
+        return {IMAGE: ((images - mean) / std).astype(self.dtype)[None]}
+
+    def readout(self, values: Values) -> Float[Array, "B K"]:
+        """Mean over time of the classifier's output."""
+        return values[self.architecture.nodes[-1].name].astype(jnp.float32).mean(0)
+
+    @nn.compact
+    def walk(
+        self,
+        values: Values,
+        masks: Masks | None = None,
+        *,
+        begin: int = 0,
+        end: int | None = None,
+        keep: Sequence[str] = (),
+        surrogate: Surrogate = Surrogate(),
+        train: bool = False,
+        activity: bool = False,
+    ) -> tuple[Values, Activity]:
+        """Runs the nodes from `begin` to `end` on the values that they read.
+
+        `walk` to a group's gate and `walk` on from there equal one walk: fitness
+        evaluation shares the first among all candidates for that group.
+
+        Args:
+          values: by name, what the nodes read from before `begin`.
+          masks, surrogate, train, activity: as in `__call__`.
+          begin, end: positions in `architecture.nodes`.
+          keep: names of further values to return.
+
+        Returns:
+          The values that nodes from `end` on read (the classifier's output, where `end`
+          is the end) together with `keep`, and the activity, empty unless asked for.
+        """
+        nodes = self.architecture.nodes
+        end = len(nodes) if end is None else end
+        member, masks = group_of(self.architecture), masks or {}
+        values, seen = dict(values), Activity({}, {})
+        for node in nodes[begin:end]:
+            x = values[node.input]
+            match node:
+                case Spike(name=name):
+                    x, potential = lif(
+                        x, self.architecture.neuron, surrogate, self.architecture.time_steps
+                    )
+                    if (mask := masks.get(member[name])) is not None:
+                        x = x * mask.astype(x.dtype)
+                    if activity:
+                        seen.spikes[name], seen.potentials[name] = x, potential
+                case Pool(window=w, kind=kind):
+                    s, b, h, v, c = x.shape
+                    x = x[:, :, : h // w * w, : v // w * w].reshape(s, b, h // w, w, v // w, w, c)
+                    x = x.max((3, 5)) if kind == "max" else x.mean((3, 5))
+                case Flatten():
+                    x = x.reshape(*x.shape[:2], -1)
+                case Add(other=other):
+                    x = x + values[other]
+                case _:
+                    folded = self._layer(node, train)(x.reshape(-1, *x.shape[2:]))
+                    x = folded.reshape(*x.shape[:2], *folded.shape[1:])
+            values[node.name] = x
+        wanted = {*live_at(self.architecture, end), *keep}
+        if end == len(nodes):
+            wanted.add(nodes[-1].name)
+        return {name: value for name, value in values.items() if name in wanted}, seen
+
+    def _layer(self, node: Node, train: bool) -> nn.Module:
+        """The Flax layer with the weights of a node."""
+        match node:
+            case Conv(name, _, width, kernel, stride, bias):
+                pad = [(kernel // 2, kernel // 2)] * 2
+                size = (kernel, kernel)
+                return nn.Conv(width, size, stride, pad, use_bias=bias, dtype=self.dtype, name=name)
+            case Dense(name, _, width, bias):
+                return nn.Dense(width, use_bias=bias, dtype=self.dtype, name=name)
+            case Norm(name):
+                return nn.BatchNorm(
+                    use_running_average=not train, momentum=0.9, dtype=self.dtype, name=name
+                )
+        raise TypeError(f"no layer for {node}")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """`(variables, masks), images -> logits` in evaluation mode.
+
+    Hashable by value, so that jitted code may take it as a static argument; the surrogate
+    is what gradients of its output go through.
+    """
+
+    architecture: Architecture
+    surrogate: Surrogate = Surrogate()
+
+    def __call__(
+        self, params: tuple[dict, Masks | None], images: Float[Array, "B H W C"]
+    ) -> Float[Array, "B K"]:
+        variables, masks = params
+        network = SpikingNetwork(self.architecture)
+        return network.apply(variables, images, masks, surrogate=self.surrogate)
+
+
+def init(key: Array, architecture: Architecture) -> dict:
+    """Fresh variables, `{"params", "batch_stats"}`, of a network."""
+    image = jnp.zeros((1, *architecture.input_shape))
+    return SpikingNetwork(architecture).init(key, image)
+
+
+def plain(
+    plan: Sequence[int | str],
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    dense: Sequence[int] = (),
+    time_steps: int = 4,
+    neuron: LIF = LIF(),
+    mean: tuple[float, ...] = (0.5,),
+    std: tuple[float, ...] = (0.5,),
+) -> Architecture:
+    """A feed-forward network in the VGG manner.
+
+    Args:
+      plan: a width adds 3 x 3 convolution, batch norm and LIF; `"A"` and `"M"` add 2 x 2
+        average and max pooling.
+      input_shape: (H, W, C) of the images.
+      classes: width of the classifier.
+      dense: widths of fully connected LIF layers before the classifier.
+      time_steps, neuron, mean, std: as in `Architecture`.
+
+    Raises:
+      InputError: an empty plan, a width below 1, or images too small for the poolings.
+    """
+    if not any(isinstance(step, int) for step in plan) or any(
+        step < 1 for step in (*plan, *dense) if isinstance(step, int)
+    ):
+        raise InputError(f"model plan {tuple(plan)} needs at least one layer, of width 1 or more.")
+    nodes: list[Node] = []
+    last = IMAGE
+
+    def add(node: Node) -> None:
+        nonlocal last
+        nodes.append(node)
+        last = node.name
+
+    convs = pools = 0
+    for step in plan:
+        if isinstance(step, int):
+            convs += 1
+            add(Conv(f"conv{convs}", last, step))
+            add(Norm(f"norm{convs}", last))
+            add(Spike(f"lif{convs}", last))
+        else:
+            pools += 1
+            add(Pool(f"pool{pools}", last, kind={"A": "avg", "M": "max"}[step]))
+    add(Flatten("flatten", last))
+    for i, width in enumerate(dense, 1):
+        add(Dense(f"fc{i}", last, width))
+        add(Spike(f"fc{i}.lif", last))
+    add(Dense("classifier", last, classes))
+    architecture = Architecture(tuple(nodes), input_shape, time_steps, neuron, mean, std)
+    shapes(architecture)  # refuses what does not fit
+    return architecture
+
+
+def _plan(*plan: int | str) -> Callable[..., Architecture]:
+    def build(input_shape: tuple[int, int, int], classes: int, **options) -> Architecture:
+        return plain(plan, input_shape, classes, **options)
+
+    return build
+
+
+# Name to `build(input_shape, classes, *, time_steps, neuron, mean, std)`.
+MODELS: dict[str, Callable[..., Architecture]] = {
+    "small": _plan(24, 48, "A", 48, "A"),  # 8 x 8 digits in minutes on two cores
+    "medium": _plan(32, "A", 64, 64, "A", 128, "A"),  # 28 x 28 and 32 x 32 images on a CPU
+}
+
+
+def build(name: str, input_shape: tuple[int, int, int], classes: int, **options) -> Architecture:
+    """The architecture of that name in `MODELS`, for these images and classes."""
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    return MODELS[name](input_shape, classes, **options)

@@ -1,0 +1,147 @@
+"""A run's directory: its files are written whole or not at all, its state can be resumed."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from ccsrp_jax.errors import InputError
+
+ROOM = 64 * 2**20  # bytes that a run wants free before it starts
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file's content in one step."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def write_rows(path: Path, rows: Iterable[dict]) -> None:
+    """Replaces a JSON-lines file."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def append_row(path: Path, row: dict) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a JSON-lines file, without a last one that was cut off in writing."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def prepare(run_dir: Path, settings: dict, *, resume: bool) -> None:
+    """Makes a new run's directory, or checks that one can be resumed with these settings.
+
+    Raises:
+      InputError: the directory holds another run, or none to resume, or the disk is full or
+        cannot be written.
+    """
+    recorded = run_dir / "config.json"
+    if recorded.exists():
+        if not resume:
+            raise InputError(
+                f"{run_dir} already holds a run: add --resume to continue it, or choose "
+                "another --run-dir."
+            )
+        before = json.loads(recorded.read_text())
+        if before != json.loads(json.dumps(settings)):
+            changed = sorted(_differences(before, json.loads(json.dumps(settings))))
+            raise InputError(
+                f"{run_dir} was started with other settings ({', '.join(changed)}): resume it "
+                "with the settings in its config.json, or choose another --run-dir."
+            )
+    elif resume:
+        raise InputError(f"{run_dir} holds no run to resume: leave out --resume to start one.")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(run_dir).free
+    if free < ROOM:
+        raise InputError(
+            f"only {free // 2**20} MiB are free at {run_dir}: make room for at least "
+            f"{ROOM // 2**20} MiB or choose another --run-dir."
+        )
+    write_json(recorded, settings)
+
+
+def _differences(before: dict, now: dict, prefix: str = "") -> list[str]:
+    names = []
+    for key in before.keys() | now.keys():
+        a, b = before.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            names += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            names.append(f"{prefix}{key}: {a} then, {b} now")
+    return names
+
+
+class Checkpoints:
+    """The run's state after training (step 0) and after each round, newest two kept.
+
+    Orbax writes to a temporary name and renames, so that a step is there whole or not.
+    """
+
+    def __init__(self, run_dir: Path):
+        self._folder = (run_dir / "checkpoints").absolute()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, create=True, enable_async_checkpointing=False
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def save(self, step: int, state: Any, record: dict) -> None:
+        """Saves a pytree of arrays, and a JSON-able record beside it."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+            ),
+        )
+        self._manager.wait_until_finished()
+
+    def latest(self, like: Any) -> tuple[int, Any, dict] | None:
+        """Newest step, its state in the shape of `like`, and its record; None if none.
+
+        Raises:
+          InputError: the checkpoint is damaged.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(template), record=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            raise InputError(
+                f"checkpoint {self._folder / str(step)} is damaged: delete that folder to resume "
+                "from the one before it."
+            ) from error
+        return step, restored["state"], restored["record"]
+
+
+def point_latest(run_dir: Path) -> None:
+    """Makes `latest`, beside the run's directory, a link to it."""
+    link = run_dir.parent / "latest"
+    fresh = link.with_name(f".latest-{os.getpid()}")
+    fresh.symlink_to(run_dir.name)
+    fresh.replace(link)

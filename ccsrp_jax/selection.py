@@ -1,0 +1,74 @@
+"""Who survives: three objectives to one order, by weighted sum or by NSGA-II.
+
+Objectives are the columns of an (N, M) array and are minimised.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+# Small enough that one image of 10,000 outweighs any difference in MACs.
+TIE_BREAK = 1e-5
+
+
+def weighted_sum(
+    objectives: Float[Array, "N 3"], robust_weight: float = 1.0, macs_weight: float = 0.0
+) -> Float[Array, "N"]:
+    """clean + robust_weight * robust + macs_weight * MACs, ties to fewer MACs.
+
+    With accuracies and no weight on MACs this extends CCEP's rule (accuracy, then fewer
+    filters) by robust accuracy; what CCSRP itself uses is not known.
+    """
+    clean, robust, macs = objectives.T
+    return clean + robust_weight * robust + (macs_weight + TIE_BREAK) * macs
+
+
+@jax.jit
+def front_ranks(objectives: Float[Array, "N M"]) -> Int[Array, "N"]:
+    """Index of the non-dominated front that each row lies in, 0 for the Pareto front."""
+    no_worse = (objectives[:, None] <= objectives[None]).all(-1)
+    better = (objectives[:, None] < objectives[None]).any(-1)
+    dominates = no_worse & better
+
+    def peel(carry):
+        rank, current = carry
+        left = rank < 0
+        beaten = (dominates & left[:, None]).any(0)
+        return jnp.where(left & ~beaten, current, rank), current + 1
+
+    unranked = jnp.full(objectives.shape[0], -1)
+    ranks, _ = jax.lax.while_loop(lambda carry: (carry[0] < 0).any(), peel, (unranked, 0))
+    return ranks
+
+
+@jax.jit
+def crowding(objectives: Float[Array, "N M"], ranks: Int[Array, "N"]) -> Float[Array, "N"]:
+    """Crowding distance within each front; infinite at a front's ends.
+
+    References:
+      Deb et al., A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II, 2002.
+    """
+
+    def along(values):
+        order = jnp.lexsort((values, ranks))
+        v, front = values[order], ranks[order]
+        same = front[1:] == front[:-1]
+        has_both = jnp.concatenate([jnp.array([False]), same]) & jnp.concatenate(
+            [same, jnp.array([False])]
+        )
+        gap = jnp.roll(v, -1) - jnp.roll(v, 1)
+        low = jax.ops.segment_min(v, front, v.shape[0], indices_are_sorted=True)[front]
+        high = jax.ops.segment_max(v, front, v.shape[0], indices_are_sorted=True)[front]
+        width = jnp.where(high > low, high - low, 1.0)
+        return jnp.zeros_like(v).at[order].set(jnp.where(has_both, gap / width, jnp.inf))
+
+    return jax.vmap(along, in_axes=1, out_axes=1)(objectives).sum(-1)
+
+
+@jax.jit
+def nsga2(objectives: Float[Array, "N M"]) -> Float[Array, "N"]:
+    """Place in NSGA-II's order: by front, then by larger crowding distance."""
+    ranks = front_ranks(objectives)
+    order = jnp.lexsort((-crowding(objectives, ranks), ranks))
+    places = jnp.arange(objectives.shape[0], dtype=jnp.float32)
+    return jnp.zeros_like(places).at[order].set(places)
