@@ -42,6 +42,8 @@ class Search:
         adversarial set is made from (CCEP: 0.1; its use for the variants ours).
       init_keep: probability of a 1 in the first population (CCEP: 0.95).
       decoder: genomes to masks for evosax strategies (ours); see `evolution.decode`.
+      multiple: `topk` keeps a multiple of this many filters, and leaves a group alone that
+        has no more (ours: convolutions are slow on odd numbers of channels).
       objective: `accuracy` (CCEP) or `loss`, which ties less often (ours).
       selection: `weighted_sum` with ties to fewer MACs, or `nsga2` (both ours).
       robust_weight: weight of the robust objective beside the clean one (ours).
@@ -58,6 +60,7 @@ class Search:
     mutation_rate: float = 0.1
     init_keep: float = 0.95
     decoder: evolution.Decoder = "topk"
+    multiple: int = 1
     objective: Literal["accuracy", "loss"] = "accuracy"
     selection: Literal["weighted_sum", "nsga2"] = "weighted_sum"
     robust_weight: float = 1.0
@@ -71,8 +74,9 @@ class Search:
             raise InputError(
                 f"population {self.population} is too small to search: give 2 or more members."
             )
-        if self.generations < 1:
-            raise InputError(f"generations {self.generations} is below 1: give 1 or more.")
+        for name in ("generations", "multiple"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} is below 1: give 1 or more.")
         if not 0 < self.keep_floor <= 1:
             raise InputError(
                 f"keep_floor {self.keep_floor} is outside (0, 1]: give the share of filters "
@@ -187,7 +191,10 @@ def search_group(
     def weigh(points: np.ndarray) -> np.ndarray:
         return selection.weighted_sum(points, search.robust_weight, search.macs_weight)
 
-    n, least = len(alive), evolution.floor_count(int(alive.sum()), search.keep_floor)
+    n, least = (
+        len(alive),
+        evolution.floor_count(int(alive.sum()), search.keep_floor, search.multiple),
+    )
     bit_flip = search.strategy == "BitFlip"
     algorithm = evolution.strategy(search.strategy, search.population, n)
     params = algorithm.default_params
@@ -297,7 +304,7 @@ def search_round(
       report: called with group, generation, best fitness and number of evaluations.
     """
     key_shared, key_search = jax.random.split(key)
-    prunable = [group for group, mask in masks.items() if mask.sum() > 1]
+    prunable = [group for group, mask in masks.items() if mask.sum() > search.multiple]
 
     def shared(number: int, mutated: list[str]) -> Split:
         key_set = jax.random.fold_in(key_shared, number)

@@ -39,10 +39,10 @@ class Training:
 
     epochs: int = 20
     clean_epochs: int = 3
-    finetune_epochs: int = 4
+    finetune_epochs: int = 8
     batch_size: int = 128
     learning_rate: float = 5e-3
-    finetune_learning_rate: float = 2e-3
+    finetune_learning_rate: float = 3e-3
     weight_decay: float = 1e-4
     clean_weight: float = 0.0
     adversarial: bool = True
@@ -105,8 +105,8 @@ class Config:
     search_images: int | None = None
     test_images: int | None = None
     rounds: int = 6
-    target_macs: float = 0.4
-    tolerance: float = 0.01
+    target_macs: float = 0.45
+    tolerance: float = 0.02
     batch_size: int = 256
     member_chunk: int = 1
     latency_batch: int = 256

@@ -19,9 +19,13 @@ from jaxtyping import Array, Float
 from ccsrp_jax.errors import unknown
 
 
-def floor_count(alive: int, keep_floor: float) -> int:
-    """Fewest of `alive` filters that a round may keep; always lets one go, never the last."""
-    return max(1, min(math.ceil(keep_floor * alive - 1e-9), alive - 1))
+def floor_count(alive: int, keep_floor: float, multiple: int = 1) -> int:
+    """Fewest of `alive` filters that a round may keep, rounded down to a `multiple`.
+
+    It always lets at least one filter go, and never the last `multiple`.
+    """
+    least = math.ceil(keep_floor * alive - 1e-9) // multiple * multiple
+    return max(min(least, (alive - 1) // multiple * multiple), multiple)
 
 
 # ---- the ancestor's bit-flip EA

@@ -162,15 +162,16 @@ def _plot_star(
     ax: Axes, label: str, x: float, share: Any, summary: Row, shift: float
 ) -> list[float]:
     """A network's test result `shift` points beside x; returns the heights that it needs."""
-    share, count = _number(share), _number(summary.get("test_images"))
+    share = _number(share)
     if not math.isfinite(x + share):
         return []
+    low, high = interval(share, _number(summary.get("test_images")))
     aside = ax.transData + ScaledTranslation(shift / 72, 0, ax.figure.dpi_scale_trans)
-    low, high = interval(share, count) if math.isfinite(count) else (share, share)
     ax.plot([x, x], [low, high], color=INK, linewidth=1, transform=aside)
+    ax.plot([x, x], [-1, share], color=GREY, linewidth=0.7, linestyle=":", transform=aside)
     ax.plot(x, share, **STAR, transform=aside)
-    text = f"{label}, test\n{share:.3f}"
-    _note(ax, text, (x, low), (shift, -3), ha="center", va="top", color=INK)
+    place = {"xycoords": ax.get_xaxis_transform(), "ha": "center", "color": INK}
+    _note(ax, f"{label}, test\n{share:.3f}", (x, 0), (shift, 3), **place)  # under every point
     return [share, low, high]
 
 
@@ -308,9 +309,10 @@ def _limit(ax: Axes, heights: list[float]) -> None:
     """A vertical range of at least 0.1, so that a difference of one image stays small."""
     low, high = _range(heights)
     span = max(high - low, 0.1)
-    ax.set_ylim(low - 0.28 * span, min(high + 0.12 * span, 1.01))  # below, the stars' text
-    ax.set_yticks([y for y in ax.get_yticks() if y >= 0])
-    ax.set_ylim(low - 0.28 * span, min(high + 0.12 * span, 1.01))
+    limits = low - 0.36 * span, min(high + 0.12 * span, 1.01)  # below, the stars' text
+    ax.set_ylim(limits)
+    ax.set_yticks([y for y in ax.get_yticks() if 0 <= y <= 1])
+    ax.set_ylim(limits)
 
 
 def _range(values: list[float]) -> tuple[float, float]:

@@ -1,0 +1,152 @@
+"""Torch twins of our networks: SpikingJelly's neurons, torch's layers, our weights."""
+
+import jax
+import numpy as np
+import torch
+from spikingjelly.activation_based import functional, neuron, surrogate
+from torch import nn
+
+from ccsrp_jax.architecture import (
+    IMAGE,
+    Add,
+    Architecture,
+    Conv,
+    Dense,
+    Flatten,
+    Node,
+    Norm,
+    Pool,
+    Spike,
+)
+from ccsrp_jax.models import init
+from ccsrp_jax.neurons import LIF, Surrogate
+
+# Our width to the peer's alpha, by the shapes' definitions.
+SURROGATES = {
+    "atan": lambda width: surrogate.ATan(alpha=2 / width),
+    "triangle": lambda width: surrogate.PiecewiseQuadratic(alpha=1 / width),
+    "rectangle": lambda width: surrogate.Rect(alpha=1 / width),
+    "sigmoid": lambda width: surrogate.Sigmoid(alpha=4 / width),
+}
+
+
+def tensor(array) -> torch.Tensor:
+    """A float32 copy."""
+    return torch.from_numpy(np.array(array, np.float32))
+
+
+def nchw(images) -> torch.Tensor:
+    """Our images (B, H, W, C) as torch wants them."""
+    return tensor(images).permute(0, 3, 1, 2).contiguous()
+
+
+def lif_node(lif: LIF, shape: Surrogate = Surrogate()) -> neuron.LIFNode:
+    """SpikingJelly's LIFNode with our constants; it has no `soft_delayed` reset."""
+    return neuron.LIFNode(
+        tau=lif.tau,
+        decay_input=lif.decay_input,
+        v_threshold=lif.threshold,
+        v_reset={"hard": 0.0, "soft": None}[lif.reset],
+        surrogate_function=SURROGATES[shape.name](shape.width),
+        detach_reset=lif.detach_reset,
+    )
+
+
+def random_network(seed: int, architecture: Architecture) -> dict:
+    """Variables with large weights and a batch norm that does something: every layer spikes."""
+    variables = init(jax.random.key(seed), architecture)
+    rng = np.random.default_rng(seed)
+    draw = {
+        "kernel": lambda value: 3 * np.asarray(value),
+        "scale": lambda value: rng.uniform(0.5, 1.5, value.shape),
+        "bias": lambda value: rng.normal(0.3, 0.5, value.shape),
+        "mean": lambda value: rng.normal(0, 0.3, value.shape),
+        "var": lambda value: rng.uniform(0.5, 2, value.shape),
+    }
+
+    def redraw(path, value):
+        return draw[path[-1].key](value).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(redraw, variables)
+
+
+class Twin(nn.Module):
+    """An `Architecture` in torch, in evaluation mode, stepped through time literally.
+
+    It takes (B, C, H, W) images in [0, 1] and returns logits averaged over time. Every
+    step runs every layer on its own, so it shares neither the folding of time into the
+    batch nor the constant prefix with `SpikingNetwork`. Its input gradients equal ours,
+    but not through max pooling of spikes: torch gives all to the first of equal maxima,
+    JAX shares among them.
+    """
+
+    def __init__(
+        self, architecture: Architecture, variables: dict, shape: Surrogate = Surrogate()
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        mean, std = tensor(architecture.mean), tensor(architecture.std)
+        self.register_buffer("mean", mean[:, None, None])
+        self.register_buffer("std", std[:, None, None])
+        self.layers = nn.ModuleDict()
+        weights, statistics = variables["params"], variables.get("batch_stats", {})
+        for node in architecture.nodes:
+            if isinstance(node, Spike):
+                self.layers[_key(node)] = lif_node(architecture.neuron, shape)
+            elif isinstance(node, Conv | Dense | Norm):
+                layer = _layer(node, weights[node.name], statistics.get(node.name, {}))
+                self.layers[_key(node)] = layer
+        self.eval()
+
+    def layer(self, node: Node) -> nn.Module:
+        """The torch layer of a node."""
+        return self.layers[_key(node)]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        functional.reset_net(self)
+        x = (images - self.mean) / self.std
+        steps = [self._step(x) for _ in range(self.architecture.time_steps)]
+        return torch.stack(steps).mean(0)
+
+    def _step(self, image: torch.Tensor) -> torch.Tensor:
+        values = {IMAGE: image}
+        for node in self.architecture.nodes:
+            x = values[node.input]
+            match node:
+                case Pool(window=window, kind="max"):
+                    x = nn.functional.max_pool2d(x, window)
+                case Pool(window=window):
+                    x = nn.functional.avg_pool2d(x, window)
+                case Flatten():
+                    x = x.permute(0, 2, 3, 1).flatten(1)  # ours is channel last
+                case Add(other=other):
+                    x = x + values[other]
+                case _:
+                    x = self.layer(node)(x)
+            values[node.name] = x
+        return x
+
+
+def _key(node: Node) -> str:
+    return node.name.replace(".", "_")  # torch takes no dots in names
+
+
+def _layer(node: Conv | Dense | Norm, weights: dict, statistics: dict) -> nn.Module:
+    """The torch layer with these Flax weights."""
+    match node:
+        case Conv(kernel=k, stride=stride, width=width, bias=bias):
+            kernel = tensor(weights["kernel"]).permute(3, 2, 0, 1)  # HWIO to OIHW
+            layer = nn.Conv2d(kernel.shape[1], width, k, stride, k // 2, bias=bias)
+        case Dense(width=width, bias=bias):
+            kernel = tensor(weights["kernel"]).T
+            layer = nn.Linear(kernel.shape[1], width, bias=bias)
+        case Norm():
+            kernel = tensor(weights["scale"])
+            layer = nn.BatchNorm2d(len(kernel))
+            layer.running_mean.copy_(tensor(statistics["mean"]))
+            layer.running_var.copy_(tensor(statistics["var"]))
+    with torch.no_grad():
+        layer.weight.copy_(kernel)
+        if layer.bias is not None:
+            layer.bias.copy_(tensor(weights["bias"]))
+    return layer
