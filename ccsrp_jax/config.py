@@ -39,7 +39,7 @@ class Training:
 
     epochs: int = 20
     clean_epochs: int = 3
-    finetune_epochs: int = 8
+    finetune_epochs: int = 10
     batch_size: int = 128
     learning_rate: float = 5e-3
     finetune_learning_rate: float = 3e-3
@@ -104,9 +104,9 @@ class Config:
     train_images: int | None = None
     search_images: int | None = None
     test_images: int | None = None
-    rounds: int = 6
-    target_macs: float = 0.45
-    tolerance: float = 0.02
+    rounds: int = 3
+    target_macs: float = 0.25
+    tolerance: float = 0.01
     batch_size: int = 256
     member_chunk: int = 1
     latency_batch: int = 256

@@ -7,15 +7,17 @@ population of them, for all groups or for one:
     jax.vmap(apply, in_axes=(None, None, {"conv1": 0, "conv2": None}))(...)
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ccsrp_jax.architecture import Architecture, groups
 from ccsrp_jax.errors import InputError, unknown
 
-MaskTree = dict[str, Float[Array, "..."]]
+MaskTree = Mapping[str, Array | np.ndarray]
 
 
 def ones(architecture: Architecture) -> MaskTree:

@@ -1,12 +1,13 @@
 """The spiking network as a Flax module, and builders of the architectures we ship."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ccsrp_jax.architecture import (
@@ -25,9 +26,9 @@ from ccsrp_jax.architecture import (
     shapes,
 )
 from ccsrp_jax.errors import InputError, unknown
+from ccsrp_jax.masks import MaskTree
 from ccsrp_jax.neurons import LIF, Surrogate, lif
 
-Masks = Mapping[str, Array]
 Values = dict[str, Array]  # node name -> (S, B, *features), S = T or 1 where constant in time
 
 
@@ -52,12 +53,12 @@ class SpikingNetwork(nn.Module):
     """
 
     architecture: Architecture
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def __call__(
         self,
         images: Float[Array, "B H W C"],
-        masks: Masks | None = None,
+        masks: MaskTree | None = None,
         *,
         surrogate: Surrogate = Surrogate(),
         train: bool = False,
@@ -92,7 +93,7 @@ class SpikingNetwork(nn.Module):
     def walk(
         self,
         values: Values,
-        masks: Masks | None = None,
+        masks: MaskTree | None = None,
         *,
         begin: int = 0,
         end: int | None = None,
@@ -196,7 +197,7 @@ class Classifier:
     surrogate: Surrogate = Surrogate()
 
     def __call__(
-        self, params: tuple[dict, Masks | None], images: Float[Array, "B H W C"]
+        self, params: tuple[dict, MaskTree | None], images: Float[Array, "B H W C"]
     ) -> Float[Array, "B K"]:
         variables, masks = params
         network = SpikingNetwork(self.architecture)
@@ -206,7 +207,7 @@ class Classifier:
 def init(key: Array, architecture: Architecture) -> dict:
     """Fresh variables, `{"params", "batch_stats"}`, of a network."""
     image = jnp.zeros((1, *architecture.input_shape))
-    return SpikingNetwork(architecture).init(key, image)
+    return jax.jit(SpikingNetwork(architecture).init)(key, image)
 
 
 def plain(

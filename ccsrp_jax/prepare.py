@@ -91,7 +91,7 @@ def read_prepared(name: str, data_dir: str | None) -> Official:
     if not isinstance(image, kinds[0]) or not isinstance(label, kinds[1]):
         raise InputError(
             f"{name} in {folder} is no image-classification set: expected the features image and "
-            f"label, found {', '.join(features) or 'none'}; choose a set that has them."
+            f"label, found {', '.join(sorted(features)) or 'none'}; choose a set that has them."
         )
     if None in image.shape or image.shape[-1] not in (1, 3) or image.np_dtype != np.uint8:
         raise InputError(

@@ -1,0 +1,50 @@
+"""Shared small networks and data; JAX's caches are dropped between modules to bound memory."""
+
+import jax
+import numpy as np
+import pytest
+
+from ccsrp_jax import data, models
+from ccsrp_jax.architecture import Architecture
+
+PLAN = (6, "A", 5, 4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bounded_caches():
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def digits() -> data.Dataset:
+    return data.load("digits")
+
+
+@pytest.fixture(scope="session")
+def images(digits) -> jax.Array:
+    return jax.numpy.asarray(digits.train.images[:16])
+
+
+@pytest.fixture(scope="session")
+def network():
+    """A small architecture and variables whose layers all spike."""
+    architecture = models.plain(PLAN, (8, 8, 1), 10, time_steps=3, mean=(0.3,), std=(0.4,))
+    return architecture, busy(architecture, seed=0)
+
+
+def busy(architecture: Architecture, seed: int) -> dict:
+    """Random weights, with batch norms, biases and shifts far from where training starts."""
+    random = np.random.default_rng(seed)
+    ranges = {"var": (0.02, 0.2), "scale": (0.8, 1.6), "mean": (-0.4, 0.4), "bias": (-0.2, 1.0)}
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "kernel":
+            value = random.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+        else:
+            value = random.uniform(*ranges[name], leaf.shape)
+        return jax.numpy.asarray(value, leaf.dtype)
+
+    shapes = jax.eval_shape(lambda key: models.init(key, architecture), jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(draw, shapes)

@@ -1,0 +1,168 @@
+import dataclasses
+import json
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import busy
+from safetensors import safe_open
+
+from ccsrp_jax import compaction, masks
+from ccsrp_jax.architecture import (
+    Add,
+    Architecture,
+    Conv,
+    Dense,
+    Flatten,
+    Norm,
+    Pool,
+    Spike,
+    group_of,
+    groups,
+)
+from ccsrp_jax.errors import InputError
+from ccsrp_jax.models import SpikingNetwork
+from ccsrp_jax.neurons import LIF
+
+
+def random_architecture(random: np.random.Generator) -> Architecture:
+    """A chain with residual blocks, biases, strides, poolings and dense layers, or without."""
+    nodes, last = [], "image"
+
+    def chance() -> bool:
+        return bool(random.integers(2))
+
+    def width() -> int:
+        return int(random.integers(1, 6))
+
+    def conv(name: str, source: str, channels: int, stride: int = 1) -> str:
+        nodes.append(Conv(name, source, channels, 3 if chance() else 1, stride, chance()))
+        if chance():
+            nodes.append(Norm(f"{name}.norm", name))
+        return nodes[-1].name
+
+    for i in range(random.integers(1, 4)):
+        channels = width()
+        nodes.append(Spike(f"lif{i}", conv(f"conv{i}", last, channels, 2 if chance() else 1)))
+        last = f"lif{i}"
+        if chance():  # a residual block: spikes plus currents, then LIF
+            nodes.append(Spike(f"inner{i}.lif", conv(f"inner{i}", last, width())))
+            outer = conv(f"outer{i}", f"inner{i}.lif", channels)
+            nodes += [Add(f"add{i}", outer, last), Spike(f"add{i}.lif", f"add{i}")]
+            last = f"add{i}.lif"
+        if i == 0 and chance():
+            nodes.append(Pool("pool", last, 2, "max" if chance() else "avg"))
+            last = "pool"
+    nodes.append(Flatten("flatten", last))
+    last = "flatten"
+    if chance():
+        nodes += [Dense("fc", last, width()), Spike("fc.lif", "fc")]
+        last = "fc.lif"
+    nodes.append(Dense("classifier", last, 10))
+    neuron = LIF(threshold=0.4, reset="soft" if chance() else "hard")
+    return Architecture(tuple(nodes), (8, 8, 1), 2, neuron, (0.2,), (0.4,))
+
+
+def run(architecture):
+    return jax.jit(partial(SpikingNetwork(architecture).apply, activity=True))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_masked_equals_compact(images, seed):
+    architecture = random_architecture(np.random.default_rng(seed))
+    variables = busy(architecture, seed)
+    mask = masks.random(jax.random.key(seed), architecture, 0.5 if seed % 2 else 0.05)
+    logits, seen = run(architecture)(variables, images[:4], mask)
+    smaller, weights = compaction.compact(architecture, variables, mask)
+    assert groups(smaller) == masks.widths(architecture, mask)
+    again, compact_seen = run(smaller)(weights, images[:4], None)
+
+    chex.assert_trees_all_close(logits, again, atol=1e-5)
+    for name, spikes in seen.spikes.items():
+        kept = np.flatnonzero(mask[group_of(architecture)[name]])
+        assert spikes.sum() == spikes[..., kept].sum()
+        chex.assert_trees_all_equal(spikes[..., kept], compact_seen.spikes[name])
+
+
+def test_one_filter_a_layer_is_enough(network, images):
+    architecture, variables = network
+    single = {name: jnp.arange(n) == n - 1 for name, n in groups(architecture).items()}
+    smaller, weights = compaction.compact(architecture, variables, single)
+    assert set(groups(smaller).values()) == {1}
+    compact, _ = run(smaller)(weights, images, None)
+    masked, _ = run(architecture)(variables, images, single)
+    chex.assert_trees_all_close(compact, masked, atol=1e-5)
+
+
+def test_branches_that_are_added_share_one_group():
+    nodes = (
+        Conv("stem", "image", 4),
+        Spike("stem.lif", "stem"),
+        Conv("inner", "stem.lif", 3),
+        Spike("inner.lif", "inner"),
+        Conv("outer", "inner.lif", 4),
+        Add("add", "outer", "stem.lif"),
+        Spike("add.lif", "add"),
+        Flatten("flatten", "add.lif"),
+        Dense("classifier", "flatten", 10),
+    )
+    assert groups(Architecture(nodes, (8, 8, 1))) == {"stem": 4, "inner": 3}
+
+
+def test_saved_network_reads_back_with_its_widths(network, images, tmp_path):
+    architecture, variables = network
+    mask = masks.random(jax.random.key(3), architecture, 0.5)
+    smaller, weights = compaction.compact(architecture, variables, mask)
+    path = tmp_path / "network.safetensors"
+    compaction.save(path, smaller, weights)
+    again, read = compaction.load(path)
+    assert again == smaller
+    chex.assert_trees_all_equal(read, jax.tree.map(np.asarray, weights))
+    # readable without this library: tensors by name, the description as JSON
+    with safe_open(path, framework="numpy") as file:
+        assert json.loads(file.metadata()["architecture"])["time_steps"] == 3
+        kernel = file.get_tensor("params/conv2/kernel")
+    assert kernel.shape[2:] == (int(mask["conv1"].sum()), int(mask["conv2"].sum()))
+    assert [p.name for p in tmp_path.iterdir()] == ["network.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "foreign", "no description"])
+def test_damaged_network_file_is_refused(network, tmp_path, damage):
+    path = tmp_path / "network.safetensors"
+    if damage != "missing":
+        compaction.save(path, *network)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    if damage == "foreign":
+        path.write_text("hello")
+    if damage == "no description":
+        from safetensors.numpy import save_file
+
+        save_file({"a": np.zeros(2)}, path)
+    with pytest.raises(InputError, match=r"network\.safetensors"):
+        compaction.load(path)
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        ({"conv9": np.ones(6)}, "unknown mask group 'conv9'.*conv1"),
+        ({"conv1": np.ones(5)}, r"shape \(5,\).*\(6,\)"),
+        ({"conv1": np.full(6, 0.5)}, "other than 0 and 1"),
+        ({"conv1": np.zeros(6)}, "keeps no filter"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(network, mask, says):
+    with pytest.raises(InputError, match=says):
+        compaction.compact(*network, mask)
+
+
+def test_architecture_is_not_changed(network):
+    architecture, variables = network
+    before = dataclasses.replace(architecture), jax.tree.map(jnp.copy, variables)
+    compaction.compact(architecture, variables, masks.random(jax.random.key(0), architecture, 0.3))
+    assert architecture == before[0]
+    chex.assert_trees_all_equal(variables, before[1])

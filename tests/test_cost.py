@@ -1,0 +1,207 @@
+"""Costs against peers, loops, figures by hand and the compact network."""
+
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import unflatten_dict
+
+from ccsrp_jax import compaction, cost, masks, models
+from ccsrp_jax.architecture import Add, Architecture, Conv, Dense, Flatten, Norm, Pool, Spike
+from ccsrp_jax.neurons import LIF
+
+BUSY = LIF(threshold=0.5)
+
+
+# Convolutions of many constants side by side, on spikes and on pooled spikes.
+CONSTANTS = ((1, 2), (2, 1), (3, 1), (3, 2), (3, 3), (5, 2))
+BRANCHES = Architecture(
+    (
+        Conv("conv1", "image", 5),
+        Norm("norm1", "conv1"),
+        Spike("lif1", "norm1"),
+        Pool("avg", "lif1", kind="avg"),
+        Pool("max", "lif1", kind="max"),
+        *(
+            Conv(f"{source}/{kernel}/{stride}", source, 4, kernel, stride)
+            for source in ("lif1", "avg", "max")
+            for kernel, stride in CONSTANTS
+        ),
+        Flatten("flatten", "lif1"),
+        Dense("classifier", "flatten", 3),
+    ),
+    (7, 6, 2),
+    time_steps=2,
+    neuron=BUSY,
+)
+RESIDUAL = Architecture(
+    (
+        Conv("conv1", "image", 6, bias=True),
+        Norm("norm1", "conv1"),
+        Spike("lif1", "norm1"),
+        Conv("conv2", "lif1", 8, stride=2),
+        Norm("norm2", "conv2"),
+        Conv("short", "lif1", 8, kernel=1, stride=2, bias=True),
+        Add("sum", "norm2", "short"),
+        Spike("lif2", "sum"),
+        Pool("pool", "lif2"),
+        Flatten("flatten", "pool"),
+        Dense("fc1", "flatten", 12),
+        Spike("fc1.lif", "fc1"),
+        Dense("classifier", "fc1.lif", 10),
+    ),
+    (8, 8, 1),
+    neuron=BUSY,
+)
+CHAIN = models.plain((6, "M", 8, "A"), (8, 8, 1), 10, dense=(7,), time_steps=2, neuron=BUSY)
+
+
+def random_variables(seed, architecture):
+    """Variables drawn at random, batch statistics too."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, value):
+        low = 0.5 if path[-1].key == "var" else -0.6
+        return jnp.asarray(rng.uniform(low, 1.0, value.shape), value.dtype)
+
+    shapes = jax.eval_shape(lambda key: models.init(key, architecture), jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    """What the peers answered; see tests/oracles/make_fixtures.py."""
+    with np.load(Path(__file__).parent / "fixtures" / "cost_torch.npz") as file:
+        fields = unflatten_dict(dict(file), sep="/")
+    return fields | {"architecture": Architecture.from_json(str(fields["architecture"]))}
+
+
+def test_macs_and_parameters_equal_torch_pruning(frozen):
+    assert cost.macs(frozen["architecture"]) == frozen["macs"]
+    assert sum(cost.params(frozen["architecture"]).values()) == frozen["params"]
+
+
+def test_synops_equal_spikingjelly(frozen):
+    images = jnp.asarray(frozen["images"])
+    ours = cost.synops(frozen["architecture"], frozen["variables"], images)
+    theirs = {name: float(count) for name, count in frozen["synops"].items() if name != "conv1"}
+    assert min(theirs.values()) > 100
+    assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+def loop_synops(values, kernel, stride, filters, out_shape):
+    """Counts, one by one, the synapses that the non-zero inputs (T, B, H, W, C) meet."""
+    count, pad = 0, kernel // 2
+    for *_, y, x, _ in np.argwhere(values != 0):
+        for dy in range(kernel):
+            for dx in range(kernel):
+                row, rest_y = divmod(y + pad - dy, stride)
+                column, rest_x = divmod(x + pad - dx, stride)
+                inside = 0 <= row < out_shape[0] and 0 <= column < out_shape[1]
+                count += filters * (rest_y == rest_x == 0 and inside)
+    return count
+
+
+def test_synops_and_macs_equal_loops_over_spikes_synapses_and_places():
+    network = models.SpikingNetwork(BRANCHES)
+    variables = random_variables(0, BRANCHES)
+    images = jax.random.uniform(jax.random.key(1), (2, 7, 6, 2))
+    names = [node.name for node in BRANCHES.nodes]
+    values, _ = network.apply(
+        variables,
+        network.apply(variables, images, method="encode"),
+        keep=names,
+        method="walk",
+    )
+    values = {name: np.asarray(value) for name, value in values.items()}
+    assert 0.1 < values["lif1"].mean() < 0.9
+    assert not np.isin(values["avg"], (0, 1)).all()
+    synops, macs = {}, {"conv1": 9 * 2 * 5 * 42, "classifier": 3 * 210}
+    for node in BRANCHES.nodes:
+        if isinstance(node, Conv) and node.input != "image":
+            *_, height, width, channels = values[node.name].shape
+            macs[node.name] = node.kernel**2 * 5 * channels * height * width
+            synops[node.name] = loop_synops(
+                values[node.input], node.kernel, node.stride, channels, (height, width)
+            )
+    synops["classifier"] = 3 * np.count_nonzero(values["lif1"])
+    expected = {name: count / 2 for name, count in synops.items()}
+    assert cost.synops(BRANCHES, variables, images) == pytest.approx(expected, rel=1e-6)
+    assert cost.macs(BRANCHES) == macs
+
+
+def test_macs_and_parameters_by_hand():
+    assert cost.macs(RESIDUAL) == {
+        "conv1": 9 * 1 * 6 * 64,
+        "conv2": 9 * 6 * 8 * 16,
+        "short": 6 * 8 * 16,
+        "fc1": 2 * 2 * 8 * 12,
+        "classifier": 12 * 10,
+    }
+    assert cost.params(RESIDUAL) == {
+        "conv1": 9 * 1 * 6 + 6,
+        "norm1": 2 * 6,
+        "conv2": 9 * 6 * 8,
+        "norm2": 2 * 8,
+        "short": 6 * 8 + 8,
+        "fc1": 2 * 2 * 8 * 12 + 12,
+        "classifier": 12 * 10 + 10,
+    }
+
+
+@pytest.mark.parametrize("architecture", (RESIDUAL, BRANCHES))
+def test_parameters_are_those_of_the_network(architecture):
+    variables = jax.eval_shape(lambda key: models.init(key, architecture), jax.random.key(0))
+    by_layer = {
+        name: sum(math.prod(value.shape) for value in layer.values())
+        for name, layer in variables["params"].items()
+    }
+    assert cost.params(architecture) == by_layer
+
+
+@pytest.mark.parametrize("architecture", (RESIDUAL, CHAIN))
+@pytest.mark.parametrize("seed", (0, 1, 2))
+def test_masked_costs_equal_those_of_the_compact_network(architecture, seed):
+    variables = random_variables(0, architecture)
+    images = jax.random.uniform(jax.random.key(seed), (4, *architecture.input_shape))
+    kept = masks.random(jax.random.key(seed), architecture, 0.5)
+    if seed == 2:
+        kept.pop("conv1")  # a group without a mask is whole
+    assert any(not mask.all() for mask in kept.values())
+    compact = compaction.compact(architecture, variables, kept)
+    assert cost.macs(architecture, kept) == cost.macs(compact[0])
+    assert cost.params(architecture, kept) == cost.params(compact[0])
+    ours = cost.synops(architecture, variables, images, kept)
+    theirs = cost.synops(*compact, images)
+    assert min(theirs.values()) > 0
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    energy = cost.energy_nj(architecture, ours, kept)
+    assert energy == pytest.approx(cost.energy_nj(compact[0], theirs), rel=1e-6)
+
+
+def test_masks_of_ones_cost_what_no_masks_cost():
+    variables = random_variables(0, RESIDUAL)
+    images, whole = jnp.full((1, 8, 8, 1), 0.8), masks.ones(RESIDUAL)
+    assert cost.macs(RESIDUAL, whole) == cost.macs(RESIDUAL)
+    assert cost.params(RESIDUAL, whole) == cost.params(RESIDUAL)
+    ours = cost.synops(RESIDUAL, variables, images, whole)
+    assert ours == cost.synops(RESIDUAL, variables, images)
+
+
+def test_energy_by_hand():
+    architecture = models.plain((2,), (4, 4, 1), 3)
+    kept = {"conv1": jnp.array([1.0, 0.0])}
+    synops = {"classifier": 1000.0}
+    # Nine synapses to two filters at 16 places, once; then 1000 additions.
+    assert cost.energy_nj(architecture, synops) == pytest.approx((4.6 * 288 + 0.9 * 1000) / 1000)
+    assert cost.energy_nj(architecture, synops, kept) == pytest.approx((4.6 * 144 + 900) / 1000)
+
+
+def test_latency_is_one_positive_figure_a_network():
+    architecture = models.plain((2,), (4, 4, 1), 3)
+    variables = random_variables(0, architecture)
+    figures = cost.latency_ms([(architecture, variables)] * 2, jnp.zeros((1, 4, 4, 1)), repeats=3)
+    assert len(figures) == 2 and min(figures) > 0

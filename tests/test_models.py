@@ -1,0 +1,164 @@
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ccsrp_jax import masks, models
+from ccsrp_jax.architecture import Architecture, Conv, Dense, Norm, Pool, Spike
+from ccsrp_jax.errors import InputError
+from ccsrp_jax.models import Classifier, SpikingNetwork
+from ccsrp_jax.neurons import LIF, Surrogate
+
+
+def step_by_step(architecture, variables, images):
+    """The same network, one time step after the other and every layer in every step."""
+    params, stats = variables["params"], variables["batch_stats"]
+    tau, threshold = architecture.neuron.tau, architecture.neuron.threshold
+    membrane, total = {}, 0.0
+    for _ in range(architecture.time_steps):
+        x = (images - jnp.array(architecture.mean)) / jnp.array(architecture.std)
+        for node in architecture.nodes:
+            name = node.name
+            match node:
+                case Conv():
+                    dims = ("NHWC", "HWIO", "NHWC")
+                    kernel = params[name]["kernel"]
+                    x = jax.lax.conv_general_dilated(
+                        x, kernel, (1, 1), "SAME", dimension_numbers=dims
+                    )
+                case Norm():
+                    scale = params[name]["scale"] / jnp.sqrt(stats[name]["var"] + 1e-5)
+                    x = (x - stats[name]["mean"]) * scale + params[name]["bias"]
+                case Spike():
+                    v = membrane.get(name, 0.0)
+                    v = v + (x - v) / tau
+                    x = (v >= threshold).astype(jnp.float32)
+                    membrane[name] = v * (1 - x)
+                case Pool(window=w):
+                    b, h, _, c = x.shape
+                    x = x.reshape(b, h // w, w, h // w, w, c).mean((2, 4))
+                case Dense():
+                    x = x @ params[name]["kernel"] + params[name]["bias"]
+                case _:
+                    x = x.reshape(x.shape[0], -1)
+        total = total + x
+    return total / architecture.time_steps
+
+
+def test_folding_time_equals_stepping_through_it(network, images):
+    architecture, variables = network
+    run = jax.jit(partial(SpikingNetwork(architecture).apply, activity=True))
+    logits, activity = run(variables, images)
+    rates = {name: float(spikes.mean()) for name, spikes in activity.spikes.items()}
+    assert all(0.01 < rate < 0.99 for rate in rates.values()), rates
+    chex.assert_trees_all_close(logits, step_by_step(architecture, variables, images), atol=1e-5)
+
+
+def test_first_convolution_runs_once_for_all_time_steps(network, images):
+    architecture, variables = network
+    batch, steps = images.shape[0], architecture.time_steps
+    program = jax.make_jaxpr(SpikingNetwork(architecture).apply)(variables, images)
+    convs = [e.outvars[0].aval.shape[0] for e in program.jaxpr.eqns if "conv" in e.primitive.name]
+    assert convs == [batch, steps * batch, steps * batch]
+
+
+@pytest.mark.parametrize("group", ["conv1", "conv2", "conv3"])
+def test_population_of_one_group_equals_one_by_one(network, images, group):
+    architecture, variables = network
+    whole = masks.ones(architecture)
+    population = jax.random.bernoulli(jax.random.key(1), 0.5, (4, *whole[group].shape))
+    population = population.astype(jnp.float32)
+    axes = {name: 0 if name == group else None for name in whole}
+    apply = jax.jit(SpikingNetwork(architecture).apply)
+    together = jax.vmap(apply, (None, None, axes))(
+        variables, images, whole | {group: population}
+    )
+    for logits, member in zip(together, population, strict=True):
+        chex.assert_trees_all_close(logits, apply(variables, images, {group: member}), atol=1e-5)
+
+
+def test_population_of_whole_mask_trees_equals_one_by_one(network, images):
+    architecture, variables = network
+    keys = jax.random.split(jax.random.key(2), 3)
+    population = jax.vmap(lambda key: masks.random(key, architecture, 0.6))(keys)
+    apply = jax.jit(SpikingNetwork(architecture).apply)
+    together = jax.vmap(apply, (None, None, 0))(variables, images, population)
+    for i, logits in enumerate(together):
+        alone = apply(variables, images, jax.tree.map(lambda m, i=i: m[i], population))
+        chex.assert_trees_all_close(logits, alone, atol=1e-5)
+
+
+def test_missing_masks_keep_everything(network, images):
+    architecture, variables = network
+    apply = jax.jit(SpikingNetwork(architecture).apply)
+    chex.assert_trees_all_equal(
+        apply(variables, images), apply(variables, images, masks.ones(architecture))
+    )
+
+
+@pytest.mark.parametrize("position", [3, 4, 7, 8])
+def test_walk_in_two_parts_equals_one_walk(network, images, position):
+    architecture, variables = network
+    model = SpikingNetwork(architecture)
+    start = model.apply(variables, images, method="encode")
+    values, _ = model.apply(variables, start, end=position, method="walk")
+    values, _ = model.apply(variables, values, begin=position, method="walk")
+    logits = model.apply(variables, values, method="readout")
+    chex.assert_trees_all_equal(logits, model.apply(variables, images))
+
+
+def test_surrogate_at_apply_time_changes_gradients_only(network, images):
+    architecture, variables = network
+
+    def score(x, surrogate):
+        return Classifier(architecture, surrogate)((variables, None), x)[:, 0].sum()
+
+    pairs = [
+        jax.jit(jax.value_and_grad(score), static_argnums=1)(images, surrogate)
+        for surrogate in (Surrogate("atan", 1.0), Surrogate("atan", 0.5), Surrogate("triangle"))
+    ]
+    assert len({float(value) for value, _ in pairs}) == 1
+    gradients = [np.asarray(gradient) for _, gradient in pairs]
+    assert not np.allclose(gradients[0], gradients[1])
+    assert not np.allclose(gradients[0], gradients[2])
+
+
+def test_bfloat16_compute_keeps_float32_state_and_finite_gradients(images):
+    architecture = models.plain((6, "M", 5), (8, 8, 1), 10, time_steps=8)
+    variables = models.init(jax.random.key(0), architecture)
+    model = SpikingNetwork(architecture, jnp.bfloat16)
+    logits, activity = jax.jit(partial(model.apply, activity=True))(variables, images)
+    assert logits.dtype == jnp.float32
+    assert {v.dtype for v in activity.potentials.values()} == {jnp.dtype("float32")}
+    assert {s.dtype for s in activity.spikes.values()} == {jnp.dtype("bfloat16")}
+    assert {p.dtype for p in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    gradients = jax.jit(jax.grad(lambda v: model.apply(v, images).var()))(variables)
+    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
+
+
+def test_description_survives_json():
+    architecture = models.plain(
+        (3, "M", 2), (9, 8, 3), 7, dense=(5,), neuron=LIF(tau=3.0, reset="soft"), std=(1.0,) * 3
+    )
+    assert Architecture.from_json(architecture.to_json()) == architecture
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: models.build("smal", (8, 8, 1), 10), "did you mean small"),
+        (lambda: models.plain((4, "A", "A", "A", "A"), (8, 8, 1), 10), "nothing left"),
+        (lambda: models.plain((), (8, 8, 1), 10), "at least one layer"),
+        (lambda: models.plain((0,), (8, 8, 1), 10), "at least one layer"),
+        (lambda: Surrogate("atn"), "did you mean atan"),
+        (lambda: Surrogate("atan", 0.0), "width 0.0"),
+        (lambda: LIF(tau=0.5), "tau 0.5"),
+        (lambda: LIF(threshold=0.0), "threshold 0.0"),
+    ],
+)
+def test_unusable_networks_are_refused(make, says):
+    with pytest.raises(InputError, match=says):
+        make()
