@@ -92,7 +92,14 @@ class Search:
 # By name: the ancestor's search as far as it is known, and the one that `make run` uses.
 PRESETS = {
     "faithful": Search(),
-    "snes": Search(strategy="SNES", population=8, generations=8, objective="loss", keep_floor=0.85),
+    "snes": Search(
+        strategy="SNES",
+        population=8,
+        generations=8,
+        keep_floor=0.85,
+        multiple=4,
+        objective="loss",
+    ),
 }
 
 

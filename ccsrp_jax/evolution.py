@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from evosax import algorithms as evosax_algorithms
 from evosax.algorithms.population_based import base
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, ScalarLike
 
 from ccsrp_jax.errors import unknown
 
@@ -32,14 +32,9 @@ def floor_count(alive: int, keep_floor: float, multiple: int = 1) -> int:
 
 
 @struct.dataclass
-class BitFlipState(base.State):
-    pass
-
-
-@struct.dataclass
 class BitFlipParams(base.Params):
-    mutation_rate: float
-    keep_floor: float  # a 1 becomes 0 only while at least this share of `alive` is kept
+    mutation_rate: ScalarLike
+    keep_floor: ScalarLike  # a 1 becomes 0 only while at least this share of `alive` is kept
     alive: Array  # (n,) filters that may be kept
 
 
@@ -59,8 +54,8 @@ class BitFlip(base.PopulationBasedAlgorithm):
     def _default_params(self) -> BitFlipParams:
         return BitFlipParams(0.1, 0.9, jnp.ones(self.num_dims))
 
-    def _init(self, key: Array, params: BitFlipParams) -> BitFlipState:
-        return BitFlipState(
+    def _init(self, key: Array, params: BitFlipParams) -> base.State:
+        return base.State(
             population=jnp.ones((self.population_size, self.num_dims)),
             fitness=jnp.full((self.population_size,), jnp.inf),
             best_solution=jnp.ones(self.num_dims),
@@ -68,7 +63,7 @@ class BitFlip(base.PopulationBasedAlgorithm):
             generation_counter=0,
         )
 
-    def _ask(self, key: Array, state: BitFlipState, params: BitFlipParams):
+    def _ask(self, key: Array, state: base.State, params: BitFlipParams):
         key_parent, key_flip = jax.random.split(key)
         chosen = jax.random.randint(key_parent, (self.population_size,), 0, self.population_size)
         keys = jax.random.split(key_flip, self.population_size)
@@ -78,7 +73,7 @@ class BitFlip(base.PopulationBasedAlgorithm):
         )
         return children, state
 
-    def _tell(self, key: Array, population, fitness, state: BitFlipState, params):
+    def _tell(self, key: Array, population, fitness, state: base.State, params):
         pool = jnp.concatenate([state.population, population])
         pool_fitness = jnp.concatenate([state.fitness, fitness])
         best = jnp.argsort(pool_fitness)[: self.population_size]  # stable: parents first
@@ -89,8 +84,8 @@ def mutate(
     key: Array,
     parent: Float[Array, "n"],
     alive: Float[Array, "n"],
-    rate: float | Float[Array, ""],
-    keep_floor: float | Float[Array, ""],
+    rate: ScalarLike,
+    keep_floor: ScalarLike,
 ) -> Float[Array, "n"]:
     """One bit-wise mutation under the keep floor, as in `BitFlip`."""
     least = keep_floor * alive.sum()
@@ -110,8 +105,8 @@ def mutate(
 def initial_masks(
     key: Array,
     alive: Float[Array, "n"],
-    init_keep: float,
-    least: int,
+    init_keep: ScalarLike,
+    least: ScalarLike,
     *,
     size: int,
 ) -> Float[Array, "P n"]:
@@ -132,7 +127,7 @@ Decoder = Literal["threshold", "topk"]
 
 @partial(jax.jit, static_argnames="decoder")
 def decode(
-    genomes: Float[Array, "P n"], alive: Float[Array, "n"], least: int, *, decoder: Decoder
+    genomes: Float[Array, "P n"], alive: Float[Array, "n"], least: ScalarLike, *, decoder: Decoder
 ) -> Float[Array, "P n"]:
     """Masks of real genomes.
 

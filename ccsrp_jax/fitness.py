@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, ScalarLike
 
 from ccsrp_jax import cost
 from ccsrp_jax.architecture import Architecture, Spike, gate_position
@@ -50,7 +50,7 @@ def score_members(
     masks: MaskTree,
     prefix: Values,
     labels: Int[Array, "B"],
-    real: int | Int[Array, ""],
+    real: ScalarLike,
     members: Float[Array, "M n"],
 ) -> Float[Array, "2 M"]:
     """Errors and cross-entropies of every member, summed over the first `real` images.

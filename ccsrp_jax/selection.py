@@ -5,6 +5,7 @@ Objectives are the columns of an (N, M) array and are minimised.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 # Small enough that one image of 10,000 outweighs any difference in MACs.
@@ -12,8 +13,10 @@ TIE_BREAK = 1e-5
 
 
 def weighted_sum(
-    objectives: Float[Array, "N 3"], robust_weight: float = 1.0, macs_weight: float = 0.0
-) -> Float[Array, "N"]:
+    objectives: Float[Array | np.ndarray, "N 3"],
+    robust_weight: float = 1.0,
+    macs_weight: float = 0.0,
+) -> Float[Array | np.ndarray, "N"]:
     """clean + robust_weight * robust + macs_weight * MACs, ties to fewer MACs.
 
     With accuracies and no weight on MACs this extends CCEP's rule (accuracy, then fewer

@@ -73,9 +73,7 @@ def test_population_of_one_group_equals_one_by_one(network, images, group):
     population = population.astype(jnp.float32)
     axes = {name: 0 if name == group else None for name in whole}
     apply = jax.jit(SpikingNetwork(architecture).apply)
-    together = jax.vmap(apply, (None, None, axes))(
-        variables, images, whole | {group: population}
-    )
+    together = jax.vmap(apply, (None, None, axes))(variables, images, whole | {group: population})
     for logits, member in zip(together, population, strict=True):
         chex.assert_trees_all_close(logits, apply(variables, images, {group: member}), atol=1e-5)
 

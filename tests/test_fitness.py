@@ -1,0 +1,98 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ccsrp_jax import cost, fitness, masks
+from ccsrp_jax.data import Split
+from ccsrp_jax.models import SpikingNetwork
+
+
+@pytest.fixture(scope="module")
+def splits(digits):
+    clean = Split(digits.search.images[:20], digits.search.labels[:20])
+    noise = np.random.default_rng(0).uniform(-0.2, 0.2, clean.images.shape)
+    noisy = np.clip(clean.images + noise, 0, 1).astype(np.float32)
+    return clean, Split(noisy, clean.labels)
+
+
+def naive(architecture, variables, masks_, split):
+    """Error and cross-entropy of one whole masked network on all images at once."""
+    apply = jax.jit(SpikingNetwork(architecture).apply)
+    logits = np.asarray(apply(variables, split.images, masks_), np.float64)
+    top = logits.max(-1, keepdims=True)
+    log_sum = (top + np.log(np.exp(logits - top).sum(-1, keepdims=True)))[:, 0]
+    loss = log_sum - logits[np.arange(len(logits)), split.labels]
+    return (logits.argmax(-1) != split.labels).mean(), loss.mean()
+
+
+@pytest.mark.parametrize("group", ["conv1", "conv2", "conv3"])
+@pytest.mark.parametrize(("batch", "chunk"), [(20, 1), (8, 3)])
+def test_shared_prefix_scores_equal_naive_evaluation(network, splits, group, batch, chunk):
+    architecture, variables = network
+    current = masks.random(jax.random.key(4), architecture, 0.8)
+    n = current[group].shape[0]
+    members = np.random.default_rng(1).integers(0, 2, (5, n)) * np.asarray(current[group])
+    members[:, np.argmax(current[group])] = 1
+    task = fitness.make_task(architecture, variables, current, group, *splits, batch)
+    scores = fitness.score(
+        architecture, variables, current, task, members.astype(np.float32), member_chunk=chunk
+    )
+    dense = sum(cost.macs(architecture).values())
+    for i, member in enumerate(members):
+        whole = current | {group: jnp.asarray(member)}
+        error, loss = naive(architecture, variables, whole, splits[0])
+        robust_error, robust_loss = naive(architecture, variables, whole, splits[1])
+        assert scores.error[i] == pytest.approx(error, abs=1e-9)
+        assert scores.robust_error[i] == pytest.approx(robust_error, abs=1e-9)
+        assert scores.loss[i] == pytest.approx(loss, rel=1e-5)
+        assert scores.robust_loss[i] == pytest.approx(robust_loss, rel=1e-5)
+        assert scores.macs[i] == pytest.approx(sum(cost.macs(architecture, whole).values()) / dense)
+
+
+def test_stored_prefix_is_a_byte_a_spike(network, splits):
+    architecture, variables = network
+    current = masks.ones(architecture)
+    values = fitness.shared_prefix(
+        architecture, "conv2", variables, current, jnp.asarray(splits[0].images)
+    )
+    assert {name: value.dtype for name, value in values.items()} == {"lif2": jnp.dtype("uint8")}
+
+
+def test_members_that_are_not_finite_score_worst(network, splits):
+    architecture, variables = network
+    current = masks.ones(architecture)
+    kernel = variables["params"]["classifier"]["kernel"]
+    # features of filter 0 of the last layer: keeping that filter makes logits infinite
+    poisoned = kernel.at[:: current["conv3"].shape[0]].set(jnp.inf)
+    params = variables["params"] | {"classifier": {"bias": jnp.zeros(10), "kernel": poisoned}}
+    members = np.array([[1, 1, 1, 1], [1, 0, 0, 1]], np.float32)
+    task = fitness.make_task(
+        architecture, variables | {"params": params}, current, "conv3", *splits, 20
+    )
+    scores = fitness.score(architecture, variables | {"params": params}, current, task, members)
+    assert (scores.error == 1).all() and np.isinf(scores.loss).all()
+
+
+def test_population_of_any_size_compiles_once(network, splits):
+    architecture, variables = network
+    current = masks.ones(architecture)
+    task = fitness.make_task(architecture, variables, current, "conv2", *splits, 20)
+    random = np.random.default_rng(2)
+    before = fitness.score_members._cache_size()
+    for size in (3, 5, 8):
+        members = random.integers(0, 2, (size, 5)).astype(np.float32)
+        fitness.score(architecture, variables, current, task, members, member_chunk=2)
+    assert fitness.score_members._cache_size() - before <= 1
+
+
+def test_order_of_members_does_not_matter(network, splits):
+    architecture, variables = network
+    current = masks.ones(architecture)
+    task = fitness.make_task(architecture, variables, current, "conv1", *splits, 20)
+    members = np.random.default_rng(3).integers(0, 2, (4, 6)).astype(np.float32)
+    members[:, 0] = 1
+    forward = fitness.score(architecture, variables, current, task, members)
+    backward = fitness.score(architecture, variables, current, task, members[::-1])
+    chex.assert_trees_all_equal(forward, jax.tree.map(lambda x: x[::-1], backward))
