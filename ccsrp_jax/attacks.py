@@ -132,4 +132,4 @@ def _badness(logits, params, images, labels):
     """Cross-entropy, raised above every correctly classified image's where it is wrong."""
     z = logits(params, images)
     wrong = z.argmax(-1) != labels
-    return optax.softmax_cross_entropy_with_integer_labels(z, labels) + jnp.where(wrong, 1e6, 0.0)
+    return optax.softmax_cross_entropy_with_integer_labels(z, labels) + jnp.where(wrong, 1e3, 0.0)

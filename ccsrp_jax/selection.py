@@ -46,26 +46,33 @@ def front_ranks(objectives: Float[Array, "N M"]) -> Int[Array, "N"]:
 
 @jax.jit
 def crowding(objectives: Float[Array, "N M"], ranks: Int[Array, "N"]) -> Float[Array, "N"]:
-    """Crowding distance within each front; infinite at a front's ends.
+    """Crowding distance within each front; infinite at the ends of every objective that varies.
+
+    An infinite objective counts as one above the largest finite one, and all points of a
+    front of one or two are its ends.
 
     References:
       Deb et al., A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II, 2002.
     """
+    n = objectives.shape[0]
+    front_size = jnp.zeros(n, jnp.int32).at[ranks].add(1)[ranks]
 
     def along(values):
+        finite = jnp.isfinite(values)
+        values = jnp.where(finite, values, jnp.where(finite, values, -jnp.inf).max() + 1)
+        values = jnp.nan_to_num(values)  # a column without any finite value
         order = jnp.lexsort((values, ranks))
         v, front = values[order], ranks[order]
-        same = front[1:] == front[:-1]
-        has_both = jnp.concatenate([jnp.array([False]), same]) & jnp.concatenate(
-            [same, jnp.array([False])]
-        )
-        gap = jnp.roll(v, -1) - jnp.roll(v, 1)
-        low = jax.ops.segment_min(v, front, v.shape[0], indices_are_sorted=True)[front]
-        high = jax.ops.segment_max(v, front, v.shape[0], indices_are_sorted=True)[front]
-        width = jnp.where(high > low, high - low, 1.0)
-        return jnp.zeros_like(v).at[order].set(jnp.where(has_both, gap / width, jnp.inf))
+        inside = jnp.concatenate([jnp.array([False]), front[1:] == front[:-1]])
+        inside &= jnp.concatenate([front[1:] == front[:-1], jnp.array([False])])
+        low = jax.ops.segment_min(v, front, n, indices_are_sorted=True)[front]
+        high = jax.ops.segment_max(v, front, n, indices_are_sorted=True)[front]
+        gap = (jnp.roll(v, -1) - jnp.roll(v, 1)) / jnp.where(high > low, high - low, 1.0)
+        distance = jnp.where(inside, gap, jnp.inf)
+        return jnp.zeros_like(v).at[order].set(jnp.where(high > low, distance, 0.0))
 
-    return jax.vmap(along, in_axes=1, out_axes=1)(objectives).sum(-1)
+    distance = jax.vmap(along, in_axes=1, out_axes=1)(objectives).sum(-1)
+    return jnp.where(front_size <= 2, jnp.inf, distance)
 
 
 @jax.jit

@@ -149,9 +149,6 @@ def test_restarts_are_never_weaker_than_the_first_of_them(hard_problem):
     assert improved > 0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="perturb compares losses after adding 1e6, to the nearest 0.06 only"
-)
 def test_among_restarts_that_break_an_image_the_highest_loss_wins(hard_problem):
     images, labels, weights = hard_problem
     eps, steps = 0.05, 2
