@@ -1,6 +1,5 @@
 """The command line of the main job: settings in, one sentence and status 2 if they are off."""
 
-import os
 import sys
 from collections.abc import Sequence
 

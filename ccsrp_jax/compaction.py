@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialise
 
 from ccsrp_jax import masks as masking
 from ccsrp_jax.architecture import (
@@ -21,6 +21,7 @@ from ccsrp_jax.architecture import (
     shapes,
 )
 from ccsrp_jax.errors import InputError
+from ccsrp_jax.files import write_whole
 
 
 def compact(
@@ -76,9 +77,7 @@ def save(path: Path, architecture: Architecture, variables: dict) -> None:
     """
     flat = traverse_util.flatten_dict(variables, sep="/")
     tensors = {name: np.ascontiguousarray(value) for name, value in flat.items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"architecture": architecture.to_json()})
-    partial.replace(path)
+    write_whole(path, serialise(tensors, {"architecture": architecture.to_json()}))
 
 
 def load(path: Path) -> tuple[Architecture, dict]:
@@ -90,7 +89,7 @@ def load(path: Path) -> tuple[Architecture, dict]:
     try:
         with safe_open(path, framework="numpy") as file:
             architecture = Architecture.from_json(file.metadata()["architecture"])
-            flat = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}
+            flat = {name: jnp.asarray(file.get_tensor(name)) for name in file}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} is not a readable network file ({error}): give a file that `save` wrote."

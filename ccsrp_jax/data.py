@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float32, Int32, Shaped, UInt8
 
-from ccsrp_jax.errors import InputError
+from ccsrp_jax.errors import InputError, reason
 
 Augmentation = Literal["none", "shift", "crop_flip"]
 # What a draw is for: one stream each, so that a cap on one split leaves the others alone.
@@ -286,8 +286,3 @@ def checked_split(
     if images.ndim == 3:
         images = images[..., None]
     return Split(images, labels.astype(np.int32))
-
-
-def reason(error: Exception) -> str:
-    """First line of an error's text, or its type where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

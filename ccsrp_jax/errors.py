@@ -18,3 +18,8 @@ def unknown(what: str, name: str, options: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else "choose one of these."
     return InputError(f"unknown {what} {name!r}: expected one of {', '.join(options)}; {hint}")
+
+
+def reason(error: Exception) -> str:
+    """First line of an error's text, or its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -18,7 +18,6 @@ from ccsrp_jax.attacks import SHORT_PGD_CAVEAT
 from ccsrp_jax.coevolution import search_round
 from ccsrp_jax.config import Config, settings
 from ccsrp_jax.data import Dataset, Split, load, unit
-from ccsrp_jax.errors import InputError
 from ccsrp_jax.evaluation import correct
 from ccsrp_jax.masks import MaskTree
 from ccsrp_jax.models import Classifier
@@ -89,8 +88,9 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
     checkpoints = rundir.Checkpoints(folder)
     restored = checkpoints.latest(fresh)
     if restored is None:
-        state, archive = train_dense(job, fresh), []
-        archive.append(archive_row(job, state, 0, None))
+        _forget_unfinished(job, [], done=-1)
+        state = train_dense(job, fresh)
+        archive = [archive_row(job, state, 0, None)]
         save(job, checkpoints, 0, state, archive)
         done = 0
     else:
@@ -111,6 +111,7 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
     rundir.write_rows(
         folder / "archive.jsonl", [row | {"chosen": row["round"] == chosen} for row in archive]
     )
+    compaction.save(folder / "pruned.safetensors", *compaction.load(_network(job, chosen)))
     summary = close(job, chosen, started)
     rundir.write_json(folder / "summary.json", summary)
     page = report.write(folder)
@@ -198,7 +199,9 @@ def archive_row(job: Run, state: State, number: int, shared_accuracy: float | No
     path = _network(job, number)
     path.parent.mkdir(exist_ok=True)
     compaction.save(path, *network)
-    kept = " ".join(f"{k}/{n}" for k, n in zip(row["kept"].values(), row["filters"].values()))
+    kept = " ".join(
+        f"{k}/{n}" for k, n in zip(row["kept"].values(), row["filters"].values(), strict=False)
+    )
     job.terminal.line(
         f"{f'round {number}' if number else 'dense':<9} search accuracy {row['accuracy']:.3f}  "
         f"PGD-{config.attack.search_steps} {row['robust_accuracy']:.3f}  "

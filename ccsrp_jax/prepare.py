@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ccsrp_jax.data import CHUNK, Official, checked_split, reason
-from ccsrp_jax.errors import InputError
+from ccsrp_jax.data import CHUNK, Official, checked_split
+from ccsrp_jax.errors import InputError, reason
 
 TFDS_NAME = r"\w+(/[\w.-]+)?"  # a set, or one of its configurations
 OFFICIAL_SIZES = {  # training and test images

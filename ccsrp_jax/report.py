@@ -1,58 +1,28 @@
-"""Figures and a self-contained HTML page of one pruning run, from its directory alone.
-
-What a run did not record shows as a dash in tables and as a gap in figures.
-"""
+"""The self-contained HTML page of one pruning run, from its directory alone."""
 
 import base64
-import io
 import json
-import math
 from importlib import resources
-from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import ScaledTranslation
 
+from ccsrp_jax import figures
 from ccsrp_jax.errors import InputError
-
-Row = dict[str, Any]
-Point = tuple[float | int, float | int]
-
-DASH = "\N{EN DASH}"
-# Okabe and Ito's palette, which survives the common colour-vision deficiencies.
-BLUE, VERMILION, GREEN, INK, GREY = "#0072B2", "#D55E00", "#007A5A", "#222222", "#6B6B6B"
-# Light throughout, so that dark numbers stay readable on every shade.
-KEPT = LinearSegmentedColormap.from_list("kept", ["#FFFFFF", "#5AA5D2"])
-HALO = [withStroke(linewidth=2.5, foreground="white")]
-SHARED = {"color": GREEN, "linestyle": "--", "linewidth": 1.2, "marker": "D", "markersize": 3.5}
-STAR = {"color": INK, "linestyle": "none", "marker": "*", "markersize": 11, "markeredgecolor": "w"}
-RING = {
-    "color": INK,
-    "linestyle": "none",
-    "marker": "o",
-    "markersize": 12,
-    "markerfacecolor": "none",
-    "markeredgewidth": 1.3,
-    "zorder": 4,
-}
-CURVES = (  # key in metrics.jsonl, label, style
-    ("accuracy", "training images", {"color": GREY}),
-    ("search_accuracy", "search images", {"color": BLUE, "marker": "o", "markersize": 3.5}),
-    (
-        "search_robust_accuracy",
-        "search images,\nattacked",
-        {"color": VERMILION, "marker": "s", "markersize": 3.5},
-    ),
+from ccsrp_jax.files import write_whole
+from ccsrp_jax.findings import (
+    DASH,
+    Row,
+    attack_text,
+    finding,
+    format_number,
+    interval,
+    macs_left,
+    number,
+    ratio,
+    round_name,
 )
+
 QUANTITIES = (  # key of a network's measurements, name, unit, format
     ("accuracy", "Accuracy", "fraction of test images", ".3f"),
     ("robust_accuracy", "Robust accuracy", "fraction of test images, attacked", ".3f"),
@@ -86,299 +56,19 @@ def write(run_dir: Path) -> Path:
             "the dense network; give the directory of a finished run."
         )
     archive.sort(key=lambda row: row.get("round") or 0)
-    figures = {
-        "tradeoff": _png(tradeoff_figure(archive, summary)),
-        "filters": _png(filters_figure(archive)),
-        "training": _png(training_figure(metrics)),
+    pictures = {
+        "tradeoff": figures.png(figures.tradeoff_figure(archive, summary)),
+        "filters": figures.png(figures.filters_figure(archive)),
+        "training": figures.png(figures.training_figure(metrics)),
     }
-    page = _html(config, summary, archive, figures)
-    for name, data in figures.items():
-        _replace(run_dir / f"{name}.png", data)
-    _replace(run_dir / "report.html", page.encode())
+    page = _html(config, summary, archive, pictures)
+    for name, data in pictures.items():
+        write_whole(run_dir / f"{name}.png", data)
+    write_whole(run_dir / "report.html", page.encode())
     return run_dir / "report.html"
 
 
-def tradeoff_figure(archive: list[Row], summary: Row) -> Figure:
-    """Accuracy and robust accuracy against the MACs left, on search and on test images.
-
-    `archive` is in the order of its rounds, the dense network first. Stars stand beside
-    their MACs rather than at them, so that they hide no point of the line.
-    """
-    left = _macs_left(archive)
-    dense, pruned = summary.get("dense") or {}, summary.get("pruned") or {}
-    stars = [("dense", dense, 100.0, -9.0)]
-    if summary.get("chosen_round") != 0:
-        stars.append(("chosen", pruned, 100 * _ratio(pruned, dense, "macs"), 9.0))
-    low, high = _range(left + [x for _, _, x, _ in stars])
-    low = min(low, high - 10)
-    margin = 0.1 * (high - low)  # room for what is written under the stars
-    figure = Figure(figsize=(7, 5.6), layout="constrained")
-    axes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
-    axes[1].set_xticks([x for x in _ticks(low, high) if 0 <= x <= 100])
-    axes[1].xaxis.set_major_formatter("{x:g}")
-    axes[1].set_xlim(high + margin, low - margin)  # pruning goes rightwards
-    axes[1].set_xlabel("MACs left (% of the dense network's)", color=INK, fontsize=9)
-    names = ("Accuracy", "Robust accuracy: " + attack_text(summary.get("attack") or {}))
-    keys = ("accuracy", "robust_accuracy")
-    for ax, key, name, colour in zip(axes, keys, names, (BLUE, VERMILION), strict=True):
-        _style(ax, name)
-        heights = [_number(row.get(key)) for row in archive]
-        ax.plot(left, heights, color=colour, linewidth=1.6, marker="o", markersize=5)
-        for row, x in zip(archive, left, strict=True):
-            ax.axvline(x, color="#EBEBEB", linewidth=0.8, zorder=0)
-            if row.get("chosen"):
-                ax.plot(x, _number(row.get(key)), **RING)
-        if key == "robust_accuracy":
-            shared = [_number(row.get("shared_accuracy")) for row in archive]
-            ax.plot(left, shared, **SHARED)
-            heights += shared
-        for label, network, x, shift in stars:
-            heights += _plot_star(ax, label, x, network.get(key), summary, shift)
-        _limit(ax, heights)
-    for i in _with_room(archive, left, 0.05 * (high - low)):
-        place = {"xycoords": axes[0].get_xaxis_transform(), "ha": "center", "color": GREY}
-        _note(axes[0], _round_name(archive[i]), (left[i], 1), (0, 3), **place)
-    handles = [
-        Line2D([], [], color=GREY, marker="o", markersize=5, label="search images, by round"),
-        Line2D([], [], **RING, label="chosen"),
-        Line2D([], [], **STAR, label="test images, 95 % interval"),
-    ]
-    if any(row.get("shared_accuracy") is not None for row in archive):
-        handles.append(Line2D([], [], **SHARED, label="shared set (transfer)"))
-    figure.legend(
-        handles=handles,
-        loc="outside upper left",
-        ncols=4,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=INK,
-        columnspacing=1.2,
-        handletextpad=0.5,
-    )
-    return figure
-
-
-def _plot_star(
-    ax: Axes, label: str, x: float, share: Any, summary: Row, shift: float
-) -> list[float]:
-    """A network's test result `shift` points beside x; returns the heights that it needs."""
-    share = _number(share)
-    if not math.isfinite(x + share):
-        return []
-    low, high = interval(share, _number(summary.get("test_images")))
-    aside = ax.transData + ScaledTranslation(shift / 72, 0, ax.figure.dpi_scale_trans)
-    ax.plot([x, x], [low, high], color=INK, linewidth=1, transform=aside)
-    ax.plot([x, x], [-1, share], color=GREY, linewidth=0.7, linestyle=":", transform=aside)
-    ax.plot(x, share, **STAR, transform=aside)
-    place = {"xycoords": ax.get_xaxis_transform(), "ha": "center", "color": INK}
-    _note(ax, f"{label}, test\n{share:.3f}", (x, 0), (shift, 3), **place)  # under every point
-    return [share, low, high]
-
-
-def filters_figure(archive: list[Row]) -> Figure:
-    """Filters that each group keeps, a column a trade-off point and a row a group."""
-    widths: dict[str, Any] = {}
-    for point in archive:
-        widths |= dict.fromkeys(point.get("kept") or {}) | (point.get("filters") or {})
-    left, columns, rows = _macs_left(archive), len(archive), max(len(widths), 1)
-    cell, row_height, margin = min(5.6 / columns, 0.8), 0.34, 1.25  # inches
-    height = rows * row_height + 0.9
-    figure = Figure(figsize=(7, height))
-    box = (margin / 7, 0.3 / height, columns * cell / 7, rows * row_height / height)
-    ax = figure.add_axes(box, xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
-    digits = max((len(str(width)) for width in widths.values()), default=1)
-    font = min(8.0, 72 * cell / (0.65 * digits + 0.4))
-    for i, point in enumerate(archive):
-        for j, name in enumerate(widths):
-            share = _ratio(point.get("kept") or {}, point.get("filters") or {}, name)
-            colour = KEPT(share) if math.isfinite(share) else "white"
-            ax.add_patch(Rectangle((i - 0.5, j - 0.5), 1, 1, facecolor=colour, edgecolor="w"))
-            if font > 5:  # smaller numbers could not be read
-                kept = format_number((point.get("kept") or {}).get(name), ".0f")
-                centre = {"ha": "center", "va": "center_baseline"}
-                ax.text(i, j, kept, fontsize=font, color=INK, **centre)
-        if point.get("chosen"):
-            frame = {"fill": False, "edgecolor": INK, "linewidth": 1.5, "clip_on": False}
-            ax.add_patch(Rectangle((i - 0.5, -0.5), 1, rows, zorder=3, **frame))
-    labels = [f"{name} ({DASH if width is None else width})" for name, width in widths.items()]
-    ax.set_yticks(range(len(labels)), labels, fontsize=8.5, color=INK, parse_math=False)
-    ax.set_xticks([])
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    above = {"ha": "center", "color": INK}
-    for i in _with_room(archive, [float(i) for i in range(columns)], 0.42 / cell):
-        _note(ax, _round_name(archive[i]), (i, -0.5), (0, 5), **above)
-        percent = format_number(left[i], ".0f")
-        _note(ax, percent, (i, rows - 0.5), (0, -5), va="top", **above)
-    beside = {"ha": "right", "color": GREY}
-    _note(ax, "round", (-0.5, -0.5), (-12, 5), **beside)
-    _note(ax, "MACs left (%)", (-0.5, rows - 0.5), (-4, -5), va="top", **beside)
-    title = {"va": "top", "fontsize": 9.5, "color": INK, "weight": "bold"}
-    figure.text(0.015, 1 - 0.08 / height, "Filters kept in each group", **title)
-    return figure
-
-
-def training_figure(metrics: list[Row]) -> Figure:
-    """Loss and accuracies over all epochs, those of fine-tuning included.
-
-    Rows of other stages than `train` and `finetune` are left out. Lines break where the
-    network changes: between training and the rounds.
-    """
-    epochs = [row for row in metrics if row.get("stage") in ("train", "finetune")]
-    figure = Figure(figsize=(7, 4.8), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True)
-    _style(top, "Loss")
-    _style(bottom, "Accuracy")
-    ends: dict[str, tuple[float, str]] = {}  # label -> last height and colour
-    first, shown = 1, -math.inf
-    for (stage, _), rows in groupby(epochs, lambda row: (row["stage"], row.get("round"))):
-        stretch = list(rows)
-        x = list(range(first, first + len(stretch)))
-        loss = [_number(row.get("loss")) for row in stretch]
-        line = {"linewidth": 1.6, "marker": "." if len(x) < 3 else None}
-        top.plot(x, loss, color=GREY, **line)
-        for key, label, style in CURVES:
-            points = [(i, _number(row.get(key))) for i, row in zip(x, stretch, strict=True)]
-            points = [point for point in points if math.isfinite(point[1])]
-            if points:
-                bottom.plot(*zip(*points, strict=True), **(line | style))
-                ends[label] = (points[-1][1], style["color"])
-        if first > 1:
-            for ax in (top, bottom):
-                ax.axvline(first - 0.5, color="#CCCCCC", linewidth=0.8, zorder=0)
-        name = "training" if stage == "train" else _round_name(stretch[0])
-        middle = first + (len(x) - 1) / 2
-        if middle - shown > 0.035 * len(epochs):
-            place = {"xycoords": top.get_xaxis_transform(), "ha": "center", "color": GREY}
-            _note(top, name, (middle, 1), (0, 3), **place)
-            shown = middle
-        first += len(stretch)
-    _label_ends(bottom, ends)
-    if not epochs:
-        bottom.text(0.5, 0.5, "no epochs recorded", transform=bottom.transAxes, ha="center")
-    top.set_ylim(bottom=0)
-    bottom.set_xlim(0.5, max(len(epochs), 2) + 0.5)
-    bottom.set_xticks([x for x in _ticks(1.0, float(len(epochs))) if 1 <= x <= len(epochs)])
-    bottom.set_xlabel(
-        "epochs: training, then fine-tuning in each round (numbers)", color=INK, fontsize=9
-    )
-    return figure
-
-
-def _label_ends(ax: Axes, ends: dict[str, tuple[float, str]]) -> None:
-    """Writes every curve's name right of its last point, moved apart where they meet."""
-    low, high = ax.get_ylim()
-    gap, height = 0.15 * (high - low), math.inf
-    for label, (y, colour) in sorted(ends.items(), key=lambda end: -end[1][0]):
-        height = min(y, height - gap)
-        place = {"xycoords": ax.get_yaxis_transform(), "va": "center", "color": colour}
-        _note(ax, label, (1, height), (6, 0), **place)
-
-
-def _with_room(archive: list[Row], places: list[float], room: float) -> list[int]:
-    """Indices of the points to label, no two closer than `room`; the chosen go first."""
-    shown: list[int] = []
-    for i in sorted(range(len(archive)), key=lambda i: not archive[i].get("chosen")):
-        if math.isfinite(places[i]) and all(abs(places[i] - places[k]) >= room for k in shown):
-            shown.append(i)
-    return shown
-
-
-def _note(ax: Axes, text: str, at: Point, offset: Point, **style: Any) -> None:
-    """Small text, offset in points from a place; it may stand outside of the axes."""
-    style = {"textcoords": "offset points", "annotation_clip": False, "fontsize": 8.5} | style
-    ax.annotate(text, at, offset, path_effects=HALO, parse_math=False, **style)
-
-
-def _style(ax: Axes, title: str) -> None:
-    ax.set_title(
-        title, loc="left", fontsize=9.5, color=INK, weight="bold", pad=14, parse_math=False
-    )
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color("#999999")
-    ax.tick_params(labelsize=8.5, color="#999999", labelcolor=INK)
-    ax.grid(axis="y", color="#EBEBEB", linewidth=0.8)
-    ax.set_axisbelow(True)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    return list(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True).tick_values(low, high))
-
-
-def _limit(ax: Axes, heights: list[float]) -> None:
-    """A vertical range of at least 0.1, so that a difference of one image stays small."""
-    low, high = _range(heights)
-    span = max(high - low, 0.1)
-    limits = low - 0.36 * span, min(high + 0.12 * span, 1.01)  # below, the stars' text
-    ax.set_ylim(limits)
-    ax.set_yticks([y for y in ax.get_yticks() if 0 <= y <= 1])
-    ax.set_ylim(limits)
-
-
-def _range(values: list[float]) -> tuple[float, float]:
-    finite = [value for value in values if math.isfinite(value)] or [0.0]
-    return min(finite), max(finite)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200, facecolor="white")
-    return buffer.getvalue()
-
-
-def interval(share: float, count: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share that `count` images showed; nan where unknown.
-
-    It says what another draw of as many test images could show for the same network; two
-    networks that saw the same images differ more surely than their intervals suggest.
-    """
-    if not (math.isfinite(share + count) and count > 0):
-        return math.nan, math.nan
-    z2 = 1.96**2 / count
-    centre = (share + z2 / 2) / (1 + z2)
-    half = math.sqrt(z2 * (share * (1 - share) + z2 / 4)) / (1 + z2)
-    return centre - half, centre + half
-
-
-def finding(summary: Row) -> str:
-    """What the run found on the test images, as one sentence of numbers."""
-    dense, pruned = summary.get("dense") or {}, summary.get("pruned") or {}
-    where = f"On the {format_number(summary.get('test_images'), ',')} test images"
-    names = {"accuracy": "accuracy", "robust_accuracy": "robust accuracy"}
-    if not pruned or summary.get("chosen_round") == 0:
-        has = [f"{name} {format_number(dense.get(key), '.3f')}" for key, name in names.items()]
-        return f"{where} the dense network has {' and '.join(has)}; no pruned one was chosen."
-    has = [
-        f"{name} {format_number(pruned.get(key), '.3f')} "
-        f"(dense: {format_number(dense.get(key), '.3f')})"
-        for key, name in names.items()
-    ]
-    costs = {"macs": "MACs", "params": "parameters", "latency_ms": "latency"}
-    ratios = {name: _ratio(pruned, dense, key) for key, name in costs.items()}
-    parts = [f"{100 * r:.0f} % of the {name}" for name, r in ratios.items() if math.isfinite(r)]
-    cost = ", with " + " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
-    return f"{where} the pruned network has {' and '.join(has)}{cost if parts else ''}."
-
-
-def attack_text(attack: Row) -> str:
-    """An attack in short: PGD, linf, eps 0.1, 20 steps, 2 restarts, ..."""
-    words = [str(attack.get("name") or DASH).upper()]
-    if attack.get("norm"):
-        words.append(str(attack["norm"]))
-    if attack.get("eps") is not None:
-        words.append(f"eps {format_number(attack['eps'], '.4g')}")
-    for key in ("steps", "restarts"):
-        if attack.get(key) is not None:
-            words.append(f"{attack[key]} {key if attack[key] != 1 else key[:-1]}")
-    return ", ".join(words)
-
-
-def format_number(value: Any, pattern: str) -> str:
-    """A number by a format specification, or a dash where there is none."""
-    return format(value, pattern) if math.isfinite(_number(value)) else DASH
-
-
-def _html(config: Row, summary: Row, archive: list[Row], figures: dict[str, bytes]) -> str:
+def _html(config: Row, summary: Row, archive: list[Row], pictures: dict[str, bytes]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": format_number, "known": lambda x: DASH if x is None else x}
     source = resources.files("ccsrp_jax").joinpath("report.html.j2").read_text("utf-8")
@@ -390,32 +80,12 @@ def _html(config: Row, summary: Row, archive: list[Row], figures: dict[str, byte
         attack_text=attack_text(summary.get("attack") or {}),
         finding=finding(summary),
         quantities=QUANTITIES,
-        ratio=_ratio,
-        interval=lambda share: interval(_number(share), _number(summary.get("test_images"))),
-        points=list(zip(map(_round_name, archive), _macs_left(archive), archive, strict=True)),
-        figures={name: base64.b64encode(png).decode() for name, png in figures.items()},
+        ratio=ratio,
+        interval=lambda share: interval(number(share), number(summary.get("test_images"))),
+        points=list(zip(map(round_name, archive), macs_left(archive), archive, strict=True)),
+        figures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
         config=json.dumps(config, indent=2, ensure_ascii=False),
     )
-
-
-def _number(value: Any) -> float:
-    """A finite number as it is, anything else as nan."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
-
-
-def _ratio(network: Row, reference: Row, key: str) -> float:
-    base = _number(reference.get(key))
-    return _number(network.get(key)) / base if base else math.nan
-
-
-def _macs_left(archive: list[Row]) -> list[float]:
-    """Percent of the first point's MACs, which is the dense network's."""
-    return [100 * _ratio(row, archive[0], "macs") for row in archive]
-
-
-def _round_name(row: Row) -> str:
-    number = row.get("round")
-    return "dense" if number == 0 else DASH if number is None else str(number)
 
 
 def _read(path: Path, lines: bool) -> list[Row]:
@@ -433,12 +103,3 @@ def _read(path: Path, lines: bool) -> list[Row]:
     if not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path} holds no JSON object: give the directory of a finished run.")
     return rows
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

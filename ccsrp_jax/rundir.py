@@ -1,5 +1,6 @@
 """A run's directory: its files are written whole or not at all, its state can be resumed."""
 
+import errno
 import json
 import os
 import shutil
@@ -10,25 +11,20 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from ccsrp_jax.errors import InputError
+from ccsrp_jax.errors import InputError, reason
+from ccsrp_jax.files import write_whole
 
 ROOM = 64 * 2**20  # bytes that a run wants free before it starts
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file's content in one step."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
 def write_json(path: Path, data: Any) -> None:
-    write_text(path, json.dumps(data, indent=1) + "\n")
+    """Replaces a JSON file."""
+    write_whole(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def write_rows(path: Path, rows: Iterable[dict]) -> None:
     """Replaces a JSON-lines file."""
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def append_row(path: Path, row: dict) -> None:
@@ -105,14 +101,21 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, step: int, state: Any, record: dict) -> None:
-        """Saves a pytree of arrays, and a JSON-able record beside it."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
-            ),
+        """Saves a pytree of arrays, and a JSON-able record beside it.
+
+        Raises:
+          OSError: it could not be written; earlier steps are as they were.
+        """
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
         )
-        self._manager.wait_until_finished()
+        try:
+            self._manager.save(step, args=args)
+            self._manager.wait_until_finished()
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            raise OSError(
+                errno.EIO, f"checkpoint {step} failed: {reason(error)}", str(self._folder)
+            ) from error
 
     def latest(self, like: Any) -> tuple[int, Any, dict] | None:
         """Newest step, its state in the shape of `like`, and its record; None if none.

@@ -92,7 +92,6 @@ def test_multiples_hold(network, clean):
 
 @pytest.mark.parametrize("reading", ["pooled", "per_layer"])
 def test_shared_set_lies_in_the_ball_and_is_adversarial(network, clean, reading):
-    architecture, variables = network
     result = search_round(network, clean, Search(**SMALL, shared_set=reading))
     sets = result.distinct_sets()
     assert len(sets) == (1 if reading == "pooled" else 3)

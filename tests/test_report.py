@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 from scipy.stats import binomtest
 
-from ccsrp_jax import report
+from ccsrp_jax import figures, findings, report
 from ccsrp_jax.errors import InputError
 
 DENSE = {
@@ -176,20 +176,20 @@ def test_page_holds_the_numbers_of_the_run(tmp_path):
 
 
 def test_finding_says_what_pruning_kept_and_saved():
-    assert report.finding(SUMMARY) == (
+    assert findings.finding(SUMMARY) == (
         "On the 360 test images the pruned network has accuracy 0.981 (dense: 0.986) and robust "
         "accuracy 0.700 (dense: 0.711), with 50 % of the MACs, 25 % of the parameters and 55 % "
         "of the latency."
     )
     unmeasured = SUMMARY | {"pruned": {"accuracy": 0.981, "macs": 617284}}
-    assert report.finding(unmeasured).endswith("– (dense: 0.711), with 50 % of the MACs.")
-    assert "no pruned one was chosen" in report.finding(SUMMARY | {"chosen_round": 0})
+    assert findings.finding(unmeasured).endswith("– (dense: 0.711), with 50 % of the MACs.")
+    assert "no pruned one was chosen" in findings.finding(SUMMARY | {"chosen_round": 0})
 
 
 @pytest.mark.parametrize("count, images", [(0, 5), (5, 5), (252, 360), (1, 10000)])
 def test_interval_is_wilsons(count, images):
     expected = binomtest(count, images).proportion_ci(method="wilson")
-    assert report.interval(count / images, float(images)) == pytest.approx(expected, abs=1e-5)
+    assert findings.interval(count / images, float(images)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_names_are_text_and_not_markup(tmp_path):
@@ -216,7 +216,7 @@ def lines_of(ax) -> list[tuple[list[float], list[float]]]:
 
 
 def test_tradeoff_figure_draws_the_archive_and_the_test_results():
-    top, bottom = report.tradeoff_figure(ARCHIVE, SUMMARY).axes
+    top, bottom = figures.tradeoff_figure(ARCHIVE, SUMMARY).axes
     left = pytest.approx([100, 50, 25])
     assert (left, [0.98, 0.97, 0.93]) in lines_of(top)
     assert (left, [0.72, 0.69, 0.58]) in lines_of(bottom)
@@ -229,7 +229,7 @@ def test_tradeoff_figure_draws_the_archive_and_the_test_results():
 
 
 def test_filters_figure_writes_the_kept_filters():
-    [ax] = report.filters_figure(ARCHIVE).axes
+    [ax] = figures.filters_figure(ARCHIVE).axes
     cells = {(*text.get_position(), text.get_text()) for text in ax.texts}
     for column, row in enumerate(ARCHIVE):
         for line, name in enumerate(FILTERS):
@@ -238,7 +238,7 @@ def test_filters_figure_writes_the_kept_filters():
 
 
 def test_training_figure_counts_epochs_on_through_fine_tuning():
-    top, bottom = report.training_figure(METRICS).axes
+    top, bottom = figures.training_figure(METRICS).axes
     assert lines_of(top) == [
         ([1, 2], [1.5, 0.5]),
         ([3, 4], [0.7, 0.3]),
