@@ -3,18 +3,19 @@
 import sys
 from collections.abc import Sequence
 
+from ccsrp_jax import config, job
 from ccsrp_jax.errors import InputError
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the job with these flags; returns the exit status."""
-    from ccsrp_jax import config, job  # JAX loads only once help and flags have been seen to
-
     try:
         job.run(config.parse(args))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read our output has gone
+        return 1
     except OSError as error:
         place = f" at {error.filename}" if error.filename else ""
         print(

@@ -89,8 +89,9 @@ class Config:
       batch_size: images a call in scoring and evaluation.
       member_chunk: candidate masks a call in scoring.
       latency_batch: images a forward pass when latency is measured.
-      run_dir: where the run is written; by default runs/DATASET-MODEL-PRESET-SEED.
-      resume: continue the run in `run_dir`.
+      run_dir: where the run is written; by default a new runs/DATASET-MODEL-TIME, or with
+        --resume the latest run there.
+      resume: continue the run from its last checkpoint.
       preset: settings of the search, before the flags below.
       config: a TOML or JSON file with any of these settings; flags override it.
     """

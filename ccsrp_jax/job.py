@@ -199,9 +199,7 @@ def archive_row(job: Run, state: State, number: int, shared_accuracy: float | No
     path = _network(job, number)
     path.parent.mkdir(exist_ok=True)
     compaction.save(path, *network)
-    kept = " ".join(
-        f"{k}/{n}" for k, n in zip(row["kept"].values(), row["filters"].values(), strict=False)
-    )
+    kept = " ".join(f"{n}/{row['filters'][group]}" for group, n in row["kept"].items())
     job.terminal.line(
         f"{f'round {number}' if number else 'dense':<9} search accuracy {row['accuracy']:.3f}  "
         f"PGD-{config.attack.search_steps} {row['robust_accuracy']:.3f}  "

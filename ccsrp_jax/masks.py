@@ -50,7 +50,7 @@ def check(architecture: Architecture, masks: MaskTree) -> None:
         bits = np.asarray(mask)
         if bits.shape != (widths[name],):
             raise InputError(
-                f"mask {name!r} has shape {bits.shape}: expected ({widths[name]},), one value a filter."
+                f"mask {name!r} has shape {bits.shape}: expected ({widths[name]},), one a filter."
             )
         if not np.isin(bits, (0, 1)).all():
             raise InputError(f"mask {name!r} holds values other than 0 and 1: give a 0/1 vector.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -266,17 +267,16 @@ def plain(
     return architecture
 
 
-def _plan(*plan: int | str) -> Callable[..., Architecture]:
-    def build(input_shape: tuple[int, int, int], classes: int, **options) -> Architecture:
-        return plain(plan, input_shape, classes, **options)
-
-    return build
+def _plan(*plan: int | str, dense: Sequence[int] = ()) -> Callable[..., Architecture]:
+    return partial(plain, plan, dense=dense)
 
 
 # Name to `build(input_shape, classes, *, time_steps, neuron, mean, std)`.
 MODELS: dict[str, Callable[..., Architecture]] = {
     "small": _plan(24, 48, "A", 48, "A"),  # 8 x 8 digits in minutes on two cores
-    "medium": _plan(32, "A", 64, 64, "A", 128, "A"),  # 28 x 28 and 32 x 32 images on a CPU
+    "medium": _plan(24, "A", 48, "A", 96, "A"),  # 28 x 28 and 32 x 32 images on a CPU
+    # the robustness literature's VGG-11 (SNN-RAT's widths)
+    "vgg11": _plan(64, "A", 128, 256, "A", 512, 512, 512, "A", 512, 512, dense=(4096, 4096)),
 }
 
 

@@ -52,10 +52,10 @@ class Surrogate:
 class LIF:
     """Leaky integrate-and-fire neuron, resting at 0.
 
-    Charge: v <- v + (x - v) / tau with `decay_input`, else v <- (1 - 1/tau) v + x.
-    Fire:   s = [v >= threshold].
-    Reset:  `hard` v <- v (1 - s); `soft` v <- v - threshold s; `soft_delayed` subtracts
-            threshold s in the next step, after the leak (snnTorch's default).
+    It charges by v <- v + (x - v) / tau with `decay_input`, else by v <- (1 - 1/tau) v + x;
+    it fires s = 1 where v >= threshold; then it resets: `hard` by v <- v (1 - s), `soft` by
+    v <- v - threshold s, and `soft_delayed` (snnTorch's default) by subtracting threshold s
+    in the next step, after the leak.
 
     With `decay_input` and `hard` this is SpikingJelly's LIFNode and Norse's LIFBoxCell;
     `tau=inf` without `decay_input` is the integrate-and-fire neuron.

@@ -47,15 +47,8 @@ def test_first_population_holds_the_unpruned_mask_and_respects_the_floor():
 @pytest.mark.parametrize(
     ("alive", "floor", "multiple", "least"),
     [
-        (10, 0.9, 1, 9),
-        (10, 1.0, 1, 9),
-        (8, 0.95, 1, 7),
-        (2, 0.9, 1, 1),
-        (1, 0.5, 1, 1),
-        (24, 0.85, 4, 20),
-        (48, 0.85, 4, 40),
-        (20, 0.99, 4, 16),
-        (6, 0.9, 4, 4),
+        *((10, 0.9, 1, 9), (10, 1.0, 1, 9), (8, 0.95, 1, 7), (2, 0.9, 1, 1), (1, 0.5, 1, 1)),
+        *((24, 0.85, 4, 20), (48, 0.85, 4, 40), (20, 0.99, 4, 16), (6, 0.9, 4, 4)),
     ],
 )
 def test_floor_lets_some_filter_go_and_never_the_last(alive, floor, multiple, least):
