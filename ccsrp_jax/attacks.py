@@ -54,7 +54,7 @@ class PGD:
             )
         if self.steps < 1 or self.restarts < 1:
             raise InputError(
-                f"attack of {self.steps} steps and {self.restarts} restarts: give 1 or more of each."
+                f"attack of {self.steps} steps and {self.restarts} restarts: give 1 or more."
             )
         if not self.relative_step > 0:
             raise InputError(f"attack relative_step {self.relative_step} must be above 0.")
