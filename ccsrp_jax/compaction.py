@@ -89,7 +89,7 @@ def load(path: Path) -> tuple[Architecture, dict]:
     try:
         with safe_open(path, framework="numpy") as file:
             architecture = Architecture.from_json(file.metadata()["architecture"])
-            flat = {name: jnp.asarray(file.get_tensor(name)) for name in file}
+            flat = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} is not a readable network file ({error}): give a file that `save` wrote."

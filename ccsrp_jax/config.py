@@ -39,10 +39,10 @@ class Training:
 
     epochs: int = 20
     clean_epochs: int = 3
-    finetune_epochs: int = 10
+    finetune_epochs: int = 15
     batch_size: int = 128
     learning_rate: float = 5e-3
-    finetune_learning_rate: float = 3e-3
+    finetune_learning_rate: float = 5e-3
     weight_decay: float = 1e-4
     clean_weight: float = 0.0
     adversarial: bool = True
@@ -56,9 +56,10 @@ class Attack:
 
     Attributes:
       eps: radius, in training, in the search and in the test.
-      search_steps: PGD steps of the shared adversarial set and of the archive's figures.
-      test_steps: PGD steps of the closing test.
-      test_restarts: random starts of the closing test.
+      search_steps: PGD steps of the shared adversarial set.
+      test_steps: PGD steps when a network is measured, for the archive (on the search
+        images) and at the close (on the test images).
+      test_restarts: random starts of that attack.
     """
 
     eps: float = 0.1

@@ -17,7 +17,9 @@ Every function takes masks, and gives for masked networks what the compact one w
 """
 
 import time
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +36,7 @@ from ccsrp_jax.architecture import (
     shapes,
     varies_in_time,
 )
+from ccsrp_jax.attacks import Logits
 from ccsrp_jax.masks import MaskTree, widths
 from ccsrp_jax.models import SpikingNetwork
 
@@ -138,27 +141,26 @@ def energy_nj(
     return picojoule / 1000
 
 
-@partial(jax.jit, static_argnums=0)
-def _forward(architecture, variables, images):
-    return SpikingNetwork(architecture).apply(variables, images)
-
-
 def latency_ms(
-    candidates: list[tuple[Architecture, dict]],
+    networks: Sequence[tuple[Logits, Any]],
     images: Float[Array, "B H W C"],
     repeats: int = 30,
 ) -> list[float]:
     """Median milliseconds of a forward pass over the batch, for each network.
 
     The networks take turns, so that a drift of the machine's speed meets all of them.
+
+    Args:
+      networks: classifiers with their parameters, masked or compact, as in
+        `(Classifier(architecture), (variables, masks))`.
+      images: the batch.
+      repeats: timed passes of each, after three that are not.
     """
-    times = np.zeros((repeats, len(candidates)))
-    for network in candidates:
-        for _ in range(3):
-            jax.block_until_ready(_forward(*network, images))
+    passes = [jax.jit(logits) for logits, _ in networks]
+    times = np.zeros((repeats + 3, len(networks)))
     for row in times:
-        for i, network in enumerate(candidates):
+        for i, (forward, (_, params)) in enumerate(zip(passes, networks, strict=True)):
             start = time.perf_counter()
-            jax.block_until_ready(_forward(*network, images))
+            jax.block_until_ready(forward(params, images))
             row[i] = 1000 * (time.perf_counter() - start)
-    return np.median(times, axis=0).tolist()
+    return np.median(times[3:], axis=0).tolist()

@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -171,28 +172,15 @@ def prune_round(job: Run, state: State, number: int) -> tuple[State, float]:
 
 def archive_row(job: Run, state: State, number: int, shared_accuracy: float | None) -> dict:
     """A trade-off point, measured on the search images; its network is saved beside it."""
-    config, architecture = job.config, job.classifier.architecture
-    params, search = (state.variables, state.masks), job.data.search
+    architecture, search = job.classifier.architecture, job.data.search
     key = jax.random.fold_in(job.key, 3000 + number)
     with job.terminal.stage(f"round {number}: attack", len(search.labels)) as advance:
-        clean = correct(job.classifier, params, search, batch_size=config.batch_size)
-        robust = correct(
-            job.classifier,
-            params,
-            search,
-            attack=config.search_attack,
-            key=key,
-            batch_size=config.batch_size,
-            progress=advance,
-        )
-    costs = _costs(architecture, state.variables, search, state.masks)
+        measured = measure(job, architecture, state, search, key, advance)
     row = {
         "round": number,
         "kept": masks.widths(architecture, state.masks),
         "filters": masks.widths(architecture, None),
-        **costs,
-        "accuracy": float(clean.mean()),
-        "robust_accuracy": float((clean & robust).mean()),
+        **measured,
         "shared_accuracy": shared_accuracy,
     }
     network = compaction.compact(architecture, state.variables, state.masks)
@@ -202,10 +190,44 @@ def archive_row(job: Run, state: State, number: int, shared_accuracy: float | No
     kept = " ".join(f"{n}/{row['filters'][group]}" for group, n in row["kept"].items())
     job.terminal.line(
         f"{f'round {number}' if number else 'dense':<9} search accuracy {row['accuracy']:.3f}  "
-        f"PGD-{config.attack.search_steps} {row['robust_accuracy']:.3f}  "
+        f"PGD-{job.config.attack.test_steps} {row['robust_accuracy']:.3f}  "
         f"MACs {row['macs']:,}  filters {kept}"
     )
     return row
+
+
+def measure(
+    job: Run,
+    architecture: Architecture,
+    state: State,
+    split: Split,
+    key: Array,
+    advance: Callable[[int], None],
+) -> dict:
+    """Accuracy, robust accuracy under the test attack, and costs of a network."""
+    config, params = job.config, (state.variables, state.masks)
+    classifier = Classifier(architecture, config.surrogate)
+    size = config.batch_size
+    clean = correct(classifier, params, split, batch_size=size)
+    robust = correct(
+        classifier,
+        params,
+        split,
+        attack=config.test_attack,
+        key=key,
+        batch_size=size,
+        progress=advance,
+    )
+    images = unit(jnp.asarray(job.data.search.images[:COST_IMAGES]))
+    synops = cost.synops(architecture, state.variables, images, state.masks)
+    return {
+        "accuracy": float(clean.mean()),
+        "robust_accuracy": float((clean & robust).mean()),
+        "macs": sum(cost.macs(architecture, state.masks).values()),
+        "params": sum(cost.params(architecture, state.masks).values()),
+        "synops": sum(synops.values()),
+        "energy_nj": cost.energy_nj(architecture, synops, state.masks),
+    }
 
 
 def choose(archive: list[dict], tolerance: float) -> int:
@@ -227,31 +249,21 @@ def close(job: Run, chosen: int, started: float) -> dict:
     """Meets the test images, once, with the dense and the chosen network; the summary."""
     config, test = job.config, job.data.test
     networks = [compaction.load(_network(job, number)) for number in (0, chosen)]
-    measured = []
+    key = jax.random.fold_in(job.key, 4000)
     with job.terminal.stage("test: attack", 2 * len(test.labels)) as advance:
-        for architecture, variables in networks:
-            classifier, params = Classifier(architecture, config.surrogate), (variables, None)
-            clean = correct(classifier, params, test, batch_size=config.batch_size)
-            robust = correct(
-                classifier,
-                params,
-                test,
-                attack=config.test_attack,
-                key=jax.random.fold_in(job.key, 4000),
-                batch_size=config.batch_size,
-                progress=advance,
-            )
-            measured.append(
-                {
-                    "accuracy": float(clean.mean()),
-                    "robust_accuracy": float((clean & robust).mean()),
-                    **_costs(architecture, variables, job.data.search, None),
-                }
-            )
+        measured = [
+            measure(job, architecture, State(variables, {}), test, key, advance)
+            for architecture, variables in networks
+        ]
     fill = np.arange(config.latency_batch) % len(test.labels)
-    latencies = cost.latency_ms(networks, unit(jnp.asarray(test.images[fill])))
-    for values, latency in zip(measured, latencies, strict=True):
-        values["latency_ms"] = latency
+    latencies = cost.latency_ms(
+        [(Classifier(architecture), (variables, None)) for architecture, variables in networks],
+        unit(jnp.asarray(test.images[fill])),
+    )
+    dense, pruned = (
+        values | {"latency_ms": latency}
+        for values, latency in zip(measured, latencies, strict=True)
+    )
     attack = config.test_attack
     packages = ("ccsrp-jax", "jax", "jaxlib", "flax", "optax", "evosax", "numpy")
     return {
@@ -270,11 +282,12 @@ def close(job: Run, chosen: int, started: float) -> dict:
             "surrogate": f"{config.surrogate.name}:{config.surrogate.width}",
             "caveat": SHORT_PGD_CAVEAT,
         },
-        "dense": measured[0],
-        "pruned": measured[1],
+        "dense": dense,
+        "pruned": pruned,
         "chosen_round": chosen,
         "latency_batch": config.latency_batch,
         "test_images": len(test.labels),
+        "footnote": job.data.record["footnote"],
         "run_dir": str(job.folder),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
@@ -337,19 +350,6 @@ def _train(job: Run, state: State, recipe: training.Recipe, fold: int, title: st
             augmentation=augmentation,
             report=tell,
         )
-
-
-def _costs(
-    architecture: Architecture, variables: dict, split: Split, mask: MaskTree | None
-) -> dict:
-    images = unit(jnp.asarray(split.images[:COST_IMAGES]))
-    synops = cost.synops(architecture, variables, images, mask)
-    return {
-        "macs": sum(cost.macs(architecture, mask).values()),
-        "params": sum(cost.params(architecture, mask).values()),
-        "synops": sum(synops.values()),
-        "energy_nj": cost.energy_nj(architecture, synops, mask),
-    }
 
 
 def _folder(config: Config) -> Path:

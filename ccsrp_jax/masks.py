@@ -36,22 +36,31 @@ def random(key: Array, architecture: Architecture, keep: float) -> MaskTree:
     return masks
 
 
-def check(architecture: Architecture, masks: MaskTree) -> None:
-    """Refuses masks that do not fit a network.
+def check_fit(architecture: Architecture, masks: MaskTree) -> None:
+    """Refuses masks of unknown groups or of a wrong length; looks at shapes only.
 
     Raises:
-      InputError: an unknown group, a wrong length, values other than 0 and 1, or a group
-        that keeps no filter.
+      InputError: naming the group.
     """
     widths = groups(architecture)
     for name, mask in masks.items():
         if name not in widths:
             raise unknown("mask group", name, widths)
-        bits = np.asarray(mask)
-        if bits.shape != (widths[name],):
+        if mask.shape != (widths[name],):
             raise InputError(
-                f"mask {name!r} has shape {bits.shape}: expected ({widths[name]},), one a filter."
+                f"mask {name!r} has shape {mask.shape}: expected ({widths[name]},), one a filter."
             )
+
+
+def check(architecture: Architecture, masks: MaskTree) -> None:
+    """Refuses masks that do not fit a network, their values included.
+
+    Raises:
+      InputError: as `check_fit`; or values other than 0 and 1, or no filter kept.
+    """
+    check_fit(architecture, masks)
+    for name, mask in masks.items():
+        bits = np.asarray(mask)
         if not np.isin(bits, (0, 1)).all():
             raise InputError(f"mask {name!r} holds values other than 0 and 1: give a 0/1 vector.")
         if not bits.any():

@@ -27,7 +27,7 @@ from ccsrp_jax.architecture import (
     shapes,
 )
 from ccsrp_jax.errors import InputError, unknown
-from ccsrp_jax.masks import MaskTree
+from ccsrp_jax.masks import MaskTree, check_fit
 from ccsrp_jax.neurons import LIF, Surrogate, lif
 
 Values = dict[str, Array]  # node name -> (S, B, *features), S = T or 1 where constant in time
@@ -117,10 +117,14 @@ class SpikingNetwork(nn.Module):
         Returns:
           The values that nodes from `end` on read (the classifier's output, where `end`
           is the end) together with `keep`, and the activity, empty unless asked for.
+
+        Raises:
+          InputError: a mask of an unknown group or of a wrong length.
         """
         nodes = self.architecture.nodes
         end = len(nodes) if end is None else end
         member, masks = group_of(self.architecture), masks or {}
+        check_fit(self.architecture, masks)
         values, seen = dict(values), Activity({}, {})
         for node in nodes[begin:end]:
             x = values[node.input]

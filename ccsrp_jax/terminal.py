@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.box import ROUNDED
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -48,7 +49,8 @@ class Terminal:
             yield advance
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        table = Table(title=title, title_justify="left")
+        box = ROUNDED if self.console.is_terminal else None  # plain in a file
+        table = Table(title=title, title_justify="left", box=box)
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right")
         for row in rows:

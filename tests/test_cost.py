@@ -202,5 +202,7 @@ def test_energy_by_hand():
 def test_latency_is_one_positive_figure_a_network():
     architecture = models.plain((2,), (4, 4, 1), 3)
     variables = random_variables(0, architecture)
-    figures = cost.latency_ms([(architecture, variables)] * 2, jnp.zeros((1, 4, 4, 1)), repeats=3)
+    masked = (models.Classifier(architecture), (variables, {"conv1": jnp.array([1.0, 0.0])}))
+    whole = (models.Classifier(architecture), (variables, None))
+    figures = cost.latency_ms([whole, masked], jnp.zeros((1, 4, 4, 1)), repeats=3)
     assert len(figures) == 2 and min(figures) > 0

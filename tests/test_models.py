@@ -97,6 +97,19 @@ def test_missing_masks_keep_everything(network, images):
     )
 
 
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        ({"conv9": jnp.ones(6)}, "unknown mask group 'conv9'.*conv1"),
+        ({"conv2": jnp.ones(6)}, r"mask 'conv2' has shape \(6,\): expected \(5,\)"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(network, images, mask, says):
+    architecture, variables = network
+    with pytest.raises(InputError, match=says):
+        SpikingNetwork(architecture).apply(variables, images, mask)
+
+
 @pytest.mark.parametrize("position", [3, 4, 7, 8])
 def test_walk_in_two_parts_equals_one_walk(network, images, position):
     architecture, variables = network

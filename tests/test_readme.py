@@ -1,0 +1,23 @@
+import re
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_example_in_the_readme_runs_and_prunes(capsys):
+    [example] = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    code = [line for line in example.splitlines() if line.strip()]
+    assert len(code) <= 20
+    exec(compile(example, str(README), "exec"), {})
+    macs = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) MACs", capsys.readouterr().out)]
+    assert len(macs) == 2 and macs[1] < macs[0]
+
+
+def test_files_and_modules_that_the_readme_names_exist():
+    text = README.read_text()
+    root = README.parent
+    for path in re.findall(r"(?:experiments|ccsrp_jax)/[\w/]+\.\w+", text):
+        assert (root / path).is_file(), path
+    for row in re.findall(r"^\| .*? \| (`.*`) \|$", text, re.MULTILINE):
+        for name in re.findall(r"`(\w+)`", row):
+            assert (root / "ccsrp_jax" / f"{name}.py").is_file(), name
