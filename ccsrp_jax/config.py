@@ -39,7 +39,7 @@ class Training:
 
     epochs: int = 20
     clean_epochs: int = 3
-    finetune_epochs: int = 15
+    finetune_epochs: int = 18
     batch_size: int = 128
     learning_rate: float = 5e-3
     finetune_learning_rate: float = 5e-3
@@ -55,17 +55,18 @@ class Attack:
     """The L-infinity attack, in pixel units where images span [0, 1].
 
     Attributes:
-      eps: radius, in training, in the search and in the test.
+      eps: radius, in training, in the search and in the test; by default one of the 16
+        grey levels that the digits are scanned in.
       search_steps: PGD steps of the shared adversarial set.
       test_steps: PGD steps when a network is measured, for the archive (on the search
         images) and at the close (on the test images).
       test_restarts: random starts of that attack.
     """
 
-    eps: float = 0.1
+    eps: float = 1 / 16
     search_steps: int = 10
     test_steps: int = 20
-    test_restarts: int = 3
+    test_restarts: int = 2
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,9 @@ class Config:
     train_images: int | None = None
     search_images: int | None = None
     test_images: int | None = None
-    rounds: int = 3
-    target_macs: float = 0.25
-    tolerance: float = 0.01
+    rounds: int = 6
+    target_macs: float = 0.45
+    tolerance: float = 0.02
     batch_size: int = 256
     member_chunk: int = 1
     latency_batch: int = 256
