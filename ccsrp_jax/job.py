@@ -73,7 +73,8 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
     )
     folder = _folder(config)
     rundir.prepare(folder, settings(config), resume=config.resume)
-    rundir.point_latest(folder)
+    if config.run_dir is None:
+        rundir.point_latest(folder)
     rundir.write_json(folder / "splits.json", data.record)
     classifier = Classifier(architecture, config.surrogate)
     job = Run(config, data, classifier, jax.random.key(config.seed), folder, terminal)
@@ -102,7 +103,8 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
 
     dense_macs = archive[0]["macs"]
     for number in range(done + 1, config.rounds + 1):
-        if archive[-1]["macs"] <= config.target_macs * dense_macs:
+        smallest = all(mask.sum() <= config.search.multiple for mask in state.masks.values())
+        if smallest or archive[-1]["macs"] <= config.target_macs * dense_macs:
             break
         state, shared_accuracy = prune_round(job, state, number)
         archive.append(archive_row(job, state, number, shared_accuracy))
@@ -174,7 +176,8 @@ def archive_row(job: Run, state: State, number: int, shared_accuracy: float | No
     """A trade-off point, measured on the search images; its network is saved beside it."""
     architecture, search = job.classifier.architecture, job.data.search
     key = jax.random.fold_in(job.key, 3000 + number)
-    with job.terminal.stage(f"round {number}: attack", len(search.labels)) as advance:
+    name = f"round {number}" if number else "dense"
+    with job.terminal.stage(f"{name}: attack", len(search.labels)) as advance:
         measured = measure(job, architecture, state, search, key, advance)
     row = {
         "round": number,
@@ -189,7 +192,7 @@ def archive_row(job: Run, state: State, number: int, shared_accuracy: float | No
     compaction.save(path, *network)
     kept = " ".join(f"{n}/{row['filters'][group]}" for group, n in row["kept"].items())
     job.terminal.line(
-        f"{f'round {number}' if number else 'dense':<9} search accuracy {row['accuracy']:.3f}  "
+        f"{name:<9} search accuracy {row['accuracy']:.3f}  "
         f"PGD-{job.config.attack.test_steps} {row['robust_accuracy']:.3f}  "
         f"MACs {row['macs']:,}  filters {kept}"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ccsrp_jax import cli, compaction
+from ccsrp_jax import cli, compaction, rundir
 from ccsrp_jax.config import parse
 from ccsrp_jax.job import choose
 
@@ -78,7 +78,7 @@ def test_run_writes_what_it_promises(finished):
         *("config.json", "metrics.jsonl", "archive.jsonl", "summary.json", "splits.json"),
         *("report.html", "tradeoff.png", "filters.png", "training.png", "pruned.safetensors"),
     }
-    assert (run_dir.parent / "latest" / "summary.json").exists()
+    assert not (run_dir.parent / "latest").exists()  # the link is for runs/ alone
     summary = json.loads((run_dir / "summary.json").read_text())
     keys = {"accuracy", "robust_accuracy", "macs", "params", "synops", "energy_nj", "latency_ms"}
     assert summary["dense"].keys() == summary["pruned"].keys() == keys
@@ -150,6 +150,15 @@ def _rows(path: Path) -> list[dict]:
     """The complete rows of a file that is being written."""
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
+
+
+def test_latest_points_at_the_newest_run(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(name)
+        rundir.point_latest(tmp_path / name)
+        assert (tmp_path / "latest" / "summary.json").read_text() == name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "latest", "second"]
 
 
 def refused(capsys, *flags: str) -> str:
