@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from ccsrp_jax.errors import InputError
+from ccsrp_jax.errors import InputError, check_number, unknown
 from ccsrp_jax.neurons import LIF
 
 IMAGE = "image"  # the name under which the first nodes read the input
@@ -105,6 +105,19 @@ class Architecture:
     neuron: LIF = LIF()
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
+
+    def __post_init__(self) -> None:
+        check_number("time_steps", self.time_steps, 1)
+        known = [IMAGE]
+        for node in self.nodes:
+            for name in inputs(node):
+                if name not in known:
+                    raise unknown(f"input of node {node.name!r}", name, known)
+            if node.name in known:
+                raise InputError(f"two nodes are called {node.name!r}: give each its own name.")
+            known.append(node.name)
+        if not self.nodes or not isinstance(self.nodes[-1], Dense):
+            raise InputError(f"the last node is {known[-1]!r}: end with a Dense, the classifier.")
 
     @property
     def classes(self) -> int:
@@ -199,15 +212,33 @@ def group_of(architecture: Architecture) -> dict[str, str]:
 def groups(architecture: Architecture) -> dict[str, int]:
     """Prunable groups in order, each with its number of filters.
 
-    A group is prunable when a LIF layer gates it: everything but image and classifier.
+    A group is prunable when whatever reads its channels into other ones (a convolution, a
+    dense layer) does so behind a LIF layer's gate, where a removed channel is exactly 0.
     """
-    member = group_of(architecture)
-    gated = {member[node.name] for node in architecture.nodes if isinstance(node, Spike)}
-    gated -= {IMAGE, member[architecture.nodes[-1].name]}
+    member, shape = group_of(architecture), shapes(architecture)
     widths = {
         node.name: node.width for node in architecture.nodes if isinstance(node, Conv | Dense)
     }
-    return {name: width for name, width in widths.items() if name in gated}
+    silent = {IMAGE: False}  # whether a masked channel is 0 there
+    fixed = {IMAGE, member[architecture.nodes[-1].name]}
+    for node in architecture.nodes:
+        group, reads = member[node.name], [silent[name] for name in inputs(node)]
+        match node:
+            case Spike():
+                silent[node.name] = True
+                if shape[node.name][-1] != widths.get(group):  # features, no longer channels
+                    fixed.add(group)
+            case Conv() | Dense():
+                silent[node.name] = False
+                if not all(reads):
+                    fixed.add(member[node.input])
+            case _:
+                silent[node.name] = all(reads) and not isinstance(node, Norm)
+    return {
+        name: width
+        for name, width in widths.items()
+        if name in member.values() and name not in fixed
+    }
 
 
 @cache

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ccsrp_jax.errors import InputError
+from ccsrp_jax.errors import InputError, check_number
 
 Logits = Callable[[Any, Float[Array, "B H W C"]], Float[Array, "B K"]]
 
@@ -52,12 +52,9 @@ class PGD:
                 f"attack eps {self.eps} is outside [0, 1]: give the radius in pixel units, "
                 "where images span 0 to 1 (8/255 is 0.0314)."
             )
-        if self.steps < 1 or self.restarts < 1:
-            raise InputError(
-                f"attack of {self.steps} steps and {self.restarts} restarts: give 1 or more."
-            )
-        if not self.relative_step > 0:
-            raise InputError(f"attack relative_step {self.relative_step} must be above 0.")
+        check_number("attack steps", self.steps, 1)
+        check_number("attack restarts", self.restarts, 1)
+        check_number("attack relative_step", self.relative_step, 0, above=True)
 
     @property
     def step_size(self) -> float:

@@ -7,6 +7,7 @@ are known of it; the loop, the bit-flip EA and its constants are those of its an
 CCEP (IJCAI 2022, released code); everything else is this library's choice and says so.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +20,22 @@ from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from jaxtyping import Array
 
 from ccsrp_jax import evolution, fitness, selection
+from ccsrp_jax import masks as masking
+from ccsrp_jax.architecture import groups
 from ccsrp_jax.attacks import PGD, perturb
 from ccsrp_jax.data import Split, unit
-from ccsrp_jax.errors import InputError, unknown
+from ccsrp_jax.errors import InputError, check_number, unknown
 from ccsrp_jax.masks import MaskTree
 from ccsrp_jax.models import Classifier
+
+CHOICES = {
+    "decoder": ("threshold", "topk"),
+    "objective": ("accuracy", "loss"),
+    "selection": ("weighted_sum", "nsga2"),
+    "shared_set": ("pooled", "per_layer"),
+}
+# They hold on to a best fitness of earlier generations, which an order by ranks has not.
+REMEMBERING = ("PSO", "HillClimbing", "GradientlessDescent", "SimulatedAnnealing")
 
 
 @dataclass(frozen=True)
@@ -37,13 +49,17 @@ class Search:
       strategy: `BitFlip` (CCEP) or the name of any evosax algorithm (ours).
       population: members of a sub-population (CCEP: 5).
       generations: a group's generations in a round (CCEP: 10).
-      keep_floor: share of a group's filters that a round keeps at least (CCEP: 0.9).
+      keep_floor: share of a group's filters that a round keeps at least (CCEP: 0.9). As
+        there, bit flips may end one filter below; at least one filter may always go.
       mutation_rate: of a bit, for `BitFlip` and for the variants that the shared
         adversarial set is made from (CCEP: 0.1; its use for the variants ours).
       init_keep: probability of a 1 in the first population (CCEP: 0.95).
-      decoder: genomes to masks for evosax strategies (ours); see `evolution.decode`.
-      multiple: `topk` keeps a multiple of this many filters, and leaves a group alone that
-        has no more (ours: convolutions are slow on odd numbers of channels).
+      decoder: genomes to masks for evosax strategies (ours); see `evolution.decode`. With
+        `topk` all candidates of a group keep equally many filters, so MACs do not tell
+        them apart and the floor alone sets the pace.
+      multiple: `topk` rounds the floor down to a multiple of this many filters, and leaves
+        a group alone that has no more (ours: convolutions are slow on odd numbers of
+        channels). Small groups lose more than the floor says.
       objective: `accuracy` (CCEP) or `loss`, which ties less often (ours).
       selection: `weighted_sum` with ties to fewer MACs, or `nsga2` (both ours).
       robust_weight: weight of the robust objective beside the clean one (ours).
@@ -74,22 +90,29 @@ class Search:
             raise InputError(
                 f"population {self.population} is too small to search: give 2 or more members."
             )
-        for name in ("generations", "multiple"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} is below 1: give 1 or more.")
-        if not 0 < self.keep_floor <= 1:
+        for name, options in CHOICES.items():
+            if getattr(self, name) not in options:
+                raise unknown(name, getattr(self, name), options)
+        if self.selection == "nsga2" and self.strategy in REMEMBERING:
             raise InputError(
-                f"keep_floor {self.keep_floor} is outside (0, 1]: give the share of filters "
-                "that a round keeps at least."
+                f"strategy {self.strategy} compares ranks of different generations: use it with "
+                "selection weighted_sum, or choose another strategy for nsga2."
             )
-        for name in ("mutation_rate", "init_keep"):
-            if not 0 < getattr(self, name) <= 1:
-                raise InputError(
-                    f"{name} {getattr(self, name)} is outside (0, 1]: give a probability."
-                )
+        check_number("generations", self.generations, 1)
+        check_number("multiple", self.multiple, 1)
+        for name in ("keep_floor", "mutation_rate", "init_keep"):
+            check_number(name, getattr(self, name), 0, 1, above=True)
+        check_number("robust_weight", self.robust_weight, 0)
+        check_number("macs_weight", self.macs_weight, 0)
+
+    @property
+    def step(self) -> int:
+        """Filters are removed down to a multiple of this many."""
+        return self.multiple if self.strategy != "BitFlip" and self.decoder == "topk" else 1
 
 
-# By name: the ancestor's search as far as it is known, and the one that `make run` uses.
+# By name: the ancestor's search as far as it is known, and the one that `make run` uses,
+# whose every setting is ours.
 PRESETS = {
     "faithful": Search(),
     "snes": Search(
@@ -109,7 +132,7 @@ class Found(NamedTuple):
     mask: np.ndarray
     objectives: np.ndarray  # (3,) minimised: clean, robust, MACs
     evaluations: int  # distinct masks scored
-    best: list[float]  # best scalar fitness of refusable masks after each generation
+    best: list[float]  # lowest weighted sum so far, after each generation
 
 
 def shared_adversarial_set(
@@ -134,11 +157,12 @@ def shared_adversarial_set(
     variants = [masks]
     for number, group in enumerate(mutated):
         key_variant = jax.random.fold_in(key_mutate, number)
-        child = evolution.mutate(
-            key_variant, masks[group], masks[group], search.mutation_rate, search.keep_floor
-        )
+        alive = masks[group]
+        least = _least_kept(np.asarray(alive), search.keep_floor)
+        child = evolution.mutate(key_variant, alive, alive, search.mutation_rate, least)
         variants.append(masks | {group: child})
     total = len(clean.labels)
+    variants = variants[:total]  # each gets an image at least
     share = -(-total // len(variants))  # equal shares, so that one program serves all
     images = np.empty((total, *clean.images.shape[1:]), np.float32)
     for number, variant in enumerate(variants):
@@ -154,6 +178,11 @@ def shared_adversarial_set(
         )
         images[places] = np.asarray(adversarial)[: len(places)]
     return Split(images, clean.labels)
+
+
+def _least_kept(alive: np.ndarray, keep_floor: float) -> int:
+    """The ancestor's floor: a mutation clears a bit only while this many are kept."""
+    return math.ceil(keep_floor * int(alive.sum()) - 1e-9)
 
 
 def search_group(
@@ -193,22 +222,22 @@ def search_group(
     def scalar(points: np.ndarray) -> np.ndarray:
         if search.selection == "nsga2":
             return np.asarray(selection.nsga2(jnp.asarray(points, jnp.float32)))
+        if bit_flip:  # places in float64: as float32 values, small ties would be lost
+            return np.unique(weigh(points), return_inverse=True)[1]
         return weigh(points)
 
     def weigh(points: np.ndarray) -> np.ndarray:
         return selection.weighted_sum(points, search.robust_weight, search.macs_weight)
 
-    n, least = (
-        len(alive),
-        evolution.floor_count(int(alive.sum()), search.keep_floor, search.multiple),
-    )
+    n = len(alive)
+    least = evolution.floor_count(int(alive.sum()), search.keep_floor, search.step)
     bit_flip = search.strategy == "BitFlip"
     algorithm = evolution.strategy(search.strategy, search.population, n)
     params = algorithm.default_params
     if bit_flip:
         params = params.replace(
             mutation_rate=search.mutation_rate,
-            keep_floor=search.keep_floor,
+            least=_least_kept(alive, search.keep_floor),
             alive=jnp.asarray(alive),
         )
 
@@ -218,14 +247,14 @@ def search_group(
         decoded = evolution.decode(genomes, jnp.asarray(alive), least, decoder=search.decoder)
         return np.asarray(decoded)
 
-    key_init, key_state, key_loop, key_spare = jax.random.split(key, 4)
+    key_init, key_state, key_loop, key_noise, key_spare = jax.random.split(key, 5)
     start = evolution.initial_masks(
         key_init, jnp.asarray(alive), search.init_keep, least, size=search.population
     )
-    ranks_parents = isinstance(algorithm, PopulationBasedAlgorithm)
-    if ranks_parents:
+    has_parents = isinstance(algorithm, PopulationBasedAlgorithm)
+    if has_parents:
         if not bit_flip:  # genes around 0 that decode to the first masks' order
-            start = start - 0.5 + 0.1 * jax.random.normal(key_spare, start.shape)
+            start = start - 0.5 + 0.1 * jax.random.normal(key_noise, start.shape)
         first = jnp.asarray(scalar(objectives(decode(start))), jnp.float32)
         state = algorithm.init(key_state, start, first, params)
     else:
@@ -239,8 +268,8 @@ def search_group(
         key_ask, key_tell = jax.random.split(jax.random.fold_in(key_loop, generation))
         population, state = algorithm.ask(key_ask, state, params)
         points = objectives(decode(population))
-        if ranks_parents and search.selection == "nsga2":
-            # an order is only meaningful among those it was made of: rank parents anew
+        if bit_flip or (has_parents and search.selection == "nsga2"):
+            # a place is only meaningful among those it was given with: rank parents anew
             parents = objectives(decode(algorithm.get_population(state)))
             order = scalar(np.concatenate([parents, points]))
             state = state.replace(
@@ -274,7 +303,7 @@ class Round(NamedTuple):
     """What a round's searches found, before fine-tuning."""
 
     masks: MaskTree
-    found: dict[str, Found]  # by group; without groups that had one filter left
+    found: dict[str, Found]  # by group; without groups too small to lose a filter
     shared_sets: dict[str, Split]  # the adversarial set that each group was scored on
 
     def distinct_sets(self) -> list[Split]:
@@ -297,7 +326,7 @@ def search_round(
 ) -> Round:
     """Searches every group in the current network, then splices all masks at once.
 
-    Groups do not see each other's results within a round, so their order does not matter.
+    Groups do not see each other's results within a round.
 
     Args:
       key: for this round.
@@ -311,7 +340,9 @@ def search_round(
       report: called with group, generation, best fitness and number of evaluations.
     """
     key_shared, key_search = jax.random.split(key)
-    prunable = [group for group, mask in masks.items() if mask.sum() > search.multiple]
+    # in the architecture's order, which a restored mask tree may not be in
+    masks = masking.ones(classifier.architecture) | dict(masks)
+    prunable = [name for name in groups(classifier.architecture) if masks[name].sum() > search.step]
 
     def shared(number: int, mutated: list[str]) -> Split:
         key_set = jax.random.fold_in(key_shared, number)

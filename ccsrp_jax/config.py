@@ -1,6 +1,8 @@
 """Settings of the main job: frozen dataclasses, read from a file, from flags, or both."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import sys
 import tomllib
@@ -13,7 +15,7 @@ import tyro
 
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.coevolution import PRESETS, Search
-from ccsrp_jax.errors import InputError, unknown
+from ccsrp_jax.errors import InputError, check_number, unknown
 from ccsrp_jax.models import MODELS
 from ccsrp_jax.neurons import LIF, Surrogate
 from ccsrp_jax.training import Recipe
@@ -47,7 +49,7 @@ class Training:
     clean_weight: float = 0.0
     adversarial: bool = True
     attack_steps: int = 3
-    augmentation: Literal["auto", "none", "shift", "crop_flip"] = "none"
+    augmentation: Literal["auto", "none", "shift", "crop_flip"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,18 @@ class Attack:
 class Config:
     """Train a spiking network, prune it by robust cooperative coevolution, shrink it, report.
 
+    Settings of the loop are ours where no source is named: what CCSRP itself uses is not
+    known, and its ancestor CCEP fine-tunes for 100 epochs in each of 20 rounds.
+
     Attributes:
       dataset: `digits`, a TFDS image-classification set (`cifar10`, `mnist`,
         `svhn_cropped`, ...), or the path of an .npz with x_train, y_train, x_test, y_test.
       data_dir: where TFDS sets lie prepared.
-      model: name of the architecture.
+      model: `small` (for digits), `medium` (28 or 32 pixels, on a CPU) or `vgg11`.
       time_steps: T, steps that the network runs for an image.
       seed: of splits, weights, batches, attacks and search.
-      search_fraction: share of the training images held out for everything that selects.
+      search_fraction: share of the training images held out for everything that selects
+        (CCEP: 0.2).
       train_images: use at most this many training images.
       search_images: use at most this many search images.
       test_images: use at most this many test images.
@@ -94,7 +100,7 @@ class Config:
       run_dir: where the run is written; by default a new runs/DATASET-MODEL-TIME, or with
         --resume the latest run there.
       resume: continue the run from its last checkpoint.
-      preset: settings of the search, before the flags below.
+      preset: `snes`, or `faithful` to the ancestor's search; the flags below change it.
       config: a TOML or JSON file with any of these settings; flags override it.
     """
 
@@ -129,14 +135,13 @@ class Config:
         if self.preset not in PRESETS:
             raise unknown("preset", self.preset, PRESETS)
         for name in ("time_steps", "batch_size", "member_chunk", "latency_batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} is below 1: give 1 or more.")
-        if self.rounds < 0:
-            raise InputError(f"rounds {self.rounds} is negative: give 0 or more.")
-        if not 0 <= self.target_macs <= 1:
-            raise InputError(f"target_macs {self.target_macs} is outside [0, 1]: give a share.")
-        if not 0 <= self.tolerance <= 1:
-            raise InputError(f"tolerance {self.tolerance} is outside [0, 1]: give a share.")
+            check_number(name, getattr(self, name), 1)
+        check_number("seed", self.seed, 0, 2**32 - 1)
+        check_number("rounds", self.rounds, 0)
+        check_number("target_macs", self.target_macs, 0, 1)
+        check_number("tolerance", self.tolerance, 0, 1)
+        check_number("attack_steps", self.training.attack_steps, 1)
+        check_number("finetune_epochs", self.training.finetune_epochs, 0)
         # building the library's own objects checks their values
         _ = self.recipe, self.finetune_recipe, self.search_attack, self.test_attack
 
@@ -144,7 +149,7 @@ class Config:
     def recipe(self) -> Recipe:
         """Of the dense network's training."""
         t = self.training
-        attack = PGD(self.attack.eps, max(t.attack_steps, 1)) if t.adversarial else None
+        attack = PGD(self.attack.eps, t.attack_steps) if t.adversarial else None
         return Recipe(
             epochs=t.epochs,
             batch_size=t.batch_size,
@@ -175,6 +180,8 @@ class Config:
         return PGD(self.attack.eps, self.attack.test_steps, self.attack.test_restarts)
 
 
+LATEST = "runs/latest"  # a link to the newest run
+
 # What may differ between a run and its continuation: where things lie, not what is computed.
 PLACES = ("data_dir", "run_dir", "resume", "config")
 
@@ -189,7 +196,7 @@ def parse(args: Sequence[str] | None = None) -> Config:
     """The settings from flags, over those of `--config`, over those of `--preset`.
 
     A file's settings are read as flags that come before the others, so a file and the
-    same flags give the same run.
+    same flags give the same run; so are those of a run that is resumed.
 
     Raises:
       InputError: a value that cannot be used, or a file that cannot be read.
@@ -197,15 +204,29 @@ def parse(args: Sequence[str] | None = None) -> Config:
     args = list(sys.argv[1:] if args is None else args)
     path = _last(args, "config")
     flags = (_flags(_read(Path(path))) if path else []) + args
+    started = Path(_last(flags, "run-dir") or LATEST) / "config.json"
+    if "--resume" in args and started.exists():
+        flags = _flags(_read(started)) + flags
     preset = _last(flags, "preset") or Config.preset
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
     default = Config(preset=preset, search=PRESETS[preset])
-    return tyro.cli(
-        Config,
-        default=default,
-        args=flags,
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(Config, default=default, args=flags)
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise InputError(_sentence(said.getvalue())) from None
+
+
+def _sentence(framed: str) -> str:
+    """What the flag parser's framed message says, in one line."""
+    rows = [row.strip("\u2502 ") for row in framed.splitlines()]
+    rows = [row for row in rows if row and row[0] not in "\u256d\u2570"]
+    end = next((i for i, row in enumerate(rows) if row.startswith("\u2500")), len(rows))
+    return " ".join(rows[:end]).rstrip(".") + ": see --help."
 
 
 def _last(args: Sequence[str], name: str) -> str | None:
@@ -222,13 +243,16 @@ def _last(args: Sequence[str], name: str) -> str | None:
 def _read(path: Path) -> dict:
     try:
         text = path.read_text()
-        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        table = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise InputError(
             f"config file {path} cannot be read ({error.strerror}): give a TOML or JSON file."
         ) from error
     except ValueError as error:
         raise InputError(f"config file {path} is not valid ({error}): mend that line.") from error
+    if not isinstance(table, dict):
+        raise InputError(f"config file {path} holds no table of settings: give names and values.")
+    return table
 
 
 def _flags(table: dict, prefix: str = "") -> list[str]:
@@ -241,6 +265,11 @@ def _flags(table: dict, prefix: str = "") -> list[str]:
                 flags += _flags(value, name + ".")
             case bool():
                 flags.append(f"--{name}" if value else f"--{prefix}no-{key.replace('_', '-')}")
+            case None | int() | float() | str():
+                flags.append(f"--{name}={value}")
             case _:
-                flags += [f"--{name}", str(value)]
+                raise InputError(
+                    f"setting {key} of the config file is {value!r}: give a number, a text, true "
+                    "or false."
+                )
     return flags

@@ -1,6 +1,7 @@
 """One exception for everything a user can get wrong, and the nearest valid name."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -18,6 +19,22 @@ def unknown(what: str, name: str, options: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else "choose one of these."
     return InputError(f"unknown {what} {name!r}: expected one of {', '.join(options)}; {hint}")
+
+
+def check_number(
+    name: str,
+    value: float | int,
+    low: float | int,
+    high: float | int = math.inf,
+    *,
+    above: bool = False,
+) -> None:
+    """Refuses a number that is not finite, or not from `low` (or above it) to `high`."""
+    reaches = value > low if above else value >= low
+    if not (reaches and value <= high and math.isfinite(value)):
+        bounds = f"above {low:g}" if above else f"of {low:g} or more"
+        top = "" if high == math.inf else f" and at most {high:g}"
+        raise InputError(f"{name} {value} is out of range: give a number {bounds}{top}.")
 
 
 def reason(error: Exception) -> str:

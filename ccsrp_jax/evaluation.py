@@ -18,6 +18,7 @@ def batches(split: Split, size: int) -> Iterator[tuple[Array, Array, int]]:
 
     The last batch is filled up with its own first images, so that all have one shape.
     """
+    size = min(size, len(split.labels))
     for start in range(0, len(split.labels), size):
         images, labels = (part[start : start + size] for part in split)
         real = len(labels)

@@ -16,13 +16,14 @@ from evosax.algorithms.population_based import base
 from flax import struct
 from jaxtyping import Array, Float, ScalarLike
 
-from ccsrp_jax.errors import unknown
+from ccsrp_jax.errors import InputError, reason, unknown
 
 
 def floor_count(alive: int, keep_floor: float, multiple: int = 1) -> int:
     """Fewest of `alive` filters that a round may keep, rounded down to a `multiple`.
 
-    It always lets at least one filter go, and never the last `multiple`.
+    It always lets at least one filter go, and never the last `multiple`; where there are
+    few filters, both take more than `keep_floor` says.
     """
     least = math.ceil(keep_floor * alive - 1e-9) // multiple * multiple
     return max(min(least, (alive - 1) // multiple * multiple), multiple)
@@ -34,7 +35,7 @@ def floor_count(alive: int, keep_floor: float, multiple: int = 1) -> int:
 @struct.dataclass
 class BitFlipParams(base.Params):
     mutation_rate: ScalarLike
-    keep_floor: ScalarLike  # a 1 becomes 0 only while at least this share of `alive` is kept
+    least: ScalarLike  # a 1 becomes 0 only while at least this many are kept
     alive: Array  # (n,) filters that may be kept
 
 
@@ -42,7 +43,7 @@ class BitFlip(base.PopulationBasedAlgorithm):
     """CCEP's per-layer EA: bit-wise mutation of uniform parents, (mu + lambda) survival.
 
     Genomes are 0/1 vectors. A child scans its parent's bits in order; with the mutation
-    rate a 0 becomes 1, and a 1 becomes 0 if the share kept so far is at the floor or
+    rate a 0 becomes 1, and a 1 becomes 0 if the number kept so far is at the floor or
     above, so that a child may end one filter below it. An empty child is its parent.
 
     References:
@@ -52,7 +53,7 @@ class BitFlip(base.PopulationBasedAlgorithm):
 
     @property
     def _default_params(self) -> BitFlipParams:
-        return BitFlipParams(0.1, 0.9, jnp.ones(self.num_dims))
+        return BitFlipParams(0.1, 1, jnp.ones(self.num_dims))
 
     def _init(self, key: Array, params: BitFlipParams) -> base.State:
         return base.State(
@@ -69,7 +70,7 @@ class BitFlip(base.PopulationBasedAlgorithm):
         keys = jax.random.split(key_flip, self.population_size)
         mutate_all = jax.vmap(mutate, in_axes=(0, 0, None, None, None))
         children = mutate_all(
-            keys, state.population[chosen], params.alive, params.mutation_rate, params.keep_floor
+            keys, state.population[chosen], params.alive, params.mutation_rate, params.least
         )
         return children, state
 
@@ -85,10 +86,9 @@ def mutate(
     parent: Float[Array, "n"],
     alive: Float[Array, "n"],
     rate: ScalarLike,
-    keep_floor: ScalarLike,
+    least: ScalarLike,
 ) -> Float[Array, "n"]:
-    """One bit-wise mutation under the keep floor, as in `BitFlip`."""
-    least = keep_floor * alive.sum()
+    """One bit-wise mutation, as in `BitFlip`; a 1 stays where fewer than `least` are kept."""
 
     def visit(kept, gene):
         bit, flips, may_live = gene
@@ -153,11 +153,24 @@ def strategies() -> dict[str, Callable]:
 
 @cache  # every strategy object compiles its own ask and tell
 def strategy(name: str, population: int, filters: int) -> base.EvolutionaryAlgorithm:
-    """The strategy of that name over `filters` genes; one object for equal arguments."""
+    """The strategy of that name over `filters` genes; one object for equal arguments.
+
+    Raises:
+      InputError: an unknown name, or one that evosax cannot make for this population.
+    """
     known = strategies()
     if name not in known:
         raise unknown("strategy", name, known)
-    return known[name](population_size=population, solution=jnp.zeros(filters))
+    extra = {}
+    if name == "RandomSearch":  # the one that must be told where to draw from
+        extra["sampling_fn"] = lambda key: jax.random.normal(key, (filters,))
+    try:
+        return known[name](population_size=population, solution=jnp.zeros(filters), **extra)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise InputError(
+            f"strategy {name} cannot be made for a population of {population} "
+            f"({reason(error)}): change the population or choose another strategy."
+        ) from error
 
 
 def strong(state):

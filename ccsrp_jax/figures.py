@@ -46,15 +46,6 @@ RING = {
     "markeredgewidth": 1.3,
     "zorder": 4,
 }
-CURVES = (  # key in metrics.jsonl, label, style
-    ("accuracy", "training images", {"color": GREY}),
-    ("search_accuracy", "search images", {"color": BLUE, "marker": "o", "markersize": 3.5}),
-    (
-        "search_robust_accuracy",
-        "search images,\nattacked",
-        {"color": VERMILION, "marker": "s", "markersize": 3.5},
-    ),
-)
 
 
 def tradeoff_figure(archive: list[Row], summary: Row) -> Figure:
@@ -187,8 +178,7 @@ def training_figure(metrics: list[Row]) -> Figure:
     figure = Figure(figsize=(7, 4.8), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     _style(top, "Loss")
-    _style(bottom, "Accuracy")
-    ends: dict[str, tuple[float, str]] = {}  # label -> last height and colour
+    _style(bottom, "Accuracy on training images, as trained on")
     first, shown = 1, -math.inf
     for (stage, _), rows in groupby(epochs, lambda row: (row["stage"], row.get("round"))):
         stretch = list(rows)
@@ -196,12 +186,7 @@ def training_figure(metrics: list[Row]) -> Figure:
         loss = [number(row.get("loss")) for row in stretch]
         line = {"linewidth": 1.6, "marker": "." if len(x) < 3 else None}
         top.plot(x, loss, color=GREY, **line)
-        for key, label, style in CURVES:
-            points = [(i, number(row.get(key))) for i, row in zip(x, stretch, strict=True)]
-            points = [point for point in points if math.isfinite(point[1])]
-            if points:
-                bottom.plot(*zip(*points, strict=True), **(line | style))
-                ends[label] = (points[-1][1], style["color"])
+        bottom.plot(x, [number(row.get("accuracy")) for row in stretch], color=GREY, **line)
         if first > 1:
             for ax in (top, bottom):
                 ax.axvline(first - 0.5, color="#CCCCCC", linewidth=0.8, zorder=0)
@@ -212,7 +197,6 @@ def training_figure(metrics: list[Row]) -> Figure:
             _note(top, name, (middle, 1), (0, 3), **place)
             shown = middle
         first += len(stretch)
-    _label_ends(bottom, ends)
     if not epochs:
         bottom.text(0.5, 0.5, "no epochs recorded", transform=bottom.transAxes, ha="center")
     top.set_ylim(bottom=0)
@@ -222,16 +206,6 @@ def training_figure(metrics: list[Row]) -> Figure:
         "epochs: training, then fine-tuning in each round (numbers)", color=INK, fontsize=9
     )
     return figure
-
-
-def _label_ends(ax: Axes, ends: dict[str, tuple[float, str]]) -> None:
-    """Writes every curve's name right of its last point, moved apart where they meet."""
-    low, high = ax.get_ylim()
-    gap, height = 0.15 * (high - low), math.inf
-    for label, (y, colour) in sorted(ends.items(), key=lambda end: -end[1][0]):
-        height = min(y, height - gap)
-        place = {"xycoords": ax.get_yaxis_transform(), "va": "center", "color": colour}
-        _note(ax, label, (1, height), (6, 0), **place)
 
 
 def _with_room(archive: list[Row], places: list[float], room: float) -> list[int]:

@@ -13,18 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ccsrp_jax import compaction, cost, masks, models, report, rundir, training
+from ccsrp_jax import compaction, cost, evolution, masks, models, report, rundir, training
 from ccsrp_jax.architecture import Architecture
 from ccsrp_jax.attacks import SHORT_PGD_CAVEAT
 from ccsrp_jax.coevolution import search_round
-from ccsrp_jax.config import Config, settings
+from ccsrp_jax.config import LATEST, Config, settings
 from ccsrp_jax.data import Dataset, Split, load, unit
 from ccsrp_jax.evaluation import correct
 from ccsrp_jax.masks import MaskTree
 from ccsrp_jax.models import Classifier
 from ccsrp_jax.terminal import Terminal
 
-COST_IMAGES = 256  # search images over which SynOps are averaged
+COST_IMAGES = 256  # of the split, over which SynOps are averaged
 
 
 class State(NamedTuple):
@@ -53,6 +53,9 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
     """
     started = time.perf_counter()
     terminal = terminal or Terminal()
+    folder = _folder(config)
+    rundir.check(folder, settings(config), resume=config.resume)
+    evolution.strategy(config.search.strategy, config.search.population, 8)  # refuses it early
     data = load(
         config.dataset,
         data_dir=config.data_dir,
@@ -71,11 +74,9 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
         mean=data.mean,
         std=data.std,
     )
-    folder = _folder(config)
-    rundir.prepare(folder, settings(config), resume=config.resume)
+    rundir.prepare(folder, settings(config), data.record)
     if config.run_dir is None:
         rundir.point_latest(folder)
-    rundir.write_json(folder / "splits.json", data.record)
     classifier = Classifier(architecture, config.surrogate)
     job = Run(config, data, classifier, jax.random.key(config.seed), folder, terminal)
     sizes = ", ".join(f"{len(split.labels)} {name}" for name, split in _splits(data))
@@ -93,22 +94,23 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
         _forget_unfinished(job, [], done=-1)
         state = train_dense(job, fresh)
         archive = [archive_row(job, state, 0, None)]
-        save(job, checkpoints, 0, state, archive)
+        save(job, checkpoints, 0, state, archive, started)
         done = 0
     else:
         done, state, record = restored
         state, archive = State(*state), record["archive"]
+        started -= record["seconds"]
         _forget_unfinished(job, archive, done)
         terminal.line(f"resumed after round {done}" if done else "resumed after training")
 
     dense_macs = archive[0]["macs"]
     for number in range(done + 1, config.rounds + 1):
-        smallest = all(mask.sum() <= config.search.multiple for mask in state.masks.values())
+        smallest = all(mask.sum() <= config.search.step for mask in state.masks.values())
         if smallest or archive[-1]["macs"] <= config.target_macs * dense_macs:
             break
         state, shared_accuracy = prune_round(job, state, number)
         archive.append(archive_row(job, state, number, shared_accuracy))
-        save(job, checkpoints, number, state, archive)
+        save(job, checkpoints, number, state, archive, started)
 
     chosen = choose(archive, config.tolerance)
     rundir.write_rows(
@@ -132,7 +134,8 @@ def prune_round(job: Run, state: State, number: int) -> tuple[State, float]:
     """One round of search, splice and fine-tuning; also the spliced network's accuracy on
     the shared adversarial set, before fine-tuning."""
     config, started = job.config, time.perf_counter()
-    generations = len(state.masks) * config.search.generations
+    prunable = sum(int(mask.sum()) > config.search.step for mask in state.masks.values())
+    generations = prunable * config.search.generations
     with job.terminal.stage(f"round {number}: search", generations) as advance:
 
         def tell(group: str, generation: int, best: float, evaluations: int) -> None:
@@ -221,7 +224,7 @@ def measure(
         batch_size=size,
         progress=advance,
     )
-    images = unit(jnp.asarray(job.data.search.images[:COST_IMAGES]))
+    images = unit(jnp.asarray(split.images[:COST_IMAGES]))
     synops = cost.synops(architecture, state.variables, images, state.masks)
     return {
         "accuracy": float(clean.mean()),
@@ -325,10 +328,16 @@ def show(terminal: Terminal, summary: dict, page: Path) -> None:
 
 
 def save(
-    job: Run, checkpoints: rundir.Checkpoints, number: int, state: State, archive: list
+    job: Run,
+    checkpoints: rundir.Checkpoints,
+    number: int,
+    state: State,
+    archive: list,
+    started: float,
 ) -> None:
     """Makes a stage's result durable; the archive file is written from the checkpoint's."""
-    checkpoints.save(number, state, {"archive": archive})
+    record = {"archive": archive, "seconds": time.perf_counter() - started}
+    checkpoints.save(number, state, record)
     rundir.write_rows(job.folder / "archive.jsonl", archive)
 
 
@@ -337,10 +346,11 @@ def _train(job: Run, state: State, recipe: training.Recipe, fold: int, title: st
     if augmentation == "auto":
         augmentation = job.data.augmentation
     began = time.perf_counter()
-    with job.terminal.stage(title, recipe.epochs) as advance:
+    steps = training.steps_an_epoch(recipe, len(job.data.train.labels))
+    with job.terminal.stage(title, recipe.epochs * steps) as advance:
 
         def tell(epoch: training.Epoch) -> None:
-            advance(note=f"loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}")
+            advance(0, note=f"loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}")
             _log(job, tags | epoch._asdict() | {"seconds": time.perf_counter() - began})
 
         return training.train(
@@ -352,6 +362,7 @@ def _train(job: Run, state: State, recipe: training.Recipe, fold: int, title: st
             recipe,
             augmentation=augmentation,
             report=tell,
+            progress=advance,
         )
 
 
@@ -359,7 +370,7 @@ def _folder(config: Config) -> Path:
     if config.run_dir:
         return Path(config.run_dir)
     if config.resume:
-        return Path("runs/latest").resolve()
+        return Path(LATEST).resolve()
     name = Path(config.dataset).stem
     return Path("runs") / f"{name}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
 

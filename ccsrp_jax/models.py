@@ -215,6 +215,9 @@ def init(key: Array, architecture: Architecture) -> dict:
     return jax.jit(SpikingNetwork(architecture).init)(key, image)
 
 
+POOLS = {"A": "avg", "M": "max"}
+
+
 def plain(
     plan: Sequence[int | str],
     input_shape: tuple[int, int, int],
@@ -239,6 +242,9 @@ def plain(
     Raises:
       InputError: an empty plan, a width below 1, or images too small for the poolings.
     """
+    for step in plan:
+        if isinstance(step, str) and step not in POOLS:
+            raise unknown("step of the model plan", step, POOLS)
     if not any(isinstance(step, int) for step in plan) or any(
         step < 1 for step in (*plan, *dense) if isinstance(step, int)
     ):
@@ -260,7 +266,7 @@ def plain(
             add(Spike(f"lif{convs}", last))
         else:
             pools += 1
-            add(Pool(f"pool{pools}", last, kind={"A": "avg", "M": "max"}[step]))
+            add(Pool(f"pool{pools}", last, kind=POOLS[step]))
     add(Flatten("flatten", last))
     for i, width in enumerate(dense, 1):
         add(Dense(f"fc{i}", last, width))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ccsrp_jax.errors import InputError, unknown
+from ccsrp_jax.errors import InputError, check_number, unknown
 
 # Derivatives of unit area and unit peak: the surrogate of width w is g(v / w) / w.
 SURROGATE_DERIVATIVES = {
@@ -40,8 +40,7 @@ class Surrogate:
     def __post_init__(self) -> None:
         if self.name not in SURROGATE_DERIVATIVES:
             raise unknown("surrogate", self.name, SURROGATE_DERIVATIVES)
-        if not self.width > 0:
-            raise InputError(f"surrogate width {self.width} is not positive: give a width above 0.")
+        check_number("surrogate width", self.width, 0, above=True)
 
     def derivative(self, v: Float[Array, "*N"]) -> Float[Array, "*N"]:
         """d(spike)/dv at the distance v from the threshold."""
@@ -77,8 +76,7 @@ class LIF:
     def __post_init__(self) -> None:
         if not self.tau >= 1:
             raise InputError(f"LIF tau {self.tau} is below 1: give a time constant of at least 1.")
-        if not self.threshold > 0:
-            raise InputError(f"LIF threshold {self.threshold} is not positive: give one above 0.")
+        check_number("LIF threshold", self.threshold, 0, above=True)
         if self.reset not in ("hard", "soft", "soft_delayed"):
             raise unknown("reset", self.reset, ("hard", "soft", "soft_delayed"))
 
@@ -113,6 +111,11 @@ def lif(
       Spikes in the dtype of `current`, and membrane potentials before the reset in
       float32 (the state is float32 whatever the compute type).
     """
+    if current.shape[0] not in (1, time_steps):
+        raise InputError(
+            f"the current has {current.shape[0]} steps for {time_steps} time steps: give as many, "
+            "or one that holds for all."
+        )
     x_SxN = current.astype(jnp.float32)
     v = jnp.zeros(x_SxN.shape[1:], jnp.float32)
     late_reset = jnp.zeros_like(v)

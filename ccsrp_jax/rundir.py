@@ -43,37 +43,70 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
-def prepare(run_dir: Path, settings: dict, *, resume: bool) -> None:
-    """Makes a new run's directory, or checks that one can be resumed with these settings.
+def check(run_dir: Path, settings: dict, *, resume: bool) -> None:
+    """Refuses a directory that a run with these settings cannot start or go on in.
 
     Raises:
-      InputError: the directory holds another run, or none to resume, or the disk is full or
-        cannot be written.
+      InputError: it holds another run, or none to resume.
     """
     recorded = run_dir / "config.json"
-    if recorded.exists():
-        if not resume:
-            raise InputError(
-                f"{run_dir} already holds a run: add --resume to continue it, or choose "
-                "another --run-dir."
-            )
-        before = json.loads(recorded.read_text())
-        if before != json.loads(json.dumps(settings)):
-            changed = sorted(_differences(before, json.loads(json.dumps(settings))))
-            raise InputError(
-                f"{run_dir} was started with other settings ({', '.join(changed)}): resume it "
-                "with the settings in its config.json, or choose another --run-dir."
-            )
-    elif resume:
-        raise InputError(f"{run_dir} holds no run to resume: leave out --resume to start one.")
-    run_dir.mkdir(parents=True, exist_ok=True)
+    if not recorded.exists():
+        if resume:
+            raise InputError(f"{run_dir} holds no run to resume: leave out --resume to start one.")
+        return
+    if not resume:
+        raise InputError(
+            f"{run_dir} already holds a run: add --resume to continue it, or choose "
+            "another --run-dir."
+        )
+    changed = _differences(read_json(recorded), json.loads(json.dumps(settings)))
+    if changed:
+        raise InputError(
+            f"{run_dir} was started with other settings ({', '.join(sorted(changed))}): resume it "
+            "with its own, or choose another --run-dir."
+        )
+
+
+def prepare(run_dir: Path, settings: dict, splits: dict) -> None:
+    """Makes a run's directory, with its settings and its splits.
+
+    Raises:
+      InputError: it cannot be made, there is no room, or the data is not what it was.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{run_dir} cannot be made a directory ({error.strerror}): choose another --run-dir."
+        ) from error
     free = shutil.disk_usage(run_dir).free
     if free < ROOM:
         raise InputError(
             f"only {free // 2**20} MiB are free at {run_dir}: make room for at least "
             f"{ROOM // 2**20} MiB or choose another --run-dir."
         )
-    write_json(recorded, settings)
+    recorded = run_dir / "splits.json"
+    if recorded.exists() and read_json(recorded) != json.loads(json.dumps(splits)):
+        raise InputError(
+            f"the data is not what {run_dir} was started with (see its splits.json): resume it "
+            "with the same data, or choose another --run-dir."
+        )
+    write_json(recorded, splits)
+    write_json(run_dir / "config.json", settings)
+
+
+def read_json(path: Path) -> dict:
+    """What `write_json` wrote.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(
+            f"{path} is damaged ({reason(error)}): choose another --run-dir."
+        ) from error
 
 
 def _differences(before: dict, now: dict, prefix: str = "") -> list[str]:

@@ -20,7 +20,7 @@ class Terminal:
     """Progress bars where the output is a terminal, plain lines where it is not."""
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Console(highlight=False, markup=False, soft_wrap=True)
 
     def line(self, text: str) -> None:
         self.console.print(text)
@@ -29,7 +29,7 @@ class Terminal:
     def stage(self, title: str, total: int) -> Iterator[Callable[..., None]]:
         """A bar over `total` units of work; yields `advance(units=1, note="")`."""
         if not self.console.is_terminal:
-            yield lambda units=1, note="": None
+            yield lambda units=1, note=None: None
             return
         columns = (
             TextColumn("{task.description:<28}"),
@@ -43,8 +43,10 @@ class Terminal:
         with Progress(*columns, console=self.console, transient=True) as progress:
             bar = progress.add_task(title, total=total, note="")
 
-            def advance(units: int = 1, note: str = "") -> None:
-                progress.update(bar, advance=units, note=note)
+            def advance(units: int = 1, note: str | None = None) -> None:
+                progress.update(bar, advance=units)
+                if note is not None:
+                    progress.update(bar, note=note)
 
             yield advance
 

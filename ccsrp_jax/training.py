@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ccsrp_jax.attacks import PGD, perturb
 from ccsrp_jax.data import Split, unit
-from ccsrp_jax.errors import InputError
+from ccsrp_jax.errors import InputError, check_number
 from ccsrp_jax.masks import MaskTree
 from ccsrp_jax.models import Classifier, SpikingNetwork
 
@@ -44,13 +44,13 @@ class Recipe:
     clean_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch_size < 1:
-            raise InputError(
-                f"{self.epochs} epochs in batches of {self.batch_size}: "
-                "give 0 or more epochs and a batch size of 1 or more."
-            )
-        if not self.learning_rate > 0:
-            raise InputError(f"learning rate {self.learning_rate} must be above 0.")
+        check_number("epochs", self.epochs, 0)
+        check_number("batch_size", self.batch_size, 1)
+        check_number("learning_rate", self.learning_rate, 0, above=True)
+        check_number("warmup", self.warmup, 0, 1)
+        check_number("weight_decay", self.weight_decay, 0)
+        check_number("clean_epochs", self.clean_epochs, 0)
+        check_number("clean_weight", self.clean_weight, 0, 1)
 
 
 class TrainState(NamedTuple):
@@ -113,7 +113,7 @@ def augment(
 ) -> Float[Array, "B H W C"]:
     """Random shifts with zero padding: by 1/8 of the side, with flips for `crop_flip`.
 
-    On images of 16 and fewer pixels a shift is at most one pixel.
+    A shift of less than a pixel counts as one.
     """
     if kind == "none":
         return images
@@ -141,6 +141,11 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(after, 1.0)))
 
 
+def steps_an_epoch(recipe: Recipe, images: int) -> int:
+    """Full batches in an epoch; at least one."""
+    return images // min(recipe.batch_size, images)
+
+
 def train(
     key: Array,
     classifier: Classifier,
@@ -151,6 +156,7 @@ def train(
     *,
     augmentation: Literal["none", "shift", "crop_flip"] = "none",
     report: Callable[[Epoch], None] = lambda epoch: None,
+    progress: Callable[[], None] = lambda: None,
 ) -> dict:
     """Trains the masked network and returns its variables.
 
@@ -163,13 +169,14 @@ def train(
       recipe: epochs, optimiser, attack.
       augmentation: see `augment`.
       report: called after each epoch.
+      progress: called after each step.
 
     Raises:
       InputError: the loss stops being finite.
     """
     images, labels = jnp.asarray(split.images), jnp.asarray(split.labels)
+    steps = steps_an_epoch(recipe, len(labels))
     batch = min(recipe.batch_size, len(labels))
-    steps = len(labels) // batch
     variables = jax.tree.map(jnp.copy, variables)
     state = TrainState(variables, optimizer(recipe.weight_decay).init(variables["params"]))
     for epoch in range(recipe.epochs):
@@ -186,7 +193,7 @@ def train(
                 params = (state.variables, masks)
                 attacked = perturb(classifier, params, x, y, key_attack, recipe.adversarial)
                 parts.append((attacked, 1 - clean_share))
-            rate = learning_rate(recipe, (epoch * steps + number + 1) / (recipe.epochs * steps))
+            rate = learning_rate(recipe, (epoch * steps + number + 0.5) / (recipe.epochs * steps))
             state, loss, accuracy = _step(
                 classifier,
                 recipe.weight_decay,
@@ -199,14 +206,20 @@ def train(
             )
             losses.append(loss)
             hits.append(accuracy)
+            progress()
         loss = float(jnp.mean(jnp.stack(losses)))
-        if not math.isfinite(loss):
+        if not (math.isfinite(loss) and bool(_finite(state.variables))):
             raise InputError(
-                f"the training loss is {loss} after epoch {epoch + 1}: "
+                f"training diverged in epoch {epoch + 1} (mean loss {loss:g}): "
                 f"use a learning rate below {recipe.learning_rate}."
             )
         report(Epoch(epoch, loss, float(jnp.mean(jnp.stack(hits))), rate))
     return state.variables
+
+
+@jax.jit
+def _finite(tree):
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 @partial(jax.jit, static_argnames="kind")

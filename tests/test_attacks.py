@@ -188,8 +188,8 @@ def test_an_outer_jit_gives_the_same_images(hard_problem):
     (
         (lambda: PGD(8.0), "eps 8.0 is outside"),
         (lambda: PGD(-0.1), "eps -0.1 is outside"),
-        (lambda: PGD(steps=0), "with 0 steps"),
-        (lambda: PGD(restarts=0), "0 restarts"),
+        (lambda: PGD(steps=0), "steps 0"),
+        (lambda: PGD(restarts=0), "restarts 0"),
         (lambda: PGD(relative_step=0.0), "relative_step 0.0"),
     ),
 )

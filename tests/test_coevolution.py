@@ -2,8 +2,9 @@ import chex
 import jax
 import numpy as np
 import pytest
+from conftest import busy
 
-from ccsrp_jax import coevolution, cost, masks
+from ccsrp_jax import coevolution, cost, masks, models
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.coevolution import Search
 from ccsrp_jax.data import Split
@@ -78,6 +79,25 @@ def test_finished_groups_are_left_alone(network, clean):
     result = search_round(network, clean, Search(**SMALL), current)
     assert "conv2" not in result.found
     chex.assert_trees_all_equal(result.masks["conv2"], current["conv2"])
+
+
+def test_order_of_the_mask_tree_does_not_matter(clean):
+    """A restored mask tree is sorted by name: conv10 comes before conv2."""
+    architecture = models.plain((2,) * 11, (8, 8, 1), 10, time_steps=1)
+    network = architecture, busy(architecture, seed=3)
+    whole = masks.ones(architecture)
+    found = [
+        search_round(network, clean, Search(**SMALL), current).masks
+        for current in (whole, {name: whole[name] for name in sorted(whole)})
+    ]
+    assert list(whole) != sorted(whole)
+    chex.assert_trees_all_equal(*found)
+
+
+def test_more_variants_than_images(network, digits):
+    two = Split(digits.search.images[:2], digits.search.labels[:2])
+    [shared] = search_round(network, two, Search(**SMALL)).distinct_sets()
+    assert shared.images.shape == two.images.shape
 
 
 def test_multiples_hold(network, clean):

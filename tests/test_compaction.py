@@ -112,6 +112,40 @@ def test_branches_that_are_added_share_one_group():
     assert groups(Architecture(nodes, (8, 8, 1))) == {"stem": 4, "inner": 3}
 
 
+def test_groups_that_are_read_ungated_are_not_prunable():
+    """A membrane shortcut: `first` is read by the addition before any LIF layer gates it."""
+    nodes = (
+        Conv("first", "image", 3),
+        Spike("first.lif", "first"),
+        Conv("inner", "first.lif", 2),
+        Spike("inner.lif", "inner"),
+        Conv("outer", "inner.lif", 3),
+        Add("add", "outer", "first"),
+        Conv("ungated", "add", 2),
+        Norm("norm", "first.lif"),  # after the gate a norm's shift would come back
+        Conv("shifted", "norm", 2),
+        Add("sum", "ungated", "shifted"),
+        Spike("sum.lif", "sum"),
+        Flatten("flatten", "sum.lif"),
+        Dense("classifier", "flatten", 10),
+    )
+    assert groups(Architecture(nodes, (8, 8, 1))) == {"inner": 2, "ungated": 2}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "says"),
+    [
+        ((Conv("a", "imag", 2), Dense("b", "a", 2)), "unknown input of node 'a' 'imag'.*image"),
+        ((Conv("a", "image", 2), Conv("a", "a", 2)), "two nodes are called 'a'"),
+        ((Conv("a", "image", 2),), "the last node is 'a'"),
+        ((), "the last node"),
+    ],
+)
+def test_descriptions_that_are_no_network_are_refused(nodes, says):
+    with pytest.raises(InputError, match=says):
+        Architecture(nodes, (8, 8, 1))
+
+
 def test_saved_network_reads_back_with_its_widths(network, images, tmp_path):
     architecture, variables = network
     mask = masks.random(jax.random.key(3), architecture, 0.5)

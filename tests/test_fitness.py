@@ -3,10 +3,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import busy
 
 from ccsrp_jax import cost, fitness, masks
+from ccsrp_jax.architecture import Add, Architecture, Conv, Dense, Flatten, Norm, Spike
 from ccsrp_jax.data import Split
 from ccsrp_jax.models import SpikingNetwork
+from ccsrp_jax.neurons import LIF
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +30,37 @@ def naive(architecture, variables, masks_, split):
     return (logits.argmax(-1) != split.labels).mean(), loss.mean()
 
 
-@pytest.mark.parametrize("group", ["conv1", "conv2", "conv3"])
+@pytest.fixture(scope="module")
+def residual():
+    """Two residual blocks: one group of four LIF layers' channels, and two inner groups."""
+    nodes = [Conv("stem", "image", 4), Norm("stem.norm", "stem"), Spike("stem.lif", "stem.norm")]
+    last = "stem.lif"
+    for block in ("one", "two"):
+        nodes += [
+            Conv(f"{block}.inner", last, 3),
+            Spike(f"{block}.inner.lif", f"{block}.inner"),
+            Conv(f"{block}.outer", f"{block}.inner.lif", 4),
+            Norm(f"{block}.norm", f"{block}.outer"),
+            Add(f"{block}.add", f"{block}.norm", last),
+            Spike(f"{block}.lif", f"{block}.add"),
+        ]
+        last = f"{block}.lif"
+    nodes += [Flatten("flatten", last), Dense("classifier", "flatten", 10)]
+    neuron = LIF(threshold=0.5)
+    architecture = Architecture(tuple(nodes), (8, 8, 1), 2, neuron, (0.3,), (0.4,))
+    return architecture, busy(architecture, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "group"),
+    [
+        *(("network", "conv1"), ("network", "conv2"), ("network", "conv3")),
+        *(("residual", "stem"), ("residual", "one.inner"), ("residual", "two.inner")),
+    ],
+)
 @pytest.mark.parametrize(("batch", "chunk"), [(20, 1), (8, 3)])
-def test_shared_prefix_scores_equal_naive_evaluation(network, splits, group, batch, chunk):
-    architecture, variables = network
+def test_shared_prefix_scores_equal_naive_evaluation(request, splits, kind, group, batch, chunk):
+    architecture, variables = request.getfixturevalue(kind)
     current = masks.random(jax.random.key(4), architecture, 0.8)
     n = current[group].shape[0]
     members = np.random.default_rng(1).integers(0, 2, (5, n)) * np.asarray(current[group])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ccsrp_jax import cli, compaction, rundir
-from ccsrp_jax.config import parse
+from ccsrp_jax.config import parse, settings
 from ccsrp_jax.job import choose
 
 ROOT = Path(__file__).parents[1]
@@ -172,6 +172,23 @@ def refused(capsys, *flags: str) -> str:
 
 
 @pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.toml", "rounds = ", "a.toml is not valid"),
+        ("a.json", "[1, 2]", "no table of settings"),
+        ("a.json", "null", "no table of settings"),
+        ("a.toml", "rounds = [1]", r"setting rounds of the config file is \[1\]"),
+        ("a.toml", "round = 1", "Unrecognized options: --round"),
+        ("a.toml", 'rounds = "few"', "few"),
+    ],
+)
+def test_bad_config_file_is_one_sentence(name, text, says, capsys, tmp_path):
+    (tmp_path / name).write_text(text)
+    message = refused(capsys, "--config", str(tmp_path / name), "--run-dir", str(tmp_path / "r"))
+    assert re.search(says, message), message
+
+
+@pytest.mark.parametrize(
     ("flags", "says"),
     [
         (["--dataset", "cifar1"], "cifar1.*cifar10"),
@@ -188,9 +205,21 @@ def refused(capsys, *flags: str) -> str:
         (["--search.population", "1"], "population 1"),
         (["--time-steps", "0"], "time_steps 0"),
         (["--rounds", "-1"], "rounds -1"),
-        (["--training.epochs", "-1"], "-1 epochs"),
+        (["--training.epochs", "-1"], "epochs -1"),
+        (["--training.learning-rate", "nan"], "learning_rate nan"),
+        (["--training.clean-weight", "2"], "clean_weight 2.0"),
+        (["--training.attack-steps", "0"], "attack_steps 0"),
+        (["--attack.eps", "nan"], "eps nan"),
+        (["--surrogate.width", "inf"], "width inf"),
+        (["--search.robust-weight", "nan"], "robust_weight nan"),
+        (["--search.strategy", "SV_CMA_ES"], "SV_CMA_ES.*argument"),
+        (["--search.strategy", "Open_ES", "--search.population", "5"], "Open_ES.*even"),
+        (["--seed", str(2**40)], "seed 1099511627776"),
         (["--seed", "-1"], "seed -1"),
         (["--config", "none.toml"], "none.toml"),
+        (["--search.decoder", "top"], "invalid choice 'top'.*topk"),
+        (["--foo", "3"], "Unrecognized options: --foo"),
+        (["--rounds", "many"], "invalid literal.*many"),
         (["--resume"], "no run to resume"),
     ],
 )
@@ -206,8 +235,29 @@ def test_another_runs_directory_is_refused(finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in run_dir.iterdir()}
     assert "--resume" in refused(capsys, *TINY, "--run-dir", str(run_dir))
     message = refused(capsys, *TINY, "--run-dir", str(run_dir), "--resume", "--attack.eps", "0.2")
-    assert "attack.eps: 0.1 then, 0.2 now" in message
+    assert "attack.eps: 0.0625 then, 0.2 now" in message
     assert before == {path: path.stat().st_mtime_ns for path in run_dir.iterdir()}
+
+
+def test_resume_needs_no_flag_but_the_place(finished, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    again = parse(["--run-dir", str(run_dir), "--resume"])
+    assert settings(again) == settings(parse([*TINY, "--run-dir", str(run_dir)]))
+
+
+def test_resume_with_other_data_is_refused(capsys, tmp_path, digits):
+    data = tmp_path / "own.npz"
+    run_dir = tmp_path / "run"
+    flags = ["--dataset", str(data), "--run-dir", str(run_dir), "--rounds", "0"]
+    for shift in (0, 1):
+        images = np.roll(digits.train.images[:200], shift, 0)
+        arrays = {"x_train": images, "x_test": images, "y_train": digits.train.labels[:200]}
+        np.savez(data, **arrays, y_test=digits.train.labels[:200])
+        if shift == 0:
+            assert cli.main([*TINY, *flags, "--training.epochs", "0"]) == 0
+            capsys.readouterr()
+    assert "the data is not what" in refused(capsys, "--run-dir", str(run_dir), "--resume")
 
 
 def test_truncated_checkpoint_is_refused(finished, capsys, tmp_path):

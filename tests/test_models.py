@@ -10,7 +10,7 @@ from ccsrp_jax import masks, models
 from ccsrp_jax.architecture import Architecture, Conv, Dense, Norm, Pool, Spike
 from ccsrp_jax.errors import InputError
 from ccsrp_jax.models import Classifier, SpikingNetwork
-from ccsrp_jax.neurons import LIF, Surrogate
+from ccsrp_jax.neurons import LIF, Surrogate, lif
 
 
 def step_by_step(architecture, variables, images):
@@ -163,6 +163,9 @@ def test_description_survives_json():
         (lambda: models.build("smal", (8, 8, 1), 10), "did you mean small"),
         (lambda: models.plain((4, "A", "A", "A", "A"), (8, 8, 1), 10), "nothing left"),
         (lambda: models.plain((), (8, 8, 1), 10), "at least one layer"),
+        (lambda: models.plain((4, "X"), (8, 8, 1), 10), "unknown step of the model plan 'X'"),
+        (lambda: models.plain((4,), (8, 8, 1), 10, time_steps=0), "time_steps 0"),
+        (lambda: lif(jnp.zeros((2, 3)), LIF(), Surrogate(), 4), "2 steps for 4"),
         (lambda: models.plain((0,), (8, 8, 1), 10), "at least one layer"),
         (lambda: Surrogate("atn"), "did you mean atan"),
         (lambda: Surrogate("atan", 0.0), "width 0.0"),

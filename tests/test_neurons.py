@@ -142,9 +142,9 @@ def test_one_constant_step_equals_the_tiled_current(reset):
     (
         (lambda: LIF(tau=0.5), "tau 0.5 is below 1"),
         (lambda: LIF(tau=math.nan), "tau nan is below 1"),
-        (lambda: LIF(threshold=0.0), "threshold 0.0 is not positive"),
+        (lambda: LIF(threshold=0.0), "threshold 0.0 is out of range"),
         (lambda: Surrogate("atn"), "did you mean atan"),
-        (lambda: Surrogate(width=0.0), "width 0.0 is not positive"),
+        (lambda: Surrogate(width=0.0), "width 0.0 is out of range"),
     ),
 )
 def test_impossible_constants_are_refused(make, message):
