@@ -41,7 +41,7 @@ class Training:
 
     epochs: int = 20
     clean_epochs: int = 3
-    finetune_epochs: int = 18
+    finetune_epochs: int = 24
     batch_size: int = 128
     learning_rate: float = 5e-3
     finetune_learning_rate: float = 5e-3

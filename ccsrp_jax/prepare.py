@@ -28,7 +28,7 @@ COLOUR_GLYPHS = {"cmaterdb", "omniglot", "svhn_cropped"}  # a flip would change 
 def prepare(name: str, data_dir: str | None = None) -> None:
     """Downloads a TFDS set and writes it as `load` reads it; no work where that is done.
 
-    Needs TensorFlow, the extra `ccsrp-jax[prepare]`.
+    Needs TensorFlow, the extra `prepare`.
 
     Args:
       name: of a TFDS set, `cifar10` or `imagenette/160px-v2`.
@@ -45,7 +45,7 @@ def prepare(name: str, data_dir: str | None = None) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(
             f"preparing {name} needs TensorFlow, which is not installed: run "
-            "`pip install 'ccsrp-jax[prepare]'` first (reading it afterwards does without)."
+            "`pip install '.[prepare]'` in a checkout first (reading it afterwards does without)."
         )
     root = _root(data_dir)
     try:

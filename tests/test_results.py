@@ -1,0 +1,30 @@
+"""The committed results hold what the README and the experiment's docstring say of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+RESULTS = Path(__file__).parents[1] / "experiments" / "results"
+
+
+@pytest.fixture(params=["digits", "cifar10"])
+def summary(request) -> dict:
+    return json.loads((RESULTS / request.param / "summary.json").read_text())
+
+
+def test_results_name_their_device_and_versions(summary):
+    assert summary["device"] and summary["versions"].keys() >= {"jax", "flax", "evosax", "python"}
+    assert "upper bound" in summary["attack"]["caveat"]
+
+
+def test_digits_run_reached_its_targets():
+    summary = json.loads((RESULTS / "digits" / "summary.json").read_text())
+    dense, pruned = summary["dense"], summary["pruned"]
+    assert dense["accuracy"] >= 0.97
+    assert pruned["accuracy"] >= dense["accuracy"] - 0.015
+    assert pruned["robust_accuracy"] >= dense["robust_accuracy"] - 0.02
+    saved = 1 - pruned["macs"] / dense["macs"]
+    assert saved >= 0.5
+    assert 1 - pruned["latency_ms"] / dense["latency_ms"] >= 0.6 * saved
+    assert summary["seconds"] <= 180
