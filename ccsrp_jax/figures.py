@@ -94,7 +94,7 @@ def tradeoff_figure(archive: list[Row], summary: Row) -> Figure:
         Line2D([], [], **STAR, label="test images, 95 % interval"),
     ]
     if any(row.get("shared_accuracy") is not None for row in archive):
-        handles.append(Line2D([], [], **SHARED, label="shared set (transfer)"))
+        handles.append(Line2D([], [], **SHARED, label="shared set, before tuning"))
     figure.legend(
         handles=handles,
         loc="outside upper left",

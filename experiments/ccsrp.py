@@ -1,8 +1,17 @@
 """From a data set to a compact, robust spiking network, in one command.
 
-python experiments/ccsrp.py                       # digits, as `make run` does
-python experiments/ccsrp.py --preset faithful     # the ancestor's search
-python experiments/ccsrp.py --config experiments/configs/cifar10.toml --data-dir DIR
+    python experiments/ccsrp.py                       # digits, as `make run` does
+    python experiments/ccsrp.py --preset faithful     # with the ancestor's search
+    python experiments/ccsrp.py --config experiments/configs/cifar10.toml --data-dir DIR
+
+Test-set results on two CPU cores (jax 0.10.2), in full under experiments/results/. Robust is
+accuracy under PGD-20 through the training surrogate: an upper bound, see the report.
+
+| data    | network, T = 4  | eps   |        | accuracy | robust | MACs  | latency | seconds |
+| digits  | small           | 1/16  | dense  | 0.994    | 0.939  | 1     | 1       |         |
+|         |                 |       | pruned | 0.992    | 0.930  | 0.448 | 0.488   | 136     |
+
+Latency is of a batch of 256.
 """
 
 import sys
