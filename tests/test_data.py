@@ -494,7 +494,7 @@ def test_a_negative_seed_is_refused():
 
 def test_preparing_without_tensorflow_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(preparing.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs TensorFlow.*ccsrp-jax\[prepare\]"):
+    with pytest.raises(InputError, match=r"needs TensorFlow.*\[prepare\]"):
         preparing.prepare("mnist", str(tmp_path))
     assert preparing.main(["mnist", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: preparing mnist needs TensorFlow")
