@@ -21,7 +21,6 @@ from jaxtyping import Array
 
 from ccsrp_jax import evolution, fitness, selection
 from ccsrp_jax import masks as masking
-from ccsrp_jax.architecture import groups
 from ccsrp_jax.attacks import PGD, perturb
 from ccsrp_jax.data import Split, unit
 from ccsrp_jax.errors import InputError, check_number, unknown
@@ -109,6 +108,10 @@ class Search:
     def step(self) -> int:
         """Filters are removed down to a multiple of this many."""
         return self.multiple if self.strategy != "BitFlip" and self.decoder == "topk" else 1
+
+    def prunable(self, masks: MaskTree) -> list[str]:
+        """Groups that can still lose a filter, in the order of `masks`."""
+        return [name for name, mask in masks.items() if mask.sum() > self.step]
 
 
 # By name: the ancestor's search as far as it is known, and the one that `make run` uses,
@@ -342,7 +345,7 @@ def search_round(
     key_shared, key_search = jax.random.split(key)
     # in the architecture's order, which a restored mask tree may not be in
     masks = masking.ones(classifier.architecture) | dict(masks)
-    prunable = [name for name in groups(classifier.architecture) if masks[name].sum() > search.step]
+    prunable = search.prunable(masks)
 
     def shared(number: int, mutated: list[str]) -> Split:
         key_set = jax.random.fold_in(key_shared, number)

@@ -105,8 +105,8 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
 
     dense_macs = archive[0]["macs"]
     for number in range(done + 1, config.rounds + 1):
-        smallest = all(mask.sum() <= config.search.step for mask in state.masks.values())
-        if smallest or archive[-1]["macs"] <= config.target_macs * dense_macs:
+        small_enough = archive[-1]["macs"] <= config.target_macs * dense_macs
+        if small_enough or not config.search.prunable(state.masks):
             break
         state, shared_accuracy = prune_round(job, state, number)
         archive.append(archive_row(job, state, number, shared_accuracy))
@@ -134,8 +134,7 @@ def prune_round(job: Run, state: State, number: int) -> tuple[State, float]:
     """One round of search, splice and fine-tuning; also the spliced network's accuracy on
     the shared adversarial set, before fine-tuning."""
     config, started = job.config, time.perf_counter()
-    prunable = sum(int(mask.sum()) > config.search.step for mask in state.masks.values())
-    generations = prunable * config.search.generations
+    generations = len(config.search.prunable(state.masks)) * config.search.generations
     with job.terminal.stage(f"round {number}: search", generations) as advance:
 
         def tell(group: str, generation: int, best: float, evaluations: int) -> None:
