@@ -1,13 +1,13 @@
 """Robust pruning of spiking neural networks by cooperative coevolution, in JAX.
 
 The pieces compose: describe a network (`Architecture`, `build`, `plain`), run it
-(`SpikingNetwork`, `Classifier`), attack it (`PGD`, `perturb`), search masks for its filters
+(`SpikingNetwork`, `Classifier`), attack it (`PGD`, `fgsm`), search masks for its filters
 (`Search`, `search_round`), cut them out (`compact`) and count what was saved (`cost`).
 """
 
 from ccsrp_jax import cost, masks, selection
 from ccsrp_jax.architecture import Architecture, groups
-from ccsrp_jax.attacks import PGD, fgsm, perturb
+from ccsrp_jax.attacks import PGD, fgsm
 from ccsrp_jax.coevolution import PRESETS, Search, search_group, search_round
 from ccsrp_jax.compaction import compact, load, save
 from ccsrp_jax.data import Dataset, Split
@@ -43,7 +43,6 @@ __all__ = [
     "load",
     "load_data",
     "masks",
-    "perturb",
     "plain",
     "save",
     "search_group",

@@ -16,6 +16,7 @@ from ccsrp_jax.errors import InputError, check_number, unknown
 from ccsrp_jax.neurons import LIF
 
 IMAGE = "image"  # the name under which the first nodes read the input
+ENCODINGS = ("direct", "poisson", "gaussian")
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,10 @@ class Architecture:
       time_steps: T, the number of steps that the network runs for an image.
       neuron: constants of every LIF layer.
       mean, std: per channel, subtracted from and divided into images in [0, 1].
+      encoding: what the network sees of an image in [0, 1] in each step: `direct`, the image
+        itself; `poisson`, 1 with the pixel's value as probability, else 0; `gaussian`, the
+        image and noise (randomized smoothing coding, RSC-SNN, arXiv 2407.20099).
+      noise: standard deviation of the `gaussian` encoding, in pixel units.
     """
 
     nodes: tuple[Node, ...]
@@ -105,9 +110,14 @@ class Architecture:
     neuron: LIF = LIF()
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
+    encoding: Literal["direct", "poisson", "gaussian"] = "direct"
+    noise: float = 0.1
 
     def __post_init__(self) -> None:
         check_number("time_steps", self.time_steps, 1)
+        check_number("noise", self.noise, 0)
+        if self.encoding not in ENCODINGS:
+            raise unknown("encoding", self.encoding, ENCODINGS)
         known = [IMAGE]
         for node in self.nodes:
             for name in inputs(node):
@@ -118,6 +128,11 @@ class Architecture:
             known.append(node.name)
         if not self.nodes or not isinstance(self.nodes[-1], Dense):
             raise InputError(f"the last node is {known[-1]!r}: end with a Dense, the classifier.")
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether two passes over an image may differ."""
+        return self.encoding != "direct"
 
     @property
     def classes(self) -> int:
@@ -243,8 +258,9 @@ def groups(architecture: Architecture) -> dict[str, int]:
 
 @cache
 def varies_in_time(architecture: Architecture) -> dict[str, bool]:
-    """Whether a node's output changes over the steps: it does once it has met a LIF layer."""
-    varies = {IMAGE: False}
+    """Whether a node's output changes over the steps: it does once it has met a LIF layer, and
+    from the start where the encoding is stochastic."""
+    varies = {IMAGE: architecture.stochastic}
     for node in architecture.nodes:
         varies[node.name] = isinstance(node, Spike) or any(varies[name] for name in inputs(node))
     return varies

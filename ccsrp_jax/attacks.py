@@ -1,23 +1,36 @@
-"""Gradient attacks in pixel space, jitted over batches of any differentiable classifier.
+"""Adversarial attacks in pixel space: balls, losses, gradients, and PGD with its relatives.
 
 A classifier is a hashable `logits(params, images)` on images in [0, 1], normalisation
-inside. Through which surrogate a spiking network is differentiated is part of it
-(`models.Classifier`), so an attack needs not use the one of training.
+inside; what is differentiated in place of its spikes is part of it (`models.Classifier`), so
+an attack needs not use the surrogate of training. Two more things it may have:
+
+  * `stochastic`, true if two passes may differ; it is then called with `key=`;
+  * `remembers`, true if its gradient goes by the attack's iterations so far; it then has
+    `recall(params, images, memory)`, logits and the memory after them, at first `{}`.
+
+An attack is a frozen dataclass that is called as
+`attack(logits, params, images, labels, key) -> adversarial images`. Loops over steps run in
+Python around one jitted step (a convolution's gradient inside a `fori_loop` is far slower
+on CPU); under an outer `jit` they unroll.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
-from ccsrp_jax.errors import InputError, check_number
+from ccsrp_jax.data import unit
+from ccsrp_jax.errors import InputError, check_number, unknown
 
-Logits = Callable[[Any, Float[Array, "B H W C"]], Float[Array, "B K"]]
+Logits = Callable[..., Float[Array, "B K"]]
+Attack = Callable[[Logits, Any, Array, Array, Array], Float[Array, "B H W C"]]
+Norm = Literal["linf", "l2"]
 
 SHORT_PGD_CAVEAT = (
     "PGD through a surrogate gradient is an upper bound on robust accuracy: spiking networks "
@@ -25,16 +38,175 @@ SHORT_PGD_CAVEAT = (
 )
 
 
+def margin(
+    logits: Float[Array, "B K"], labels: Int[Array, "B"], targets: Int[Array, "B"] | None = None
+) -> Float[Array, "B"]:
+    """Best other logit less the true one: above 0 where misclassified (Carlini and Wagner)."""
+    if logits.shape[-1] == 1:
+        return 0 * logits[:, 0]
+    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    return jnp.where(own, -jnp.inf, logits).max(-1) - _of(logits, labels)
+
+
+def cross_entropy(logits, labels, targets):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def dlr(logits, labels, targets):
+    """Difference of logits ratio; the plain margin below 3 classes."""
+    if logits.shape[-1] < 3:
+        return margin(logits, labels)
+    z = jnp.sort(logits, -1)
+    return margin(logits, labels) / (z[:, -1] - z[:, -3] + 1e-12)
+
+
+def dlr_targeted(logits, labels, targets):
+    """The ratio towards a target class; the plain difference below 4 classes."""
+    gap = _of(logits, targets) - _of(logits, labels)
+    if logits.shape[-1] < 4:
+        return gap
+    z = jnp.sort(logits, -1)
+    return gap / (z[:, -1] - (z[:, -3] + z[:, -4]) / 2 + 1e-12)
+
+
+# Each (logits, labels, targets) -> (B,), to be raised. Croce and Hein, ICML 2020, for DLR.
+LOSSES = {"ce": cross_entropy, "margin": margin, "dlr": dlr, "dlr_targeted": dlr_targeted}
+
+
+def _of(logits, classes):
+    return jnp.take_along_axis(logits, classes[:, None], -1)[:, 0]
+
+
+class Slope(NamedTuple):
+    """A classifier's loss at some images, and its gradient."""
+
+    loss: Float[Array, "B"]
+    gradient: Float[Array, "B H W C"]
+    logits: Float[Array, "B K"]
+    memory: Any
+
+
+def is_stochastic(logits: Logits) -> bool:
+    return getattr(logits, "stochastic", False)
+
+
+def start_memory(logits: Logits) -> dict | None:
+    """What to give `slope` in an attack's first iteration."""
+    return {} if getattr(logits, "remembers", False) else None
+
+
+def slope(
+    logits: Logits,
+    params: Any,
+    images: Float[Array, "B H W C"],
+    labels: Int[Array, "B"],
+    *,
+    loss: str = "ce",
+    targets: Int[Array, "B"] | None = None,
+    key: Array | None = None,
+    samples: int = 1,
+    memory: Any = None,
+) -> Slope:
+    """Gradient of a loss for the images, where it is finite and 0 elsewhere.
+
+    Args:
+      logits, params: the classifier.
+      images, labels: where to differentiate.
+      loss: one of `LOSSES`.
+      targets: classes to move to, for `dlr_targeted`.
+      key, samples: a stochastic classifier's gradient, loss and logits are averaged over so
+        many draws (expectation over transformations, Athalye et al., ICML 2018).
+      memory: `start_memory`, or what the iteration before returned.
+    """
+    which = jnp.asarray(list(LOSSES).index(loss))
+    targets = labels if targets is None else targets
+    draws = samples if is_stochastic(logits) else 1
+    if draws == 1:
+        return _slope(logits, params, images, labels, targets, which, key, memory)
+    found = [
+        _slope(logits, params, images, labels, targets, which, each, memory)
+        for each in jax.random.split(key, draws)
+    ]
+    means = jax.tree.map(lambda *parts: sum(parts) / draws, *[each[:3] for each in found])
+    return Slope(*means, found[-1].memory)
+
+
+@partial(jax.jit, static_argnums=0)
+def _slope(logits, params, images, labels, targets, which, key, memory):
+    extra = {"key": key} if is_stochastic(logits) else {}
+
+    def total(x):
+        if memory is None:
+            z, after = logits(params, x, **extra), None
+        else:
+            z, after = logits.recall(params, x, memory, **extra)
+        # all of them: one program serves every loss, and they cost next to nothing
+        losses = jnp.stack([loss(z, labels, targets) for loss in LOSSES.values()])[which]
+        return losses.sum(), (losses, z, after)
+
+    gradient, (losses, z, after) = jax.grad(total, has_aux=True)(images)
+    return Slope(losses, jnp.where(jnp.isfinite(gradient), gradient, 0.0), z, after)
+
+
+def project(x: Array, images: Array, eps: Float[Array, ""] | float | int, norm: Norm) -> Array:
+    """Into the ball around the images, and into the box [0, 1]."""
+    if norm == "linf":
+        x = jnp.clip(x, images - eps, images + eps)
+    else:
+        length = _length(x - images)
+        x = images + (x - images) * jnp.minimum(1.0, eps / jnp.maximum(length, 1e-12))
+    return jnp.clip(x, 0.0, 1.0)
+
+
+def steepest(gradient: Float[Array, "B H W C"], norm: Norm) -> Float[Array, "B H W C"]:
+    """The direction of length 1 that gains most; 0 where there is no gradient."""
+    if norm == "linf":
+        return jnp.sign(gradient)
+    largest = jnp.abs(gradient).max((1, 2, 3), keepdims=True)  # its square may underflow
+    scaled = gradient / jnp.where(largest > 0, largest, 1.0)
+    return scaled / jnp.maximum(_length(scaled), 1e-12)
+
+
+def random_in_ball(key: Array, images: Array, eps: float | int, norm: Norm) -> Array:
+    """Images moved to a uniformly random point of the ball, then into the box."""
+    if norm == "linf":
+        noise = jax.random.uniform(key, images.shape, images.dtype, -1.0, 1.0)
+    else:
+        key_direction, key_radius = jax.random.split(key)
+        noise = jax.random.normal(key_direction, images.shape, images.dtype)
+        u = jax.random.uniform(key_radius, (len(images), 1, 1, 1), images.dtype)
+        noise = noise / _length(noise) * u ** (1 / images[0].size)
+    return project(images + eps * noise, images, eps, norm)
+
+
+def _length(x):
+    return jnp.sqrt((x**2).sum((1, 2, 3), keepdims=True))
+
+
+def check_ball(eps: float | int, norm: str) -> None:
+    """Refuses a norm that is unknown, and a radius that no image could need."""
+    if norm not in ("linf", "l2"):
+        raise unknown("norm", norm, ("linf", "l2"))
+    if not 0 <= eps <= (1 if norm == "linf" else 1e3):
+        raise InputError(
+            f"attack eps {eps} is outside [0, {1 if norm == 'linf' else 1000}]: give the radius "
+            "in pixel units, where images span 0 to 1 (8/255 is 0.0314)."
+        )
+
+
 @dataclass(frozen=True)
 class PGD:
-    """Projected gradient ascent on the cross-entropy in an L-infinity ball.
+    """Projected gradient ascent in a ball.
 
     Attributes:
       eps: radius in pixel units, where images span [0, 1].
       steps: gradient steps a restart.
-      restarts: independent random starts; an image counts as broken if any breaks it.
+      restarts: independent random starts; the worst of them counts, see `strongest`.
       relative_step: step size as a multiple of eps / steps.
       random_start: start uniformly in the ball instead of at the image.
+      loss: one of `LOSSES`; `margin` makes it the attack of Carlini and Wagner's loss.
+      norm: `linf` (signed steps) or `l2` (normalised ones).
+      samples: draws that a stochastic network's gradient is averaged over.
 
     References:
       Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR 2018.
@@ -45,88 +217,130 @@ class PGD:
     restarts: int = 1
     relative_step: float = 2.5
     random_start: bool = True
+    loss: Literal["ce", "margin", "dlr"] = "ce"
+    norm: Norm = "linf"
+    samples: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eps <= 1:
-            raise InputError(
-                f"attack eps {self.eps} is outside [0, 1]: give the radius in pixel units, "
-                "where images span 0 to 1 (8/255 is 0.0314)."
-            )
+        check_ball(self.eps, self.norm)
         check_number("attack steps", self.steps, 1)
         check_number("attack restarts", self.restarts, 1)
         check_number("attack relative_step", self.relative_step, 0, above=True)
+        check_number("attack samples", self.samples, 1)
+        if self.loss not in ("ce", "margin", "dlr"):
+            raise unknown("attack loss", self.loss, ("ce", "margin", "dlr"))
 
     @property
     def step_size(self) -> float:
         """Length of a step in pixel units: relative_step * eps / steps."""
         return self.relative_step * self.eps / self.steps
 
+    @property
+    def parts(self) -> tuple["PGD", ...]:
+        """One attack for every restart."""
+        return (dataclasses.replace(self, restarts=1),) * self.restarts
 
-def fgsm(eps: float, *, random_start: bool = False) -> PGD:
-    """One signed gradient step to the surface of the ball (Goodfellow et al., ICLR 2015)."""
-    return PGD(eps, steps=1, relative_step=1.0, random_start=random_start)
+    def __call__(
+        self,
+        logits: Logits,
+        params: Any,
+        images: Shaped[Array, "B H W C"],
+        labels: Int[Array, "B"],
+        key: Array,
+    ) -> Float[Array, "B H W C"]:
+        """Adversarial images, of the last step.
+
+        Args:
+          logits, params: the classifier; static under jit, so it must be hashable.
+          images: clean images in [0, 1], or as uint8.
+          labels: true classes.
+          key: for the random starts and a stochastic network's draws.
+
+        Returns:
+          Images in [0, 1] within `eps` of the clean ones, in float32.
+        """
+        if self.restarts > 1:
+            return strongest([self._run] * self.restarts, logits, params, images, labels, key)
+        return self._run(logits, params, images, labels, jax.random.split(key, 1)[0])
+
+    def _run(self, logits, params, images, labels, key):
+        """One restart."""
+        images = unit(images)
+        x, memory = images, start_memory(logits)
+        if self.random_start:
+            x = random_in_ball(key, images, self.eps, self.norm)
+        for step in range(self.steps):
+            found = slope(
+                logits,
+                params,
+                x,
+                labels,
+                loss=self.loss,
+                key=jax.random.fold_in(key, step) if is_stochastic(logits) else None,
+                samples=self.samples,
+                memory=memory,
+            )
+            memory = found.memory
+            x = _move(x, found.gradient, images, self.eps, self.step_size, norm=self.norm)
+        return x
 
 
-def perturb(
+@partial(jax.jit, static_argnames="norm")
+def _move(x, gradient, images, eps, step_size, *, norm):
+    return project(x + step_size * steepest(gradient, norm), images, eps, norm)
+
+
+def fgsm(eps: float, *, random_start: bool = False, norm: Norm = "linf") -> PGD:
+    """One step to the surface of the ball (Goodfellow et al., ICLR 2015)."""
+    return PGD(eps, steps=1, relative_step=1.0, random_start=random_start, norm=norm)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random noise as large as the ball allows, without a look at the network: a control.
+
+    Attributes:
+      eps: radius; every pixel moves by it (`linf`), or all of them together (`l2`).
+      norm: `linf` or `l2`.
+    """
+
+    eps: float = 8 / 255
+    norm: Norm = "linf"
+
+    def __post_init__(self) -> None:
+        check_ball(self.eps, self.norm)
+
+    def __call__(self, logits, params, images, labels, key) -> Float[Array, "B H W C"]:
+        images = unit(images)
+        gaussian = jax.random.normal(key, images.shape)
+        return project(
+            images + self.eps * steepest(gaussian, self.norm), images, self.eps, self.norm
+        )
+
+
+def strongest(
+    attacks: Sequence[Attack],
     logits: Logits,
     params: Any,
-    images: Float[Array, "B H W C"],
+    images: Shaped[Array, "B H W C"],
     labels: Int[Array, "B"],
     key: Array,
-    attack: PGD,
 ) -> Float[Array, "B H W C"]:
-    """Adversarial images, each the worst of its restarts.
-
-    Worst means misclassified, then highest cross-entropy, judged at the last iterate. The
-    loop over steps runs in Python around one jitted step (a convolution's gradient inside
-    a `fori_loop` is far slower on CPU); under an outer `jit` it unrolls.
-
-    Args:
-      logits: the classifier; static, so it must be hashable.
-      params: its parameters.
-      images: clean images in [0, 1].
-      labels: true classes.
-      key: for the random starts.
-      attack: radius, steps and restarts.
-
-    Returns:
-      Images in [0, 1] within `attack.eps` of the clean ones.
-    """
-    worst, worst_score = images, jnp.full(labels.shape, -jnp.inf)
-    for key_restart in jax.random.split(key, attack.restarts):
-        adversarial = images
-        if attack.random_start:
-            noise = jax.random.uniform(key_restart, images.shape, images.dtype, -1.0, 1.0)
-            adversarial = _project(images + attack.eps * noise, images, attack.eps)
-        for _ in range(attack.steps):
-            adversarial = _ascend(
-                logits, params, adversarial, images, labels, attack.eps, attack.step_size
-            )
-        if attack.restarts == 1:
-            return adversarial
-        score = _badness(logits, params, adversarial, labels)
+    """The worst that several attacks find: misclassified, then of the highest cross-entropy."""
+    worst = unit(images)
+    worst_score = jnp.full(labels.shape, -jnp.inf)
+    for key_attack, attack in zip(jax.random.split(key, len(attacks)), attacks, strict=True):
+        adversarial = attack(logits, params, images, labels, key_attack)
+        score = _badness(logits, params, adversarial, labels, key_attack)
         better = score > worst_score
         worst = jnp.where(better[:, None, None, None], adversarial, worst)
         worst_score = jnp.where(better, score, worst_score)
     return worst
 
 
-def _project(adversarial, images, eps):
-    """Into the ball around the images, and into the box [0, 1]."""
-    return jnp.clip(jnp.clip(adversarial, images - eps, images + eps), 0.0, 1.0)
-
-
 @partial(jax.jit, static_argnums=0)
-def _ascend(logits, params, adversarial, images, labels, eps, step_size):
-    def loss(x):
-        return optax.softmax_cross_entropy_with_integer_labels(logits(params, x), labels).sum()
-
-    return _project(adversarial + step_size * jnp.sign(jax.grad(loss)(adversarial)), images, eps)
-
-
-@partial(jax.jit, static_argnums=0)
-def _badness(logits, params, images, labels):
+def _badness(logits, params, images, labels, key):
     """Cross-entropy, raised above every correctly classified image's where it is wrong."""
-    z = logits(params, images)
+    z = logits(params, images, **({"key": key} if is_stochastic(logits) else {}))
     wrong = z.argmax(-1) != labels
-    return optax.softmax_cross_entropy_with_integer_labels(z, labels) + jnp.where(wrong, 1e3, 0.0)
+    return cross_entropy(z, labels, None) + jnp.where(wrong, 1e3, 0.0)

@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from ccsrp_jax import evolution, fitness, selection
 from ccsrp_jax import masks as masking
-from ccsrp_jax.attacks import PGD, perturb
+from ccsrp_jax.attacks import PGD
 from ccsrp_jax.data import Split, unit
 from ccsrp_jax.errors import InputError, check_number, unknown
 from ccsrp_jax.masks import MaskTree
@@ -171,13 +171,12 @@ def shared_adversarial_set(
     for number, variant in enumerate(variants):
         places = np.arange(number, total, len(variants))
         fill = places[np.arange(share) % len(places)]
-        adversarial = perturb(
+        adversarial = attack(
             classifier,
             (variables, variant),
             unit(jnp.asarray(clean.images[fill])),
             jnp.asarray(clean.labels[fill]),
             jax.random.fold_in(key_attack, number),
-            attack,
         )
         images[places] = np.asarray(adversarial)[: len(places)]
     return Split(images, clean.labels)

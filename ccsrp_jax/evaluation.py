@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float, Int
 
-from ccsrp_jax import attacks
+from ccsrp_jax.attacks import Attack, Logits, is_stochastic
 from ccsrp_jax.data import Split, unit
+
+VOTES = 16  # passes over an image for a stochastic network's answer
 
 
 def batches(split: Split, size: int) -> Iterator[tuple[Array, Array, int]]:
@@ -26,36 +28,67 @@ def batches(split: Split, size: int) -> Iterator[tuple[Array, Array, int]]:
         yield unit(jnp.asarray(images[fill])), jnp.asarray(labels[fill]), real
 
 
+def predict(
+    logits: Logits,
+    params: Any,
+    images: Float[Array, "B H W C"],
+    *,
+    key: Array | None = None,
+    votes: int = VOTES,
+) -> Int[Array, "B"]:
+    """Classes; of a stochastic network, those that most of its passes vote for.
+
+    Args:
+      logits, params: the classifier, as for `attacks`.
+      images: in [0, 1].
+      key, votes: for a stochastic network; equal votes are told apart by mean probability.
+    """
+    if not is_stochastic(logits):
+        return _classes(logits, params, images)
+    tally = sum(_ballot(logits, params, images, each) for each in jax.random.split(key, votes))
+    return tally.argmax(-1)
+
+
 @partial(jax.jit, static_argnums=0)
-def _hits(logits, params, images, labels):
-    return logits(params, images).argmax(-1) == labels
+def _classes(logits, params, images):
+    return logits(params, images).argmax(-1)
+
+
+@partial(jax.jit, static_argnums=0)
+def _ballot(logits, params, images, key):
+    z = logits(params, images, key=key)
+    return jax.nn.one_hot(z.argmax(-1), z.shape[-1]) + 1e-3 * jax.nn.softmax(z)
 
 
 def correct(
-    logits: attacks.Logits,
+    logits: Logits,
     params: Any,
     split: Split,
     *,
-    attack: attacks.PGD | None = None,
+    attack: Attack | None = None,
     key: Array | None = None,
     batch_size: int = 128,
+    votes: int = VOTES,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Bool[np.ndarray, "N"]:
     """Which images are classified correctly, after an attack if one is given.
 
     Args:
-      logits, params: the classifier, as for `attacks.perturb`.
+      logits, params: the classifier, as for `attacks`.
       split: images and labels.
       attack: None for clean accuracy.
-      key: for the attack's random starts; each batch folds its number in.
+      key: for the attack and a stochastic network's passes; each batch folds its number in.
       batch_size: images a call.
+      votes: passes over an image, see `predict`.
       progress: called with the number of images finished after every batch.
     """
     hits = []
     for number, (images, labels, real) in enumerate(batches(split, batch_size)):
+        key_batch = None if key is None else jax.random.fold_in(key, number)
         if attack is not None:
-            batch_key = jax.random.fold_in(key, number)
-            images = attacks.perturb(logits, params, images, labels, batch_key, attack)
-        hits.append(np.asarray(_hits(logits, params, images, labels))[:real])
+            images = attack(logits, params, images, labels, key_batch)
+        key_votes = None if key is None else jax.random.fold_in(key_batch, 1)
+        classes = predict(logits, params, images, key=key_votes, votes=votes)
+        hits.append(np.asarray(classes == labels)[:real])
         progress(real)
     return np.concatenate(hits)

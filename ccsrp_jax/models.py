@@ -1,6 +1,6 @@
 """The spiking network as a Flax module, and builders of the architectures we ship."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -27,8 +27,9 @@ from ccsrp_jax.architecture import (
     shapes,
 )
 from ccsrp_jax.errors import InputError, unknown
+from ccsrp_jax.gradients import AdaptiveSharpness, Backward, Distances, Surrogate, respond
 from ccsrp_jax.masks import MaskTree, check_fit
-from ccsrp_jax.neurons import LIF, Surrogate, lif
+from ccsrp_jax.neurons import LIF
 
 Values = dict[str, Array]  # node name -> (S, B, *features), S = T or 1 where constant in time
 
@@ -61,9 +62,11 @@ class SpikingNetwork(nn.Module):
         images: Float[Array, "B H W C"],
         masks: MaskTree | None = None,
         *,
-        surrogate: Surrogate = Surrogate(),
+        surrogate: Backward = Surrogate(),
         train: bool = False,
         activity: bool = False,
+        key: Array | None = None,
+        seen: Mapping[str, Distances] | None = None,
     ) -> Float[Array, "B K"] | tuple[Float[Array, "B K"], Activity]:
         """Logits, averaged over time.
 
@@ -71,20 +74,45 @@ class SpikingNetwork(nn.Module):
           images: NHWC in [0, 1]; normalisation happens in here.
           masks: group name to a 0/1 vector over its filters; groups that are missing are
             kept whole.
-          surrogate: through what to differentiate; it does not change the output.
+          surrogate: through what to differentiate; it does not change the output, but for
+            `gradients.Relu`.
           train: batch norm uses (and updates, with `mutable=["batch_stats"]`) the batch.
           activity: also return the spikes and potentials of every LIF layer.
+          key: for a stochastic encoding.
+          seen: by LIF node, what `gradients.AdaptiveSharpness` has seen before.
         """
-        values, seen = self.walk(
-            self.encode(images), masks, surrogate=surrogate, train=train, activity=activity
+        values, active = self.walk(
+            self.encode(images, key),
+            masks,
+            surrogate=surrogate,
+            train=train,
+            activity=activity,
+            seen=seen,
         )
         logits = self.readout(values)
-        return (logits, seen) if activity else logits
+        return (logits, active) if activity else logits
 
-    def encode(self, images: Float[Array, "B H W C"]) -> Values:
-        """Direct encoding: the normalised image, constant in time."""
-        mean, std = jnp.array(self.architecture.mean), jnp.array(self.architecture.std)
-        return {IMAGE: ((images - mean) / std).astype(self.dtype)[None]}
+    def encode(self, images: Float[Array, "B H W C"], key: Array | None = None) -> Values:
+        """The normalised input of each step; one that holds for all if nothing is random.
+
+        Gradients pass straight through the draws of the Poisson encoding.
+
+        Raises:
+          InputError: a stochastic encoding without a key.
+        """
+        a = self.architecture
+        x_SxBxHxWxC = images[None]
+        if a.stochastic:
+            if key is None:
+                raise InputError(f"the {a.encoding} encoding draws at random: give it a key.")
+            shape = (a.time_steps, *images.shape)
+            if a.encoding == "poisson":
+                spikes = jax.random.bernoulli(key, jnp.clip(images, 0, 1), shape)
+                x_SxBxHxWxC = spikes + (images - jax.lax.stop_gradient(images))
+            else:
+                x_SxBxHxWxC = images + a.noise * jax.random.normal(key, shape, images.dtype)
+        mean, std = jnp.array(a.mean), jnp.array(a.std)
+        return {IMAGE: ((x_SxBxHxWxC - mean) / std).astype(self.dtype)}
 
     def readout(self, values: Values) -> Float[Array, "B K"]:
         """Mean over time of the classifier's output."""
@@ -99,9 +127,10 @@ class SpikingNetwork(nn.Module):
         begin: int = 0,
         end: int | None = None,
         keep: Sequence[str] = (),
-        surrogate: Surrogate = Surrogate(),
+        surrogate: Backward = Surrogate(),
         train: bool = False,
         activity: bool = False,
+        seen: Mapping[str, Distances] | None = None,
     ) -> tuple[Values, Activity]:
         """Runs the nodes from `begin` to `end` on the values that they read.
 
@@ -110,7 +139,7 @@ class SpikingNetwork(nn.Module):
 
         Args:
           values: by name, what the nodes read from before `begin`.
-          masks, surrogate, train, activity: as in `__call__`.
+          masks, surrogate, train, activity, seen: as in `__call__`.
           begin, end: positions in `architecture.nodes`.
           keep: names of further values to return.
 
@@ -125,18 +154,22 @@ class SpikingNetwork(nn.Module):
         end = len(nodes) if end is None else end
         member, masks = group_of(self.architecture), masks or {}
         check_fit(self.architecture, masks)
-        values, seen = dict(values), Activity({}, {})
+        values, active = dict(values), Activity({}, {})
         for node in nodes[begin:end]:
             x = values[node.input]
             match node:
                 case Spike(name=name):
-                    x, potential = lif(
-                        x, self.architecture.neuron, surrogate, self.architecture.time_steps
+                    x, potential = respond(
+                        x,
+                        self.architecture.neuron,
+                        surrogate,
+                        self.architecture.time_steps,
+                        (seen or {}).get(name),
                     )
                     if (mask := masks.get(member[name])) is not None:
                         x = x * mask.astype(x.dtype)
                     if activity:
-                        seen.spikes[name], seen.potentials[name] = x, potential
+                        active.spikes[name], active.potentials[name] = x, potential
                 case Pool(window=w, kind=kind):
                     s, b, h, v, c = x.shape
                     x = x[:, :, : h // w * w, : v // w * w].reshape(s, b, h // w, w, v // w, w, c)
@@ -152,7 +185,7 @@ class SpikingNetwork(nn.Module):
         wanted = {*live_at(self.architecture, end), *keep}
         if end == len(nodes):
             wanted.add(nodes[-1].name)
-        return {name: value for name, value in values.items() if name in wanted}, seen
+        return {name: value for name, value in values.items() if name in wanted}, active
 
     def _layer(self, node: Node, train: bool) -> nn.Module:
         """The Flax layer with the weights of a node."""
@@ -194,25 +227,70 @@ def _aligned_conv(x, kernel, *args, **options):
 class Classifier:
     """`(variables, masks), images -> logits` in evaluation mode.
 
-    Hashable by value, so that jitted code may take it as a static argument; the surrogate
-    is what gradients of its output go through.
+    Hashable by value, so that jitted code may take it as a static argument. What attacks
+    may know of a classifier beyond that, see `attacks`.
+
+    Attributes:
+      architecture: the network.
+      surrogate: what gradients of its output go through.
     """
 
     architecture: Architecture
-    surrogate: Surrogate = Surrogate()
+    surrogate: Backward = Surrogate()
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it must be called with a key."""
+        return self.architecture.stochastic
 
     def __call__(
-        self, params: tuple[dict, MaskTree | None], images: Float[Array, "B H W C"]
+        self,
+        params: tuple[dict, MaskTree | None],
+        images: Float[Array, "B H W C"],
+        *,
+        key: Array | None = None,
     ) -> Float[Array, "B K"]:
         variables, masks = params
         network = SpikingNetwork(self.architecture)
-        return network.apply(variables, images, masks, surrogate=self.surrogate)
+        return network.apply(variables, images, masks, surrogate=self.surrogate, key=key)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether its gradient depends on the iterations before."""
+        return isinstance(self.surrogate, AdaptiveSharpness)
+
+    def recall(
+        self,
+        params: tuple[dict, MaskTree | None],
+        images: Float[Array, "B H W C"],
+        memory: Mapping[str, Distances],
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B K"], dict[str, Distances]]:
+        """Logits whose gradient goes by a memory, and the memory after them; at first `{}`."""
+        variables, masks = params
+        logits, active = SpikingNetwork(self.architecture).apply(
+            variables,
+            images,
+            masks,
+            surrogate=self.surrogate,
+            activity=True,
+            key=key,
+            seen=memory,
+        )
+        threshold = self.architecture.neuron.threshold
+        return logits, {
+            name: self.surrogate.update(
+                memory.get(name) or Distances(jnp.ones_like(v), jnp.zeros_like(v)), v - threshold
+            )
+            for name, v in active.potentials.items()
+        }
 
 
 def init(key: Array, architecture: Architecture) -> dict:
     """Fresh variables, `{"params", "batch_stats"}`, of a network."""
     image = jnp.zeros((1, *architecture.input_shape))
-    return jax.jit(SpikingNetwork(architecture).init)(key, image)
+    return jax.jit(SpikingNetwork(architecture).init)(key, image, key=key)
 
 
 POOLS = {"A": "avg", "M": "max"}

@@ -1,6 +1,7 @@
 """Leaky integrate-and-fire dynamics and the surrogate gradients that train them."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -81,20 +82,31 @@ class LIF:
             raise unknown("reset", self.reset, ("hard", "soft", "soft_delayed"))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def spike(v: Float[Array, "*N"], surrogate: Surrogate) -> Float[Array, "*N"]:
     """1 where v >= 0, else 0; differentiates through the surrogate."""
+    return spike_of_width(v, surrogate.width, surrogate.name)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def spike_of_width(
+    v: Float[Array, "*N"], width: float | int | Float[Array, "..."], name: str
+) -> Float[Array, "*N"]:
+    """`spike` with a width of its own for every neuron; no gradient goes to the width."""
     return (v >= 0).astype(v.dtype)
 
 
-@spike.defjvp
-def _spike_jvp(surrogate, primals, tangents):
-    (v,), (dv,) = primals, tangents
-    return spike(v, surrogate), surrogate.derivative(v) * dv
+@spike_of_width.defjvp
+def _spike_jvp(name, primals, tangents):
+    (v, width), (dv, _) = primals, tangents
+    return spike_of_width(v, width, name), SURROGATE_DERIVATIVES[name](v / width) / width * dv
+
+
+# Spikes of the distance from the threshold, in a step: (v, t) -> s
+Fire = Callable[[Float[Array, "*N"], int], Float[Array, "*N"]]
 
 
 def lif(
-    current: Float[Array, "S *N"], neuron: LIF, surrogate: Surrogate, time_steps: int
+    current: Float[Array, "S *N"], neuron: LIF, surrogate: Surrogate | Fire, time_steps: int
 ) -> tuple[Float[Array, "T *N"], Float[Array, "T *N"]]:
     """Runs a layer of LIF neurons over time, from rest.
 
@@ -104,7 +116,8 @@ def lif(
     Args:
       current: input current, S = T steps, or S = 1 for one that is constant in time.
       neuron: constants and dialect.
-      surrogate: what the backward pass puts in place of the spike's derivative.
+      surrogate: what the backward pass puts in place of the spike's derivative, or a spike
+        function that has one of its own.
       time_steps: T.
 
     Returns:
@@ -116,6 +129,7 @@ def lif(
             f"the current has {current.shape[0]} steps for {time_steps} time steps: give as many, "
             "or one that holds for all."
         )
+    fire = surrogate if callable(surrogate) else lambda v, t: spike(v, surrogate)
     x_SxN = current.astype(jnp.float32)
     v = jnp.zeros(x_SxN.shape[1:], jnp.float32)
     late_reset = jnp.zeros_like(v)
@@ -124,7 +138,7 @@ def lif(
         x = x_SxN[t if x_SxN.shape[0] > 1 else 0]
         v = v + (x - v) / neuron.tau if neuron.decay_input else v * (1 - 1 / neuron.tau) + x
         v = v - late_reset
-        s = spike(v - neuron.threshold, surrogate)
+        s = fire(v - neuron.threshold, t)
         spikes.append(s)
         potentials.append(v)
         s_reset = jax.lax.stop_gradient(s) if neuron.detach_reset else s

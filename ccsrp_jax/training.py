@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from ccsrp_jax.attacks import PGD, perturb
+from ccsrp_jax.attacks import PGD
 from ccsrp_jax.data import Split, unit
 from ccsrp_jax.errors import InputError, check_number
 from ccsrp_jax.masks import MaskTree
@@ -191,7 +191,7 @@ def train(
             parts = [(x, clean_share)] if clean_share > 0 else []
             if adversarial and clean_share < 1:
                 params = (state.variables, masks)
-                attacked = perturb(classifier, params, x, y, key_attack, recipe.adversarial)
+                attacked = recipe.adversarial(classifier, params, x, y, key_attack)
                 parts.append((attacked, 1 - clean_share))
             rate = learning_rate(recipe, (epoch * steps + number + 0.5) / (recipe.epochs * steps))
             state, loss, accuracy = _step(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccsrp_jax.architecture import Architecture
-from ccsrp_jax.attacks import PGD, fgsm, perturb
+from ccsrp_jax.attacks import PGD, fgsm
 from ccsrp_jax.errors import InputError
 from ccsrp_jax.models import Classifier
 
@@ -63,7 +63,7 @@ def test_adversarial_images_of_a_spiking_network_equal_foolbox(name, attack):
         frozen = unflatten_dict(dict(file), sep="/")
     classifier = Classifier(Architecture.from_json(str(frozen["architecture"])))
     images, labels = jnp.asarray(frozen["images"]), jnp.asarray(frozen["labels"])
-    ours = perturb(classifier, (frozen["variables"], None), images, labels, KEY, attack)
+    ours = attack(classifier, (frozen["variables"], None), images, labels, KEY)
     expected = frozen["adversarial"][name]
     assert np.abs(expected - images).max() > 0.09
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)
@@ -79,7 +79,7 @@ def test_fgsm_is_one_signed_step_along_the_closed_form_gradient(problem, eps):
     chance = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     gradient = ((chance - np.eye(5)[labels]) @ weights.T).reshape(images.shape)
     expected = np.clip(images + eps * np.sign(gradient), 0, 1)
-    ours = perturb(linear, jnp.asarray(weights), images, jnp.asarray(labels), KEY, fgsm(eps))
+    ours = fgsm(eps)(linear, jnp.asarray(weights), images, jnp.asarray(labels), KEY)
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
@@ -92,7 +92,7 @@ def test_pgd_reaches_the_worst_case_of_a_linear_classifier(problem, random_start
     sign = np.where(np.asarray(labels)[:, None, None, None] == 0, 1, -1) * np.sign(towards)
     worst = np.clip(images + 0.1 * sign, 0, 1)
     attack = PGD(0.1, 10, restarts, random_start=random_start)
-    ours = perturb(linear, weights, images, labels, KEY, attack)
+    ours = attack(linear, weights, images, labels, KEY)
     np.testing.assert_allclose(ours, worst, atol=1e-6)
 
 
@@ -101,7 +101,7 @@ def test_pgd_reaches_the_worst_case_of_a_linear_classifier(problem, random_start
 def test_adversarial_images_stay_in_ball_and_box(hard_problem, eps, seed, relative_step):
     images, labels, weights = hard_problem
     attack = PGD(eps, 3, relative_step=relative_step)
-    ours = perturb(curved, weights, images, labels, jax.random.key(seed), attack)
+    ours = attack(curved, weights, images, labels, jax.random.key(seed))
     assert ours.dtype == images.dtype
     assert ours.min() >= 0 and ours.max() <= 1
     assert np.abs(ours - images).max() <= eps + 1e-6
@@ -110,7 +110,7 @@ def test_adversarial_images_stay_in_ball_and_box(hard_problem, eps, seed, relati
 @pytest.mark.parametrize("attack", (PGD(0.0, 5), PGD(0.0, 5, restarts=3), fgsm(0.0)))
 def test_a_ball_of_radius_zero_returns_the_image(hard_problem, attack):
     images, labels, weights = hard_problem
-    ours = perturb(curved, weights, images, labels, KEY, attack)
+    ours = attack(curved, weights, images, labels, KEY)
     np.testing.assert_array_equal(ours, images)
 
 
@@ -119,12 +119,11 @@ def test_random_starts_are_uniform_in_the_ball_and_follow_the_key(hard_problem):
     inside = jnp.full((400, 4, 4, 1), 0.5)
     none = jnp.zeros(400, jnp.int32)
     # On a constant classifier every gradient is zero, so the start is the result.
-    start = perturb(linear, jnp.zeros((16, 2)), inside, none, KEY, PGD(0.2, 3)) - 0.5
+    start = PGD(0.2, 3)(linear, jnp.zeros((16, 2)), inside, none, KEY) - 0.5
     quantiles = np.quantile(start, (0, 0.25, 0.5, 0.75, 1))
     np.testing.assert_allclose(quantiles, (-0.2, -0.1, 0, 0.1, 0.2), atol=0.01)
     once, again, other = (
-        perturb(curved, weights, images, labels, jax.random.key(seed), PGD(0.2, 3))
-        for seed in (4, 4, 5)
+        PGD(0.2, 3)(curved, weights, images, labels, jax.random.key(seed)) for seed in (4, 4, 5)
     )
     np.testing.assert_array_equal(once, again)
     assert (once != other).any()
@@ -137,7 +136,7 @@ def test_restarts_are_never_weaker_than_the_first_of_them(hard_problem):
     for seed in range(6):
         key = jax.random.key(seed)
         single, many = (
-            curved(weights, perturb(curved, weights, images, labels, key, PGD(0.05, 4, restarts)))
+            curved(weights, PGD(0.05, 4, restarts)(curved, weights, images, labels, key))
             for restarts in (1, 8)
         )
         broken, broken_by_many = single.argmax(-1) != labels, many.argmax(-1) != labels
@@ -167,7 +166,7 @@ def test_among_restarts_that_break_an_image_the_highest_loss_wins(hard_problem):
         losses.append(cross_entropy(logits, labels))
         broken.append(np.asarray(logits.argmax(-1) != labels))
     counted = np.where(np.any(broken, 0) & ~np.array(broken), -np.inf, losses)
-    ours = perturb(curved, weights, images, labels, KEY, PGD(eps, steps, restarts=8))
+    ours = PGD(eps, steps, restarts=8)(curved, weights, images, labels, KEY)
     loss_of_ours = cross_entropy(curved(weights, ours), labels)
     np.testing.assert_allclose(loss_of_ours, counted.max(0), rtol=1e-4)
 
@@ -175,10 +174,10 @@ def test_among_restarts_that_break_an_image_the_highest_loss_wins(hard_problem):
 def test_an_outer_jit_gives_the_same_images(hard_problem):
     images, labels, weights = hard_problem
     attack = PGD(0.1, 3, restarts=2)
-    jitted = jax.jit(perturb, static_argnums=(0, 5))
+    jitted = jax.jit(attack, static_argnums=0)
     np.testing.assert_allclose(
-        jitted(curved, weights, images, labels, KEY, attack),
-        perturb(curved, weights, images, labels, KEY, attack),
+        jitted(curved, weights, images, labels, KEY),
+        attack(curved, weights, images, labels, KEY),
         atol=1e-6,
     )
 

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from ccsrp_jax.attacks import PGD, perturb
+from ccsrp_jax.attacks import PGD
 from ccsrp_jax.data import Split
 from ccsrp_jax.evaluation import batches, correct
 from ccsrp_jax.models import Classifier
@@ -40,7 +40,7 @@ def test_attacked_accuracy_is_that_on_the_attacks_images(network, split):
     )
     images, labels = jax.numpy.asarray(split.images), jax.numpy.asarray(split.labels)
     key_batch = jax.random.fold_in(key, 0)
-    adversarial = perturb(classifier, params, images, labels, key_batch, attack)
+    adversarial = attack(classifier, params, images, labels, key_batch)
     logits = np.asarray(jax.jit(classifier)(params, adversarial))
     np.testing.assert_array_equal(robust, logits.argmax(-1) == split.labels)
     assert progress == [21]

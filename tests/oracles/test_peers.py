@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from ccsrp_jax import cost, selection
 from ccsrp_jax.architecture import Add, Architecture, Conv, Dense, Flatten, Norm, Pool, Spike
-from ccsrp_jax.attacks import PGD, fgsm, perturb
+from ccsrp_jax.attacks import PGD, fgsm
 from ccsrp_jax.models import Classifier, SpikingNetwork, plain
 from ccsrp_jax.neurons import LIF, SURROGATE_DERIVATIVES, Surrogate, lif
 
@@ -166,7 +166,7 @@ def test_adversarial_images_equal_foolbox(name, attack):
     variables, classifier = random_network(3, architecture), Classifier(architecture)
     images = digits(architecture)
     labels = classifier((variables, None), images).argmax(-1)
-    ours = perturb(classifier, (variables, None), images, labels, jax.random.key(0), attack)
+    ours = attack(classifier, (variables, None), images, labels, jax.random.key(0))
     theirs = attack_by_foolbox(classifier, variables, images, labels, attack)
     assert np.abs(theirs - images).max() > 0.9 * attack.eps
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-7)
