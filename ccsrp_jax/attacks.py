@@ -2,11 +2,12 @@
 
 A classifier is a hashable `logits(params, images)` on images in [0, 1], normalisation
 inside; what is differentiated in place of its spikes is part of it (`models.Classifier`), so
-an attack needs not use the surrogate of training. Two more things it may have:
+an attack needs not use the surrogate of training. More that it may have:
 
   * `stochastic`, true if two passes may differ; it is then called with `key=`;
+  * `with_backward(backward)`, itself differentiated through something else (`gradients`);
   * `remembers`, true if its gradient goes by the attack's iterations so far; it then has
-    `recall(params, images, memory)`, logits and the memory after them, at first `{}`.
+    `recall(params, images, memory)`, logits and the next memory, and `fresh_memory(count)`.
 
 An attack is a frozen dataclass that is called as
 `attack(logits, params, images, labels, key) -> adversarial images`. Loops over steps run in
@@ -90,9 +91,9 @@ def is_stochastic(logits: Logits) -> bool:
     return getattr(logits, "stochastic", False)
 
 
-def start_memory(logits: Logits) -> dict | None:
-    """What to give `slope` in an attack's first iteration."""
-    return {} if getattr(logits, "remembers", False) else None
+def start_memory(logits: Logits, count: int) -> Any:
+    """What to give `slope` in an attack's first iteration on `count` images."""
+    return logits.fresh_memory(count) if getattr(logits, "remembers", False) else None
 
 
 def slope(
@@ -240,6 +241,16 @@ class PGD:
         """One attack for every restart."""
         return (dataclasses.replace(self, restarts=1),) * self.restarts
 
+    @property
+    def gradients(self) -> int:
+        """Gradients an image."""
+        return self.steps * self.restarts * self.samples
+
+    @property
+    def queries(self) -> int:
+        """Forward passes an image without a gradient."""
+        return 0
+
     def __call__(
         self,
         logits: Logits,
@@ -266,7 +277,7 @@ class PGD:
     def _run(self, logits, params, images, labels, key):
         """One restart."""
         images = unit(images)
-        x, memory = images, start_memory(logits)
+        x, memory = images, start_memory(logits, len(images))
         if self.random_start:
             x = random_in_ball(key, images, self.eps, self.norm)
         for step in range(self.steps):
@@ -309,6 +320,16 @@ class Noise:
 
     def __post_init__(self) -> None:
         check_ball(self.eps, self.norm)
+
+    @property
+    def gradients(self) -> int:
+        """Gradients an image."""
+        return 0
+
+    @property
+    def queries(self) -> int:
+        """Forward passes an image without a gradient."""
+        return 0
 
     def __call__(self, logits, params, images, labels, key) -> Float[Array, "B H W C"]:
         images = unit(images)

@@ -1,7 +1,7 @@
 """The command line of the main job: settings in, one sentence and status 2 if they are off."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ccsrp_jax import config, job
 from ccsrp_jax.errors import InputError
@@ -9,8 +9,13 @@ from ccsrp_jax.errors import InputError
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the job with these flags; returns the exit status."""
+    return guard(lambda: job.run(config.parse(args)))
+
+
+def guard(run: Callable[[], object]) -> int:
+    """Runs something, says in a sentence what went wrong, and returns the exit status."""
     try:
-        job.run(config.parse(args))
+        run()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

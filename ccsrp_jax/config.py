@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -60,15 +60,17 @@ class Attack:
       eps: radius, in training, in the search and in the test; by default one of the 16
         grey levels that the digits are scanned in.
       search_steps: PGD steps of the shared adversarial set.
-      test_steps: PGD steps when a network is measured, for the archive (on the search
-        images) and at the close (on the test images).
+      test_steps: PGD steps when a network is measured for the archive, on the search images.
       test_restarts: random starts of that attack.
+      suite: what attacks the dense and the chosen network on the test images: `quick`;
+        `standard`, which takes many times as long; or `pgd` alone, for trials.
     """
 
     eps: float = 1 / 16
     search_steps: int = 10
     test_steps: int = 20
     test_restarts: int = 2
+    suite: Literal["pgd", "quick", "standard"] = "quick"
 
 
 @dataclass(frozen=True)
@@ -211,10 +213,19 @@ def parse(args: Sequence[str] | None = None) -> Config:
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
     default = Config(preset=preset, search=PRESETS[preset])
+    return read_flags(Config, flags, default)
+
+
+def read_flags(kind: type, flags: Sequence[str], default: Any = tyro.MISSING_NONPROP) -> Any:
+    """A settings dataclass from flags.
+
+    Raises:
+      InputError: flags that cannot be used, in one sentence.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(Config, default=default, args=flags)
+            return tyro.cli(kind, default=default, args=list(flags))
     except SystemExit as stop:
         if not stop.code:  # --help
             raise

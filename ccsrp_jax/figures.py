@@ -19,6 +19,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from ccsrp_jax.findings import (
     Row,
+    assessments,
     attack_text,
     format_number,
     interval,
@@ -26,6 +27,8 @@ from ccsrp_jax.findings import (
     number,
     ratio,
     round_name,
+    search_attack,
+    test_attack,
 )
 
 Point = tuple[float | int, float | int]
@@ -37,6 +40,7 @@ KEPT = LinearSegmentedColormap.from_list("kept", ["#FFFFFF", "#5AA5D2"])
 HALO = [withStroke(linewidth=2.5, foreground="white")]
 SHARED = {"color": GREEN, "linestyle": "--", "linewidth": 1.2, "marker": "D", "markersize": 3.5}
 STAR = {"color": INK, "linestyle": "none", "marker": "*", "markersize": 11, "markeredgecolor": "w"}
+HOLLOW = STAR | {"markerfacecolor": "w", "markeredgecolor": INK}  # a figure not to be believed
 RING = {
     "color": INK,
     "linestyle": "none",
@@ -52,13 +56,16 @@ def tradeoff_figure(archive: list[Row], summary: Row) -> Figure:
     """Accuracy and robust accuracy against the MACs left, on search and on test images.
 
     `archive` is in the order of its rounds, the dense network first. Stars stand beside
-    their MACs rather than at them, so that they hide no point of the line.
+    their MACs rather than at them, so that they hide no point of the line. Robust ones are
+    hollow where the audit failed.
     """
     left = macs_left(archive)
     dense, pruned = summary.get("dense") or {}, summary.get("pruned") or {}
-    stars = [("dense", dense, 100.0, -9.0)]
+    records = assessments(summary)
+    doubted = {name for name, record in records.items() if not record["reliable"]}
+    stars = [("dense", "dense", 100.0, -9.0)]
     if summary.get("chosen_round") != 0:
-        stars.append(("chosen", pruned, 100 * ratio(pruned, dense, "macs"), 9.0))
+        stars.append(("chosen", "pruned", 100 * ratio(pruned, dense, "macs"), 9.0))
     low, high = _range(left + [x for _, _, x, _ in stars])
     low = min(low, high - 10)
     margin = 0.1 * (high - low)  # room for what is written under the stars
@@ -68,7 +75,11 @@ def tradeoff_figure(archive: list[Row], summary: Row) -> Figure:
     axes[1].xaxis.set_major_formatter("{x:g}")
     axes[1].set_xlim(high + margin, low - margin)  # pruning goes rightwards
     axes[1].set_xlabel("MACs left (% of the dense network's)", color=INK, fontsize=9)
-    names = ("Accuracy", "Robust accuracy: " + attack_text(summary.get("attack") or {}))
+    searched, tested = attack_text(search_attack(summary)), attack_text(test_attack(summary))
+    title = f"Robust accuracy: {searched}"
+    if records:
+        title = f"Robust accuracy; line: {searched};\nstars: worst case of the {tested}"
+    names = ("Accuracy", title)
     keys = ("accuracy", "robust_accuracy")
     for ax, key, name, colour in zip(axes, keys, names, (BLUE, VERMILION), strict=True):
         _style(ax, name)
@@ -82,8 +93,10 @@ def tradeoff_figure(archive: list[Row], summary: Row) -> Figure:
             shared = [number(row.get("shared_accuracy")) for row in archive]
             ax.plot(left, shared, **SHARED)
             heights += shared
-        for label, network, x, shift in stars:
-            heights += _plot_star(ax, label, x, network.get(key), summary, shift)
+        for label, name, x, shift in stars:
+            share = (summary.get(name) or {}).get(key)
+            doubt = key == "robust_accuracy" and name in doubted
+            heights += _plot_star(ax, label, x, share, summary, shift, doubt)
         _limit(ax, heights)
     for i in _with_room(archive, left, 0.05 * (high - low)):
         place = {"xycoords": axes[0].get_xaxis_transform(), "ha": "center", "color": GREY}
@@ -109,7 +122,7 @@ def tradeoff_figure(archive: list[Row], summary: Row) -> Figure:
 
 
 def _plot_star(
-    ax: Axes, label: str, x: float, share: Any, summary: Row, shift: float
+    ax: Axes, label: str, x: float, share: Any, summary: Row, shift: float, doubted: bool
 ) -> list[float]:
     """A network's test result `shift` points beside x; returns the heights that it needs."""
     share = number(share)
@@ -119,9 +132,10 @@ def _plot_star(
     aside = ax.transData + ScaledTranslation(shift / 72, 0, ax.figure.dpi_scale_trans)
     ax.plot([x, x], [low, high], color=INK, linewidth=1, transform=aside)
     ax.plot([x, x], [-1, share], color=GREY, linewidth=0.7, linestyle=":", transform=aside)
-    ax.plot(x, share, **STAR, transform=aside)
+    ax.plot(x, share, **HOLLOW if doubted else STAR, transform=aside)
     place = {"xycoords": ax.get_xaxis_transform(), "ha": "center", "color": INK}
-    _note(ax, f"{label}, test\n{share:.3f}", (x, 0), (shift, 3), **place)  # under every point
+    words = f"{label}, test\n{share:.3f}" + " unreliable" * doubted
+    _note(ax, words, (x, 0), (shift, 3), **place)  # under every point
     return [share, low, high]
 
 

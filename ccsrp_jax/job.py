@@ -1,30 +1,22 @@
 """The main job: from a data set to a compact, robust spiking network and a report."""
 
-import importlib.metadata
-import platform
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ccsrp_jax import compaction, cost, evolution, masks, models, report, rundir, training
-from ccsrp_jax.architecture import Architecture
-from ccsrp_jax.attacks import SHORT_PGD_CAVEAT
+from ccsrp_jax import closing, compaction, evolution, masks, models, report, rundir, training
 from ccsrp_jax.coevolution import search_round
 from ccsrp_jax.config import LATEST, Config, settings
-from ccsrp_jax.data import Dataset, Split, load, unit
+from ccsrp_jax.data import Dataset, Split, load
 from ccsrp_jax.evaluation import correct
 from ccsrp_jax.masks import MaskTree
 from ccsrp_jax.models import Classifier
 from ccsrp_jax.terminal import Terminal
-
-COST_IMAGES = 256  # of the split, over which SynOps are averaged
 
 
 class State(NamedTuple):
@@ -93,7 +85,7 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
     if restored is None:
         _forget_unfinished(job, [], done=-1)
         state = train_dense(job, fresh)
-        archive = [archive_row(job, state, 0, None)]
+        archive = [archive_row(job, state, 0, {})]
         save(job, checkpoints, 0, state, archive, started)
         done = 0
     else:
@@ -108,8 +100,8 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
         small_enough = archive[-1]["macs"] <= config.target_macs * dense_macs
         if small_enough or not config.search.prunable(state.masks):
             break
-        state, shared_accuracy = prune_round(job, state, number)
-        archive.append(archive_row(job, state, number, shared_accuracy))
+        state, estimate = prune_round(job, state, number)
+        archive.append(archive_row(job, state, number, estimate))
         save(job, checkpoints, number, state, archive, started)
 
     chosen = choose(archive, config.tolerance)
@@ -117,10 +109,22 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
         folder / "archive.jsonl", [row | {"chosen": row["round"] == chosen} for row in archive]
     )
     compaction.save(folder / "pruned.safetensors", *compaction.load(_network(job, chosen)))
-    summary = close(job, chosen, started)
+    networks = {"dense": _network(job, 0), "pruned": _network(job, chosen)}
+    key = jax.random.fold_in(job.key, 4000)
+    measured = closing.measure(config, data, networks, key, folder, terminal)
+    summary = {
+        "dataset": data.name,
+        "model": config.model,
+        "time_steps": config.time_steps,
+        "seed": config.seed,
+        "seconds": time.perf_counter() - started,
+        "chosen_round": chosen,
+        "run_dir": str(folder),
+        **measured,
+    }
     rundir.write_json(folder / "summary.json", summary)
     page = report.write(folder)
-    show(terminal, summary, page)
+    closing.show(terminal, summary, page)
     return summary
 
 
@@ -130,9 +134,12 @@ def train_dense(job: Run, state: State) -> State:
     return state._replace(variables=variables)
 
 
-def prune_round(job: Run, state: State, number: int) -> tuple[State, float]:
-    """One round of search, splice and fine-tuning; also the spliced network's accuracy on
-    the shared adversarial set, before fine-tuning."""
+def prune_round(job: Run, state: State, number: int) -> tuple[State, dict]:
+    """One round of search, splice and fine-tuning; also how far the search's estimate was off.
+
+    That is, before fine-tuning, the spliced network's accuracy on the shared adversarial set
+    against that under a white-box attack on the same search images.
+    """
     config, started = job.config, time.perf_counter()
     generations = len(config.search.prunable(state.masks)) * config.search.generations
     with job.terminal.stage(f"round {number}: search", generations) as advance:
@@ -154,11 +161,24 @@ def prune_round(job: Run, state: State, number: int) -> tuple[State, float]:
             member_chunk=config.member_chunk,
             report=tell,
         )
+    state = state._replace(masks=found.masks)
     shared = [
-        correct(job.classifier, (state.variables, found.masks), split, batch_size=config.batch_size)
+        correct(job.classifier, tuple(state), split, batch_size=config.batch_size)
         for split in found.distinct_sets()
     ]
-    state = state._replace(masks=found.masks)
+    white_box = correct(
+        job.classifier,
+        tuple(state),
+        job.data.search,
+        attack=config.test_attack,
+        key=jax.random.fold_in(job.key, 5000 + number),
+        batch_size=config.batch_size,
+    )
+    estimate = {
+        "shared_accuracy": float(np.mean(np.concatenate(shared))),
+        "white_box_accuracy": float(white_box.mean()),
+    }
+    estimate["shared_gap"] = estimate["shared_accuracy"] - estimate["white_box_accuracy"]
     searched = time.perf_counter() - started
     variables = _train(
         job,
@@ -171,22 +191,35 @@ def prune_round(job: Run, state: State, number: int) -> tuple[State, float]:
     evaluations = sum(result.evaluations for result in found.found.values())
     seconds = {"search_seconds": searched, "seconds": time.perf_counter() - started}
     _log(job, {"stage": "round", "round": number, "evaluations": evaluations} | seconds)
-    return state._replace(variables=variables), float(np.mean(np.concatenate(shared)))
+    return state._replace(variables=variables), estimate
 
 
-def archive_row(job: Run, state: State, number: int, shared_accuracy: float | None) -> dict:
+def archive_row(job: Run, state: State, number: int, estimate: dict) -> dict:
     """A trade-off point, measured on the search images; its network is saved beside it."""
     architecture, search = job.classifier.architecture, job.data.search
     key = jax.random.fold_in(job.key, 3000 + number)
     name = f"round {number}" if number else "dense"
+    params, config = tuple(state), job.config
+    clean = correct(job.classifier, params, search, batch_size=config.batch_size)
     with job.terminal.stage(f"{name}: attack", len(search.labels)) as advance:
-        measured = measure(job, architecture, state, search, key, advance)
+        robust = correct(
+            job.classifier,
+            params,
+            search,
+            attack=config.test_attack,
+            key=key,
+            batch_size=config.batch_size,
+            progress=advance,
+        )
     row = {
         "round": number,
         "kept": masks.widths(architecture, state.masks),
         "filters": masks.widths(architecture, None),
-        **measured,
-        "shared_accuracy": shared_accuracy,
+        "accuracy": float(clean.mean()),
+        "robust_accuracy": float((clean & robust).mean()),
+        **closing.costs(architecture, *state, search),
+        **dict.fromkeys(("shared_accuracy", "white_box_accuracy", "shared_gap")),
+        **estimate,
     }
     network = compaction.compact(architecture, state.variables, state.masks)
     path = _network(job, number)
@@ -199,40 +232,6 @@ def archive_row(job: Run, state: State, number: int, shared_accuracy: float | No
         f"MACs {row['macs']:,}  filters {kept}"
     )
     return row
-
-
-def measure(
-    job: Run,
-    architecture: Architecture,
-    state: State,
-    split: Split,
-    key: Array,
-    advance: Callable[[int], None],
-) -> dict:
-    """Accuracy, robust accuracy under the test attack, and costs of a network."""
-    config, params = job.config, (state.variables, state.masks)
-    classifier = Classifier(architecture, config.surrogate)
-    size = config.batch_size
-    clean = correct(classifier, params, split, batch_size=size)
-    robust = correct(
-        classifier,
-        params,
-        split,
-        attack=config.test_attack,
-        key=key,
-        batch_size=size,
-        progress=advance,
-    )
-    images = unit(jnp.asarray(split.images[:COST_IMAGES]))
-    synops = cost.synops(architecture, state.variables, images, state.masks)
-    return {
-        "accuracy": float(clean.mean()),
-        "robust_accuracy": float((clean & robust).mean()),
-        "macs": sum(cost.macs(architecture, state.masks).values()),
-        "params": sum(cost.params(architecture, state.masks).values()),
-        "synops": sum(synops.values()),
-        "energy_nj": cost.energy_nj(architecture, synops, state.masks),
-    }
 
 
 def choose(archive: list[dict], tolerance: float) -> int:
@@ -248,82 +247,6 @@ def choose(archive: list[dict], tolerance: float) -> int:
         and row["robust_accuracy"] >= dense["robust_accuracy"] - tolerance
     ]
     return min(good, key=lambda row: row["macs"])["round"]
-
-
-def close(job: Run, chosen: int, started: float) -> dict:
-    """Meets the test images, once, with the dense and the chosen network; the summary."""
-    config, test = job.config, job.data.test
-    networks = [compaction.load(_network(job, number)) for number in (0, chosen)]
-    key = jax.random.fold_in(job.key, 4000)
-    with job.terminal.stage("test: attack", 2 * len(test.labels)) as advance:
-        measured = [
-            measure(job, architecture, State(variables, {}), test, key, advance)
-            for architecture, variables in networks
-        ]
-    fill = np.arange(config.latency_batch) % len(test.labels)
-    latencies = cost.latency_ms(
-        [(Classifier(architecture), (variables, None)) for architecture, variables in networks],
-        unit(jnp.asarray(test.images[fill])),
-    )
-    dense, pruned = (
-        values | {"latency_ms": latency}
-        for values, latency in zip(measured, latencies, strict=True)
-    )
-    attack = config.test_attack
-    packages = ("ccsrp-jax", "jax", "jaxlib", "flax", "optax", "evosax", "numpy")
-    return {
-        "dataset": job.data.name,
-        "model": config.model,
-        "time_steps": config.time_steps,
-        "seed": config.seed,
-        "seconds": time.perf_counter() - started,
-        "attack": {
-            "name": "pgd",
-            "norm": "linf",
-            "eps": attack.eps,
-            "steps": attack.steps,
-            "restarts": attack.restarts,
-            "step_size": attack.step_size,
-            "surrogate": f"{config.surrogate.name}:{config.surrogate.width}",
-            "caveat": SHORT_PGD_CAVEAT,
-        },
-        "dense": dense,
-        "pruned": pruned,
-        "chosen_round": chosen,
-        "latency_batch": config.latency_batch,
-        "test_images": len(test.labels),
-        "footnote": job.data.record["footnote"],
-        "run_dir": str(job.folder),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in packages},
-        "device": jax.devices()[0].device_kind,
-    }
-
-
-def show(terminal: Terminal, summary: dict, page: Path) -> None:
-    """The closing table."""
-    dense, pruned, attack = summary["dense"], summary["pruned"], summary["attack"]
-    batch = summary["latency_batch"]
-    names = {
-        "accuracy": ("test accuracy", "{:.3f}"),
-        "robust_accuracy": (f"under PGD-{attack['steps']}, eps {attack['eps']:.4g}", "{:.3f}"),
-        "macs": ("MACs", "{:,.0f}"),
-        "params": ("parameters", "{:,.0f}"),
-        "synops": ("SynOps an image", "{:,.0f}"),
-        "energy_nj": ("energy, nJ an image", "{:,.1f}"),
-        "latency_ms": (f"latency, ms a batch of {batch}", "{:.2f}"),
-    }
-    rows = []
-    for name, (label, form) in names.items():
-        before, after = dense[name], pruned[name]
-        if "accuracy" in name:
-            change = f"{after - before:+.3f}"
-        else:
-            change = f"{after / before:.1%}" if before else "-"
-        rows.append([label, form.format(before), form.format(after), change])
-    title = f"{summary['dataset']}, {summary['model']}, {summary['test_images']} test images"
-    terminal.table(title, ["", "dense", "pruned", "pruned / dense"], rows)
-    terminal.line(f"{summary['seconds']:.0f} s; report: {page}")
 
 
 def save(

@@ -1,5 +1,6 @@
 """The spiking network as a Flax module, and builders of the architectures we ship."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -254,6 +255,10 @@ class Classifier:
         network = SpikingNetwork(self.architecture)
         return network.apply(variables, images, masks, surrogate=self.surrogate, key=key)
 
+    def with_backward(self, surrogate: Backward) -> "Classifier":
+        """The same network, differentiated through something else."""
+        return dataclasses.replace(self, surrogate=surrogate)
+
     @property
     def remembers(self) -> bool:
         """Whether its gradient depends on the iterations before."""
@@ -267,7 +272,7 @@ class Classifier:
         *,
         key: Array | None = None,
     ) -> tuple[Float[Array, "B K"], dict[str, Distances]]:
-        """Logits whose gradient goes by a memory, and the memory after them; at first `{}`."""
+        """Logits whose gradient goes by a memory, at first `fresh_memory`, and the next one."""
         variables, masks = params
         logits, active = SpikingNetwork(self.architecture).apply(
             variables,
@@ -280,10 +285,20 @@ class Classifier:
         )
         threshold = self.architecture.neuron.threshold
         return logits, {
-            name: self.surrogate.update(
-                memory.get(name) or Distances(jnp.ones_like(v), jnp.zeros_like(v)), v - threshold
-            )
+            name: self.surrogate.update(memory[name], v - threshold)
             for name, v in active.potentials.items()
+        }
+
+    def fresh_memory(self, count: int) -> dict[str, Distances]:
+        """What is known of `count` images before an attack."""
+        a = self.architecture
+        return {
+            node.name: Distances(
+                jnp.ones((a.time_steps, count, *shapes(a)[node.name])),
+                jnp.zeros((a.time_steps, count, *shapes(a)[node.name])),
+            )
+            for node in a.nodes
+            if isinstance(node, Spike)
         }
 
 

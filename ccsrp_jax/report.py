@@ -13,6 +13,7 @@ from ccsrp_jax.files import write_whole
 from ccsrp_jax.findings import (
     DASH,
     Row,
+    assessments,
     attack_text,
     finding,
     format_number,
@@ -21,11 +22,15 @@ from ccsrp_jax.findings import (
     number,
     ratio,
     round_name,
+    search_attack,
+    test_attack,
 )
+from ccsrp_jax.robustness_figure import robustness_figure
 
 QUANTITIES = (  # key of a network's measurements, name, unit, format
     ("accuracy", "Accuracy", "fraction of test images", ".3f"),
     ("robust_accuracy", "Robust accuracy", "fraction of test images, attacked", ".3f"),
+    ("pgd_accuracy", "Under PGD alone", "fraction of test images", ".3f"),
     ("macs", "MACs", "an image and time step", ",.0f"),
     ("params", "Parameters", "", ",.0f"),
     ("synops", "SynOps", "an image, all time steps", ",.0f"),
@@ -37,8 +42,9 @@ QUANTITIES = (  # key of a network's measurements, name, unit, format
 def write(run_dir: Path) -> Path:
     """Writes tradeoff.png, filters.png, training.png and report.html into a run directory.
 
-    Reads config.json, summary.json, metrics.jsonl and archive.jsonl. All four results are
-    made before the first is written, and each appears whole or not at all.
+    And robustness.png, if the networks were assessed. Reads config.json, summary.json,
+    metrics.jsonl and archive.jsonl. All results are made before the first is written, and
+    each appears whole or not at all.
 
     Returns:
       The path of report.html.
@@ -61,6 +67,8 @@ def write(run_dir: Path) -> Path:
         "filters": figures.png(figures.filters_figure(archive)),
         "training": figures.png(figures.training_figure(metrics)),
     }
+    if records := assessments(summary):
+        pictures["robustness"] = figures.png(robustness_figure(records))
     page = _html(config, summary, archive, pictures)
     for name, data in pictures.items():
         write_whole(run_dir / f"{name}.png", data)
@@ -70,18 +78,26 @@ def write(run_dir: Path) -> Path:
 
 def _html(config: Row, summary: Row, archive: list[Row], pictures: dict[str, bytes]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": format_number, "known": lambda x: DASH if x is None else x}
+    environment.filters |= {
+        "number": format_number,
+        "known": lambda x: DASH if x is None else x,
+        "figure": lambda x: DASH if x is None else format(x, ".3g"),  # inf and nan are figures
+    }
     source = resources.files("ccsrp_jax").joinpath("report.html.j2").read_text("utf-8")
     return environment.from_string(source).render(
         summary=summary,
         dense=summary.get("dense") or {},
         pruned=summary.get("pruned") or {},
-        attack=summary.get("attack") or {},
-        attack_text=attack_text(summary.get("attack") or {}),
+        attack=test_attack(summary),
+        attack_text=attack_text(test_attack(summary)),
+        search_attack=search_attack(summary),
+        search_text=attack_text(search_attack(summary)),
+        records=assessments(summary),
+        gaps=any("shared_gap" in row for row in archive),
         finding=finding(summary),
         quantities=QUANTITIES,
         ratio=ratio,
-        interval=lambda share: interval(number(share), number(summary.get("test_images"))),
+        interval=lambda share, images: interval(number(share), number(images)),
         points=list(zip(map(round_name, archive), macs_left(archive), archive, strict=True)),
         figures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
         config=json.dumps(config, indent=2, ensure_ascii=False),

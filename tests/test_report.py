@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 from scipy.stats import binomtest
+from test_robustness_figure import QUICK, REASONS, record
 
 from ccsrp_jax import figures, findings, report
 from ccsrp_jax.errors import InputError
@@ -101,6 +102,31 @@ def write_run(folder: Path, summary=SUMMARY, archive=ARCHIVE, metrics=METRICS) -
     return folder
 
 
+# A run whose networks met a suite of attacks.
+ASSESSED = SUMMARY | {
+    "dense": DENSE | {"robust_accuracy": 0.65, "pgd_accuracy": 0.76},
+    "pruned": PRUNED | {"robust_accuracy": 0.595, "pgd_accuracy": 0.755},
+    "attack": {
+        "name": "quick suite",
+        "norm": "linf",
+        "eps": 0.1,
+        "attacks": 5,
+        "surrogate": "atan:1.0",
+        "caveat": "A first opinion.",
+    },
+    "search_attack": ATTACK,
+    "robustness": {
+        "suite": "quick",
+        "dense": record(),
+        "pruned": record([*QUICK[:4], (*QUICK[4][:3], 119, None)], REASONS),
+    },
+}
+ESTIMATED = [
+    row | {"white_box_accuracy": white_box, "shared_gap": gap}
+    for row, white_box, gap in zip(ARCHIVE, (None, 0.6, 0.8), (None, 0.21, -0.04), strict=True)
+]
+
+
 INPUTS = {"config.json", "summary.json", "metrics.jsonl", "archive.jsonl"}
 FIGURES = {"tradeoff.png", "filters.png", "training.png"}
 
@@ -119,8 +145,15 @@ class Page(HTMLParser):
         self.rows = [[" ".join("".join(cell).split()) for cell in row] for row in self.rows]
 
     def row(self, start: str) -> list[str]:
-        [row] = [row for row in self.rows if row[0].startswith(start)]
+        [row] = self.rows_of(start)
         return row
+
+    def rows_of(self, start: str) -> list[list[str]]:
+        return [row for row in self.rows if row[0].startswith(start)]
+
+    @property
+    def words(self) -> str:
+        return " ".join("".join(self.text).split())
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -145,7 +178,7 @@ def page_of(run: Path) -> Page:
 
 
 def test_page_needs_nothing_outside_itself(tmp_path):
-    text = report.write(write_run(tmp_path)).read_text("utf-8")
+    text = report.write(write_run(tmp_path, ASSESSED, ESTIMATED)).read_text("utf-8")
     page = Page(text)
     assert "http:" not in text and "https:" not in text and "url(" not in text
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
@@ -153,7 +186,7 @@ def test_page_needs_nothing_outside_itself(tmp_path):
     images = [attrs for tag, attrs in page.tags if tag == "img"]
     assert all(attrs["alt"] for attrs in images)
     embedded = [attrs["src"].removeprefix("data:image/png;base64,") for attrs in images]
-    files = ("tradeoff.png", "filters.png", "training.png")
+    files = ("tradeoff.png", "robustness.png", "filters.png", "training.png")
     assert [base64.b64decode(data, validate=True) for data in embedded] == [
         (tmp_path / name).read_bytes() for name in files
     ]
@@ -161,7 +194,7 @@ def test_page_needs_nothing_outside_itself(tmp_path):
 
 def test_page_holds_the_numbers_of_the_run(tmp_path):
     page = page_of(write_run(tmp_path))
-    text = " ".join("".join(page.text).split())
+    text = page.words
     assert page.row("MACs")[1:] == ["1,234,568", "617,284", "0.500"]
     assert page.row("Parameters")[1:] == ["61,728", "15,432", "0.250"]
     assert page.row("Energy")[1:] == ["1,763.6", "881.8", "0.500"]
@@ -186,6 +219,85 @@ def test_finding_says_what_pruning_kept_and_saved():
     assert "no pruned one was chosen" in findings.finding(SUMMARY | {"chosen_round": 0})
 
 
+def test_finding_says_first_which_robust_accuracy_is_unreliable():
+    assert findings.finding(ASSESSED) == (
+        "The robust accuracy of the pruned network is unreliable: larger balls seem safer; more "
+        "steps break fewer images. On the 360 test images the pruned network has accuracy 0.981 "
+        "(dense: 0.986) and worst-case robust accuracy 0.595 (dense: 0.650) under the quick suite "
+        "of 5 attacks (linf, eps 0.1), with 50 % of the MACs, 25 % of the parameters and 55 % of "
+        "the latency."
+    )
+    kept = findings.finding(ASSESSED | {"chosen_round": 0})
+    assert kept == (
+        "On the 360 test images the dense network has accuracy 0.986 and worst-case robust "
+        "accuracy 0.650 under the quick suite of 5 attacks (linf, eps 0.1); no pruned one was "
+        "chosen."
+    )
+
+
+def test_run_without_a_suite_speaks_of_none(tmp_path):
+    page = page_of(write_run(tmp_path))
+    for word in ("reliable", "suite", "worst case", "audit", "Gap", "PGD alone", "corruption"):
+        assert word not in page.words
+    assert "the attack is PGD, linf, eps 0.1, 20 steps, 2 restarts." in page.words
+    assert not (tmp_path / "robustness.png").exists()
+
+
+def test_verdict_stands_beside_the_robust_accuracy(tmp_path):
+    page = page_of(write_run(tmp_path, ASSESSED))
+    _, dense, pruned, change = page.row("Robust accuracy")
+    assert dense.startswith("0.650 ") and dense.endswith("reliable") and "unrel" not in dense
+    assert pruned.startswith("0.595 ") and pruned.endswith("unreliable") and change == "0.915"
+    assert [cell[:5] for cell in page.row("Under PGD alone")[1:]] == ["0.760", "0.755", "0.993"]
+    assert f"Robust accuracy of the pruned network: {'; '.join(REASONS)}." in page.words
+    assert "dense network: none of 2 checks for masked gradients failed." in page.words
+    caption = "robust accuracy is the worst case of the quick suite of 5 attacks (linf, eps 0.1)."
+    assert caption in page.words and "A first opinion." in page.words
+
+
+def test_tables_hold_every_attack_check_and_corruption(tmp_path):
+    page = page_of(write_run(tmp_path, ASSESSED))
+    for number, name in enumerate(("dense", "pruned")):
+        data = ASSESSED["robustness"][name]
+        for row in data["attacks"]:
+            cells = page.rows_of(row["name"])[number]
+            low, high = row["interval"]
+            counts = [str(row["attacked"]), str(row["broken"])]
+            left = f"{row['accuracy']:.3f} {low:.3f}–{high:.3f}"
+            alone = "–" if row["alone"] is None else f"{row['alone']:.3f}"
+            costs = [f"{row['gradients']:,}", f"{row['queries']:,}", "1.2"]
+            assert cells[1:] == [row["through"], row["kind"], *counts, left, alone, *costs]
+    assert page.rows_of("never rises with eps") == [["never rises with eps", "0", "0.02", "ok"]] * 2
+    assert page.row(f"check 1 {REASONS[1]}")[1:] == ["0.9", "0.1", "failed"]
+    corruption = page.row("gaussian noise 3")
+    assert [cell[:5] for cell in corruption[1:]] == ["0.900", "0.900"]
+
+
+def test_check_without_a_finite_figure_shows_it(tmp_path):
+    summary = json.loads(json.dumps(ASSESSED))
+    summary["robustness"]["dense"]["audit"]["checks"][1] |= {
+        "figure": float("inf"),
+        "passed": False,
+    }
+    page = page_of(write_run(tmp_path, summary))
+    assert page.rows_of("inside ball and box")[0][1:] == ["inf", "1e-06", "failed"]
+
+
+def test_gap_between_shared_and_white_box_accuracy_is_shown(tmp_path):
+    page = page_of(write_run(tmp_path, archive=ESTIMATED))
+    heads = page.row("Round")
+    at = heads.index("Gap")
+    assert heads[at - 2 :] == ["Shared transfer", "White box before tuning", "Gap", "Filters kept"]
+    rows = [page.row(name)[at - 2 : at + 1] for name in ("dense", "1 (chosen)", "2")]
+    assert rows == [["–"] * 3, ["0.810", "0.600", "+0.210"], ["0.760", "0.800", "-0.040"]]
+
+
+def test_dense_network_alone_is_assessed_alone(tmp_path):
+    page = page_of(write_run(tmp_path, ASSESSED | {"chosen_round": 0}))
+    assert "Attacks on the dense network" in page.words
+    assert "Attacks on the pruned network" not in page.words
+
+
 @pytest.mark.parametrize("count, images", [(0, 5), (5, 5), (252, 360), (1, 10000)])
 def test_interval_is_wilsons(count, images):
     expected = binomtest(count, images).proportion_ci(method="wilson")
@@ -196,7 +308,10 @@ def test_names_are_text_and_not_markup(tmp_path):
     name = '<script>alert("x")</script> & $\\frac$'
     archive = [row | {"kept": {name: 3}, "filters": {name: 4}} for row in ARCHIVE]
     summary = SUMMARY | {"dataset": name, "attack": ATTACK | {"caveat": name, "norm": "$x_"}}
-    page = page_of(write_run(tmp_path, summary, archive))
+    suite = [(name, name, "white box", 100, None)]
+    assessed = {"suite": name, "dense": record(suite, [name]), "pruned": record(suite)}
+    page = page_of(write_run(tmp_path, summary | {"robustness": assessed}, archive))
+    assert page.rows_of(name)[0][1] == name
     assert "script" not in {tag for tag, _ in page.tags}
     assert name in page.row("1 (chosen)")[-1].replace("\xa0", " ")
     [title] = [text for text in page.text if text.startswith("Robust pruning") and name in text][:1]
@@ -226,6 +341,31 @@ def test_tradeoff_figure_draws_the_archive_and_the_test_results():
         stars = [line for line in ax.get_lines() if line.get_marker() == "*"]
         assert [line.get_ydata()[0] for line in stars] == [DENSE[key], PRUNED[key]]
         assert [line.get_xdata()[0] for line in stars] == pytest.approx([100, 50])
+
+
+def test_tradeoff_figure_names_the_attack_of_the_line_and_that_of_the_stars():
+    for summary, title in (
+        (SUMMARY, "Robust accuracy: PGD, linf, eps 0.1, 20 steps, 2 restarts"),
+        (
+            ASSESSED,
+            "Robust accuracy; line: PGD, linf, eps 0.1, 20 steps, 2 restarts;\n"
+            "stars: worst case of the quick suite of 5 attacks (linf, eps 0.1)",
+        ),
+    ):
+        _, bottom = figures.tradeoff_figure(ARCHIVE, summary).axes
+        assert bottom.get_title("left") == title
+
+
+def test_tradeoff_figure_marks_unreliable_stars():
+    top, bottom = figures.tradeoff_figure(ARCHIVE, ASSESSED).axes
+    faces = {
+        ax: [line.get_markerfacecolor() for line in ax.get_lines() if line.get_marker() == "*"]
+        for ax in (top, bottom)
+    }
+    assert faces == {top: [figures.INK] * 2, bottom: [figures.INK, "w"]}
+    words = [text.get_text() for text in bottom.texts]
+    assert words == ["dense, test\n0.650", "chosen, test\n0.595 unreliable"]
+    assert not any("unreliable" in text.get_text() for text in top.texts)
 
 
 def test_filters_figure_writes_the_kept_filters():

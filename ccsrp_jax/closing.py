@@ -1,0 +1,160 @@
+"""The end of a run: the dense and the chosen network meet the test images, once."""
+
+import importlib.metadata
+import platform
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ccsrp_jax import compaction, cost
+from ccsrp_jax.architecture import Architecture
+from ccsrp_jax.assess import evaluate
+from ccsrp_jax.attacks import PGD, SHORT_PGD_CAVEAT
+from ccsrp_jax.config import Config
+from ccsrp_jax.data import Dataset, Split, unit
+from ccsrp_jax.masks import MaskTree
+from ccsrp_jax.models import Classifier
+from ccsrp_jax.terminal import Terminal
+
+COST_IMAGES = 256  # of the split, over which SynOps are averaged
+SUITE_CAVEAT = {
+    "pgd": SHORT_PGD_CAVEAT,
+    "quick": "An upper bound on robust accuracy and a first opinion: the standard suite can "
+    "break more images.",
+    "standard": "An upper bound on robust accuracy: an attack yet unknown can break more images.",
+}
+PACKAGES = ("ccsrp-jax", "jax", "jaxlib", "flax", "optax", "evosax", "numpy")
+
+
+def costs(
+    architecture: Architecture, variables: dict, network_masks: MaskTree | None, split: Split
+) -> dict:
+    """What a network costs; SynOps are those of the split's first images."""
+    images = unit(jnp.asarray(split.images[:COST_IMAGES]))
+    synops = cost.synops(architecture, variables, images, network_masks)
+    return {
+        "macs": sum(cost.macs(architecture, network_masks).values()),
+        "params": sum(cost.params(architecture, network_masks).values()),
+        "synops": sum(synops.values()),
+        "energy_nj": cost.energy_nj(architecture, synops, network_masks),
+    }
+
+
+def measure(
+    config: Config,
+    data: Dataset,
+    networks: dict[str, Path],
+    key: Array,
+    folder: Path,
+    terminal: Terminal,
+) -> dict:
+    """Robustness, costs and latency of saved networks on the test images.
+
+    Args:
+      config: settings of the run.
+      data: its data.
+      networks: files of the networks, by name.
+      key: of the attacks.
+      folder: where each network's suite is recorded as it goes.
+      terminal: for progress.
+
+    Returns:
+      The part of the run's summary that follows from the test images.
+    """
+    test, loaded = data.test, {name: compaction.load(path) for name, path in networks.items()}
+    robustness, measured = {}, {}
+    for name, (architecture, variables) in loaded.items():
+        terminal.line(f"{name:<9} {config.attack.suite} suite on the test images")
+        found = evaluate(
+            Classifier(architecture, config.surrogate),
+            (variables, None),
+            test,
+            eps=config.attack.eps,
+            key=key,
+            suite=config.attack.suite,
+            record=folder / f"suite-{name}.json",
+            terminal=terminal,
+        )
+        robustness[name] = found.record()
+        measured[name] = {
+            "accuracy": found.outcome.accuracy,
+            "robust_accuracy": found.outcome.robust_accuracy,
+            "pgd_accuracy": found.outcome.alone("PGD 20"),
+            "reliable": found.verdict.reliable,
+            **costs(architecture, variables, None, test),
+        }
+    fill = np.arange(config.latency_batch) % len(test.labels)
+    latencies = cost.latency_ms(
+        [
+            (Classifier(architecture), (variables, None))
+            for architecture, variables in loaded.values()
+        ],
+        unit(jnp.asarray(test.images[fill])),
+    )
+    for values, latency in zip(measured.values(), latencies, strict=True):
+        values["latency_ms"] = latency
+    surrogate = f"{config.surrogate.name}:{config.surrogate.width}"
+    return {
+        "attack": {
+            "name": f"{config.attack.suite} suite",
+            "norm": "linf",
+            "eps": config.attack.eps,
+            "attacks": len(robustness["dense"]["attacks"]),
+            "surrogate": surrogate,
+            "caveat": SUITE_CAVEAT[config.attack.suite],
+        },
+        "search_attack": pgd_record(config.test_attack) | {"surrogate": surrogate},
+        **measured,
+        "robustness": {"suite": config.attack.suite, **robustness},
+        "latency_batch": config.latency_batch,
+        "test_images": len(test.labels),
+        "footnote": data.record["footnote"],
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def pgd_record(attack: PGD) -> dict:
+    """The attack that the archive was measured with."""
+    return {
+        "name": "pgd",
+        "norm": attack.norm,
+        "eps": attack.eps,
+        "steps": attack.steps,
+        "restarts": attack.restarts,
+        "step_size": attack.step_size,
+        "caveat": SHORT_PGD_CAVEAT,
+    }
+
+
+def show(terminal: Terminal, summary: dict, page: Path) -> None:
+    """The closing table."""
+    dense, pruned, attack = summary["dense"], summary["pruned"], summary["attack"]
+    batch = summary["latency_batch"]
+    names = {
+        "accuracy": ("test accuracy", "{:.3f}"),
+        "pgd_accuracy": (f"under PGD-20, eps {attack['eps']:.4g}", "{:.3f}"),
+        "robust_accuracy": (f"under all {attack['attacks']} attacks", "{:.3f}"),
+        "macs": ("MACs", "{:,.0f}"),
+        "params": ("parameters", "{:,.0f}"),
+        "synops": ("SynOps an image", "{:,.0f}"),
+        "energy_nj": ("energy, nJ an image", "{:,.1f}"),
+        "latency_ms": (f"latency, ms a batch of {batch}", "{:.2f}"),
+    }
+    rows = []
+    for name, (label, form) in names.items():
+        before, after = dense[name], pruned[name]
+        if "accuracy" in name:
+            change = f"{after - before:+.3f}"
+        else:
+            change = f"{after / before:.1%}" if before else "-"
+        rows.append([label, form.format(before), form.format(after), change])
+    title = f"{summary['dataset']}, {summary['model']}, {summary['test_images']} test images"
+    terminal.table(title, ["", "dense", "pruned", "pruned / dense"], rows)
+    for name in ("dense", "pruned"):
+        terminal.line(f"{name}: {summary['robustness'][name]['headline']}")
+    terminal.line(f"{summary['seconds']:.0f} s; report: {page}")

@@ -1,0 +1,207 @@
+"""How robust a saved network is: a suite of attacks, an audit of them, and corruptions.
+
+    python experiments/robustness.py runs/latest/pruned.safetensors
+    python experiments/robustness.py NETWORK --suite standard --eps 0.0625 --images 256
+    python experiments/robustness.py NETWORK --others dense=runs/latest/networks/round00.safetensors
+    python experiments/robustness.py NETWORK --attacks apgd-ce:assg apgd-t:own square
+    python experiments/robustness.py NETWORK --certify 0.1 --norm l2 --eps 0.5
+
+It writes robustness.json and robustness.png beside the network, or into --out; a run that was
+interrupted goes on after its last finished attack.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from ccsrp_jax import cli, compaction, figures, suite
+from ccsrp_jax.assess import Assessment, evaluate
+from ccsrp_jax.config import read_flags
+from ccsrp_jax.data import Split, load, unit
+from ccsrp_jax.errors import InputError, check_number
+from ccsrp_jax.files import write_whole
+from ccsrp_jax.models import Classifier
+from ccsrp_jax.neurons import Surrogate
+from ccsrp_jax.robustness_figure import robustness_figure
+from ccsrp_jax.smoothing import Smoothing, certified_accuracy, certify
+from ccsrp_jax.suite import View
+from ccsrp_jax.terminal import Terminal
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Attack a saved network.
+
+    Attributes:
+      network: a .safetensors file that this library wrote.
+      dataset: `digits`, a TFDS set or an .npz, as for the main job.
+      data_dir: where TFDS sets lie prepared.
+      suite: `quick`, `standard`, or `pgd` alone.
+      attacks: a list of one's own instead, each ATTACK or ATTACK:VIEW.
+      others: other networks that transfer attacks start from, each NAME=FILE.
+      eps: radius in pixel units, where images span 0 to 1.
+      norm: of the ball.
+      images: so many of the test images, stratified.
+      seed: of all random draws, and of the digits' split.
+      samples: draws that a stochastic network's gradient is averaged over.
+      batch_size: images a call.
+      certify: standard deviation of the noise of randomized smoothing; none by default.
+      certify_samples: draws an image for its certificate.
+      out: directory for robustness.json and robustness.png; by default the network's.
+      surrogate: what the network was trained through.
+    """
+
+    network: Annotated[Path, tyro.conf.Positional]
+    dataset: str = "digits"
+    data_dir: str | None = None
+    suite: Literal["pgd", "quick", "standard"] = "quick"
+    attacks: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    eps: float = 1 / 16
+    norm: Literal["linf", "l2"] = "linf"
+    images: int | None = None
+    seed: int = 0
+    samples: int | None = None
+    batch_size: int = 128
+    certify: float | None = None
+    certify_samples: int = 1000
+    out: Path | None = None
+    surrogate: Surrogate = field(default_factory=Surrogate)
+
+
+def run(settings: Settings, terminal: Terminal) -> dict:
+    """Attacks, audits, writes and says what came out.
+
+    Raises:
+      InputError: a file, the data or a setting cannot be used.
+    """
+    check_number("batch_size", settings.batch_size, 1)
+    architecture, variables = compaction.load(settings.network)
+    classifier = Classifier(architecture, settings.surrogate)
+    data = load(
+        settings.dataset,
+        data_dir=settings.data_dir,
+        seed=settings.seed,
+        test_images=settings.images,
+    )
+    shape = data.test.images.shape[1:]
+    if shape != architecture.input_shape:
+        raise InputError(
+            f"{settings.network} takes images of {architecture.input_shape}, but those of "
+            f"{settings.dataset} are {shape}: give the data that it was trained on."
+        )
+    others = {}
+    for text in settings.others:
+        name, separator, path = text.partition("=")
+        if not separator:
+            raise InputError(f"other network {text!r} has no name: give NAME=FILE.")
+        source, weights = compaction.load(Path(path))
+        others[name] = View(Classifier(source, settings.surrogate), (weights, None))
+    wanted = settings.suite
+    if settings.attacks:
+        draws = settings.samples or (suite.EOT["standard"] if classifier.stochastic else 1)
+        wanted = [
+            suite.named(text, settings.eps, draws, settings.norm) for text in settings.attacks
+        ]
+    folder = settings.out or settings.network.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    key = jax.random.key(settings.seed)
+    found = evaluate(
+        classifier,
+        (variables, None),
+        data.test,
+        eps=settings.eps,
+        key=key,
+        suite=wanted,
+        norm=settings.norm,
+        others=others,
+        samples=settings.samples,
+        batch_size=settings.batch_size,
+        record=folder / f"{settings.network.stem}.suite.json",
+        terminal=terminal,
+    )
+    record = found.record() | {
+        "network": settings.network.name,
+        "dataset": data.name,
+        "footnote": data.record["footnote"],
+        "settings": json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in ("ccsrp-jax", "jax", "jaxlib")},
+        "device": jax.devices()[0].device_kind,
+    }
+    if settings.certify is not None:
+        record["certified"] = certificates(settings, classifier, variables, data.test, key)
+    picture = figures.png(robustness_figure({settings.network.stem: record}))
+    write_whole(folder / "robustness.json", (json.dumps(record, indent=1) + "\n").encode())
+    write_whole(folder / "robustness.png", picture)
+    show(terminal, found, record)
+    terminal.line(f"written to {folder / 'robustness.json'}")
+    return record
+
+
+def certificates(settings, classifier, variables, split: Split, key) -> dict:
+    """Certified accuracy of the smoothed network against the L2 radius."""
+    smoothing = Smoothing(settings.certify, samples=settings.certify_samples)
+    images, key = np.asarray(unit(split.images)), jax.random.fold_in(key, 1)
+    found = certify(classifier, (variables, None), images, key, smoothing)
+    radii = np.linspace(0, 4 * settings.certify, 17)
+    accuracy = certified_accuracy(found, split.labels, radii)
+    return dataclasses.asdict(smoothing) | {
+        "radii": radii.tolist(),
+        "accuracy": np.asarray(accuracy).tolist(),
+        "abstained": float((np.asarray(found.classes) < 0).mean()),
+    }
+
+
+def show(terminal: Terminal, found: Assessment, record: dict) -> None:
+    """What every attack did, what every check said, and the headline."""
+    terminal.table(
+        f"{record['network']}, {record['images']} images",
+        ["attack", "through", "attacked", "broken", "accuracy left", "alone", "seconds"],
+        [
+            [
+                row.name,
+                row.through,
+                str(row.attacked),
+                str(row.broken),
+                f"{row.accuracy:.3f}",
+                "" if row.alone is None else f"{row.alone:.3f}",
+                f"{row.seconds:.1f}",
+            ]
+            for row in found.outcome.rows
+        ],
+    )
+    terminal.table(
+        "audit",
+        ["check", "figure", "limit", ""],
+        [
+            [name, f"{figure:.3g}", f"{limit:.3g}", "ok" if passed else "no"]
+            for name, passed, figure, limit, _ in found.verdict.checks
+        ],
+    )
+    natural = ", ".join(f"{name} {value:.3f}" for name, value in found.natural.items())
+    terminal.line(f"accuracy {found.outcome.accuracy:.3f}; {natural}")
+    if certified := record.get("certified"):
+        curve = zip(certified["radii"], certified["accuracy"], strict=True)
+        points = ", ".join(f"{radius:.3g}: {value:.3f}" for radius, value in list(curve)[::4])
+        terminal.line(f"certified accuracy by L2 radius: {points}")
+    terminal.line(found.headline)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the script with these flags; returns the exit status."""
+    flags = sys.argv[1:] if args is None else args
+    return cli.guard(lambda: run(read_flags(Settings, flags), Terminal()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,280 @@
+"""Suites: what is run on what, what is left, the record that a suite goes on from."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ccsrp_jax import robustness, suite
+from ccsrp_jax.assess import evaluate
+from ccsrp_jax.attacks import PGD, Noise, fgsm
+from ccsrp_jax.data import Split
+from ccsrp_jax.errors import InputError
+from ccsrp_jax.evaluation import correct
+from ccsrp_jax.models import Classifier
+from ccsrp_jax.square import Square
+from ccsrp_jax.suite import Entry, View
+
+KEY = jax.random.key(0)
+EPS = 0.1
+
+
+def linear(weights, images):
+    """A linear classifier: its worst case in the ball is known."""
+    return images.reshape(images.shape[0], -1) @ weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """An attack that moves the pixels of some rows by a given step, whatever the network."""
+
+    step: float
+    rows: tuple[int, ...] = (0, 1, 2, 3)
+
+    def __call__(self, logits, params, images, labels, key):
+        return jnp.clip(images.at[:, list(self.rows)].add(self.step), 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting:
+    """An attack that returns what it is given, and notes how many images that were."""
+
+    seen: list = dataclasses.field(default_factory=list, hash=False, compare=False)
+    gradients = 3
+
+    def __call__(self, logits, params, images, labels, key):
+        self.seen.append(len(images))
+        return images
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Images, labels of a linear classifier with some of them wrong, and its weights."""
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0.2, 0.8, (50, 4, 4, 1)).astype(np.float32)
+    weights = rng.normal(size=(16, 3)).astype(np.float32)
+    labels = (images.reshape(50, 16) @ weights).argmax(-1)
+    labels[:5] = (labels[:5] + 1) % 3
+    return Split(images, labels), jnp.asarray(weights)
+
+
+def left_of(weights, split, eps):
+    """Which images no point of the ball moves, in closed form (inside the box)."""
+    z = split.images.reshape(len(split.labels), -1) @ weights
+    gap = z[np.arange(len(z)), split.labels][:, None] - z
+    reach = np.abs(weights.T[split.labels][:, None] - weights.T[None]).sum(-1)
+    rivals = np.arange(z.shape[1])[None] != split.labels[:, None]
+    return np.where(rivals, gap - eps * reach, np.inf).min(-1) > 0
+
+
+def run(problem, entries, **options):
+    split, weights = problem
+    available = options.pop("available", {"own": View(linear, weights)})
+    return robustness.attack_all(
+        linear, weights, split, entries, available, KEY, eps=EPS, **options
+    )
+
+
+def test_worst_case_of_a_linear_classifier_is_the_closed_form(problem):
+    split, weights = problem
+    found = evaluate(linear, weights, split, eps=EPS, key=KEY, suite="quick", natural=())
+    exact = left_of(np.asarray(weights), split, EPS)
+    assert 0.1 < exact.mean() < 0.8
+    np.testing.assert_array_equal(found.outcome.standing, exact)
+    assert found.verdict.reliable, found.verdict.reasons
+    assert found.outcome.clean[5:].all() and not found.outcome.clean[:5].any()
+
+
+def test_broken_images_are_not_attacked_again(problem):
+    counting = Counting()
+    entries = [Entry("fgsm", fgsm(EPS)), Entry("count", counting)]
+    outcome = run(problem, entries, batch_size=1)
+    still = int((outcome.clean & (outcome.broken_by != 0)).sum())
+    assert 0 < still < outcome.clean.sum()
+    assert len(counting.seen) == still == outcome.rows[1].attacked
+    assert outcome.rows[1].gradients == 3 * still
+
+
+def test_references_are_run_on_every_correct_image(problem):
+    entries = [Entry("fgsm", fgsm(EPS)), Entry("noise", Noise(EPS), everywhere=True)]
+    outcome = run(problem, entries)
+    assert outcome.rows[1].attacked == outcome.clean.sum() == 45
+    assert outcome.alone("noise") > outcome.robust_accuracy
+    assert outcome.alone("fgsm") is None
+    assert outcome.rows[1].broken == 0  # what noise broke, FGSM had broken before
+
+
+def test_worst_case_is_taken_sample_by_sample(problem):
+    up = Entry("up", Fixed(3 * EPS, (0,)), everywhere=True)
+    down = Entry("down", Fixed(-3 * EPS, (2,)), everywhere=True)
+    outcome = run(problem, [up, down])
+    single = [correct(linear, problem[1], problem[0], attack=e.attack) for e in (up, down)]
+    np.testing.assert_array_equal(outcome.standing, outcome.clean & single[0] & single[1])
+    assert outcome.robust_accuracy < min(outcome.alone("up"), outcome.alone("down"))
+    first = np.where(outcome.clean & ~single[0], 0, np.where(outcome.clean & ~single[1], 1, -1))
+    np.testing.assert_array_equal(outcome.broken_by, first)
+
+
+@pytest.mark.parametrize("batch_size", (7, 16, 64))
+def test_batching_changes_no_verdict(problem, batch_size):
+    outcome = run(problem, [Entry("pgd", PGD(EPS, 10, random_start=False))], batch_size=batch_size)
+    exact = left_of(np.asarray(problem[1]), problem[0], EPS)
+    np.testing.assert_array_equal(outcome.standing, exact)
+
+
+def test_white_box_goes_first_and_black_box_last(problem):
+    _, weights = problem
+    available = {"own": View(linear, weights), "twin": View(linear, weights)}
+    mixed = [
+        Entry("square", Square(EPS, 10), kind="black box"),
+        Entry("twin", PGD(EPS, 2), "twin", "transfer"),
+        Entry("pgd", PGD(EPS, 2)),
+        Entry("noise", Noise(EPS), kind="noise"),
+    ]
+    order = [entry.name for entry in suite.entries_of(mixed, EPS, available)]
+    assert order == ["noise", "pgd", "twin", "square"]
+
+
+def test_a_transfer_is_made_on_the_other_network_and_judged_on_this_one(problem):
+    split, weights = problem
+    available = {"own": View(linear, weights), "other": View(linear, -weights)}
+    entry = Entry("fgsm", fgsm(EPS), "other", "transfer", everywhere=True)
+    outcome = run(problem, [entry], available=available)
+    moved = fgsm(EPS)(linear, -weights, jnp.asarray(split.images), jnp.asarray(split.labels), KEY)
+    hits = np.asarray(linear(weights, moved).argmax(-1)) == split.labels
+    np.testing.assert_array_equal(outcome.standing, outcome.clean & hits)
+
+
+def test_steps_out_of_the_ball_are_measured(problem):
+    assert run(problem, [Entry("far", Fixed(EPS + 0.05))]).overstep == pytest.approx(0.05, abs=1e-6)
+    assert run(problem, [Entry("near", Fixed(EPS))]).overstep < 1e-6
+
+
+def test_a_suite_goes_on_after_its_last_attack(problem, tmp_path):
+    record = tmp_path / "suite.json"
+    entries = [
+        Entry("noise", Noise(EPS), everywhere=True),
+        Entry("pgd", PGD(EPS, 5)),
+        Entry("square", Square(EPS, 20), kind="black box"),
+    ]
+    whole = run(problem, entries, record=record)
+
+    class Stop(Exception):
+        pass
+
+    def refuse(*args):
+        raise Stop
+
+    class Broken(Square):
+        __call__ = refuse
+
+    Broken.__qualname__ = "Square"  # for the record, the same suite
+
+    record.unlink()
+    with pytest.raises(Stop):
+        stopped = dataclasses.replace(entries[2], attack=Broken(EPS, 20))
+        run(problem, [*entries[:2], stopped], record=record)
+    assert len(json.loads(record.read_text())["rows"]) == 2
+    again = run(problem, entries, record=record)
+    np.testing.assert_array_equal(again.broken_by, whole.broken_by)
+    # all but the seconds
+    assert [row[:-1] for row in again.rows] == [row[:-1] for row in whole.rows]
+    finished = run(problem, [*entries[:2], stopped], record=record)  # nothing is left to run
+    assert finished.rows == again.rows
+
+
+@pytest.mark.parametrize("change", ("images", "weights", "suite", "damage"))
+def test_a_record_of_something_else_is_refused(problem, tmp_path, change):
+    record, (split, weights) = tmp_path / "suite.json", problem
+    entries = [Entry("fgsm", fgsm(EPS))]
+    run(problem, entries, record=record)
+    if change == "images":
+        split = Split(split.images[::-1].copy(), split.labels[::-1].copy())
+    elif change == "weights":
+        weights = weights + 1
+    elif change == "suite":
+        entries = [Entry("fgsm", fgsm(EPS / 2))]
+    else:
+        record.write_text(record.read_text()[:-20])
+    with pytest.raises(InputError, match=r"suite\.json is (of another|damaged)"):
+        run((split, weights), entries, record=record)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    (
+        (lambda s, w: evaluate(linear, w, s, eps=0.1, key=KEY, suite="fast"), "preset 'fast'"),
+        (lambda s, w: evaluate(linear, w, s, eps=0.1, key=KEY, suite=[]), "no attack"),
+        (lambda s, w: evaluate(linear, w, s, eps=3.0, key=KEY), "eps 3.0"),
+        (
+            lambda s, w: evaluate(
+                linear, w, Split(s.images * 255, s.labels), eps=0.1, key=KEY, suite="pgd"
+            ),
+            "images span",
+        ),
+        (
+            lambda s, w: evaluate(
+                linear, w, Split(s.images, s.labels + 1), eps=0.1, key=KEY, suite="pgd"
+            ),
+            "labels span 1 to 3, but the network has 3 classes",
+        ),
+        (
+            lambda s, w: evaluate(
+                linear, w, Split(s.images[:0], s.labels[:0]), eps=0.1, key=KEY, suite="pgd"
+            ),
+            "no images",
+        ),
+        (
+            lambda s, w: suite.entries_of(
+                [suite.named("pgd:asg", 0.1)], 0.1, {"own": View(linear, w), "assg": None}
+            ),
+            "view of the attack 'pgd' 'asg': expected one of assg, own; did you mean assg",
+        ),
+        (lambda s, w: suite.named("apgd", 0.1), "attack 'apgd'"),
+        (lambda s, w: suite.named("square", 0.1, norm="l2"), "no l2 variant"),
+    ),
+)
+def test_what_cannot_be_run_is_refused(problem, make, message):
+    with pytest.raises(InputError, match=message):
+        make(*problem)
+
+
+def test_presets_name_views_that_a_spiking_classifier_has(network):
+    architecture, variables = network
+    available = suite.views(Classifier(architecture), (variables, None))
+    for norm in ("linf", "l2"):
+        for preset in suite.PRESETS:
+            entries = suite.entries_of(preset, 0.05, available, norm=norm)
+            assert all(entry.attack.eps == 0.05 for entry in entries)
+            titles = [(entry.name, entry.through) for entry in entries]
+            assert len(set(titles)) == len(titles)
+
+
+def test_a_spiking_network_under_a_suite_of_ones_own(network, digits):
+    architecture, variables = network
+    classifier = Classifier(architecture)
+    labels = correct_labels(classifier, variables, digits.test.images[:12])
+    split = Split(digits.test.images[:12], labels)
+    entries = [suite.named(text, 0.1) for text in ("noise", "fgsm", "pgd:assg", "fgsm:relu")]
+    found = evaluate(
+        classifier, (variables, None), split, eps=0.1, key=KEY, suite=entries, audit_images=8
+    )
+    assert found.outcome.accuracy == 1
+    assert [row.kind for row in found.outcome.rows] == [
+        "noise",
+        "white box",
+        "white box",
+        "transfer",
+    ]
+    assert found.outcome.overstep < 1e-6
+    record = json.loads(json.dumps(found.record()))
+    assert record["robust_accuracy"] == found.outcome.robust_accuracy
+    assert record["gradients"] == sum(row["gradients"] for row in record["attacks"]) > 0
+
+
+def correct_labels(classifier, variables, images):
+    logits = jax.jit(classifier)((variables, None), jnp.asarray(images))
+    return np.asarray(logits.argmax(-1))
