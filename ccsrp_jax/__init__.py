@@ -1,42 +1,59 @@
 """Robust pruning of spiking neural networks by cooperative coevolution, in JAX.
 
 The pieces compose: describe a network (`Architecture`, `build`, `plain`), run it
-(`SpikingNetwork`, `Classifier`), attack it (`PGD`, `fgsm`), search masks for its filters
-(`Search`, `search_round`), cut them out (`compact`) and count what was saved (`cost`).
+(`SpikingNetwork`, `Classifier`), attack it (`PGD`, `APGD`, `Square`, ...) through any backward
+pass (`gradients`), say how robust it is and whether that can be believed (`evaluate`,
+`certify`), search masks for its filters (`Search`, `search_round`), cut them out (`compact`)
+and count what was saved (`cost`).
 """
 
-from ccsrp_jax import cost, masks, selection
+from ccsrp_jax import cost, gradients, masks, selection, suite
+from ccsrp_jax.apgd import APGD, SAPGD
 from ccsrp_jax.architecture import Architecture, groups
-from ccsrp_jax.attacks import PGD, fgsm
+from ccsrp_jax.assess import Assessment, evaluate
+from ccsrp_jax.attacks import PGD, Noise, fgsm
 from ccsrp_jax.coevolution import PRESETS, Search, search_group, search_round
 from ccsrp_jax.compaction import compact, load, save
+from ccsrp_jax.corruptions import corrupt
 from ccsrp_jax.data import Dataset, Split
 from ccsrp_jax.data import load as load_data
 from ccsrp_jax.errors import InputError
-from ccsrp_jax.evaluation import correct
+from ccsrp_jax.evaluation import correct, predict
 from ccsrp_jax.models import MODELS, Classifier, SpikingNetwork, build, init, plain
 from ccsrp_jax.neurons import LIF, Surrogate, lif, spike
+from ccsrp_jax.smoothing import Smoothing, certify
+from ccsrp_jax.square import Square
 from ccsrp_jax.training import Recipe, train
 
 __all__ = [
+    "APGD",
     "LIF",
     "MODELS",
     "PGD",
     "PRESETS",
+    "SAPGD",
     "Architecture",
+    "Assessment",
     "Classifier",
     "Dataset",
     "InputError",
+    "Noise",
     "Recipe",
     "Search",
+    "Smoothing",
     "SpikingNetwork",
     "Split",
+    "Square",
     "Surrogate",
     "build",
+    "certify",
     "compact",
     "correct",
+    "corrupt",
     "cost",
+    "evaluate",
     "fgsm",
+    "gradients",
     "groups",
     "init",
     "lif",
@@ -44,10 +61,12 @@ __all__ = [
     "load_data",
     "masks",
     "plain",
+    "predict",
     "save",
     "search_group",
     "search_round",
     "selection",
     "spike",
+    "suite",
     "train",
 ]

@@ -9,6 +9,7 @@ neuron divides its input by tau, after that division), in which the sources stat
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -94,7 +95,14 @@ class AdaptiveSharpness:
             raise InputError(f"area {self.area} is not between 0 and 1: 0.85 is the source's.")
         check_number("decay", self.decay, 0, 1)
 
-    def update(self, seen: Distances, v: Float[Array, "T *N"]) -> Distances:
+    def fresh(self, time_steps: int, shape: tuple[int, ...]) -> tuple[Distances, ...]:
+        """The statistics of a layer before an attack, a step each.
+
+        Steps are kept apart since stacking and slicing them costs as much as the network.
+        """
+        return (Distances(jnp.ones(shape), jnp.zeros(shape)),) * time_steps
+
+    def update(self, seen: Distances, v: Float[Array, "*N"]) -> Distances:
         """The statistics after one more look at the distances v from the threshold."""
         b, v = self.decay, stop_gradient(v)
         mean = b * seen.mean + (1 - b) * jnp.abs(v)
@@ -114,37 +122,38 @@ def respond(
     neuron: LIF,
     backward: Backward,
     time_steps: int,
-    seen: Distances | None = None,
-) -> tuple[Float[Array, "R *N"], Float[Array, "R *N"]]:
+    seen: Sequence[Distances] | None = None,
+) -> tuple[Float[Array, "R *N"], Float[Array, "R *N"], tuple[Distances, ...] | None]:
     """A layer of LIF neurons, `neurons.lif`, with that backward pass.
 
     Args:
       current, neuron, time_steps: as for `lif`.
       backward: what to differentiate through.
-      seen: statistics (T, *N) of the iterations before, for `AdaptiveSharpness`.
+      seen: for `AdaptiveSharpness`, the statistics of the iterations before, a step each.
 
     Returns:
-      Spikes and membrane potentials, R = T; for `Relu` its activations twice, R = S.
+      Spikes and membrane potentials, R = T, or for `Relu` its activations twice, R = S; and
+      for `AdaptiveSharpness` the statistics with this iteration in them.
     """
     gain = 1 / (neuron.threshold * (neuron.tau if neuron.decay_input else 1))
     x = current.astype(jnp.float32)
     match backward:
         case Surrogate():
-            return lif(current, neuron, backward, time_steps)
+            return *lif(current, neuron, backward, time_steps), None
         case StraightThrough():
-            return lif(current, neuron, _straight_spike, time_steps)
+            return *lif(current, neuron, _straight_spike, time_steps), None
         case AdaptiveSharpness():
-            start = (time_steps, *current.shape[1:])
-            seen = seen or Distances(jnp.ones(start), jnp.zeros(start))
+            seen, after = seen or backward.fresh(time_steps, current.shape[1:]), []
 
             def fire(v, t):
-                now = backward.update(Distances(seen.mean[t], seen.deviation[t]), v)
-                return spike_of_width(v, backward.width(now), "atan")
+                after.append(backward.update(seen[t], v))
+                return spike_of_width(v, backward.width(after[-1]), "atan")
 
-            return lif(current, neuron, fire, time_steps)
+            spikes, potentials = lif(current, neuron, fire, time_steps)
+            return spikes, potentials, tuple(after)
         case Relu():
             rate = jax.nn.relu(gain * x).astype(current.dtype)
-            return rate, rate
+            return rate, rate, None
     spikes, potentials = stop_gradient(lif(current, neuron, Surrogate(), time_steps))
     if isinstance(backward, RateGradient):
         mean = x.mean(0) * gain
@@ -162,7 +171,7 @@ def respond(
         v = potentials - neuron.threshold
         surrogate_spikes = spike(v + centred, backward.surrogate)
     change = surrogate_spikes - stop_gradient(surrogate_spikes)  # 0, with that derivative
-    return spikes + change.astype(spikes.dtype), potentials
+    return spikes + change.astype(spikes.dtype), potentials, None
 
 
 def _straight_spike(v, t):

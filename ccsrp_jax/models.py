@@ -1,7 +1,7 @@
 """The spiking network as a Flax module, and builders of the architectures we ship."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -32,6 +32,7 @@ from ccsrp_jax.gradients import AdaptiveSharpness, Backward, Distances, Surrogat
 from ccsrp_jax.masks import MaskTree, check_fit
 from ccsrp_jax.neurons import LIF
 
+Seen = dict[str, tuple[Distances, ...]]  # by LIF node, the statistics of every step
 Values = dict[str, Array]  # node name -> (S, B, *features), S = T or 1 where constant in time
 
 
@@ -40,6 +41,7 @@ class Activity(NamedTuple):
 
     spikes: Values  # after the gate
     potentials: Values  # before the reset, before the gate
+    distances: Seen  # for `gradients.AdaptiveSharpness` only
 
 
 class SpikingNetwork(nn.Module):
@@ -67,7 +69,7 @@ class SpikingNetwork(nn.Module):
         train: bool = False,
         activity: bool = False,
         key: Array | None = None,
-        seen: Mapping[str, Distances] | None = None,
+        seen: Seen | None = None,
     ) -> Float[Array, "B K"] | tuple[Float[Array, "B K"], Activity]:
         """Logits, averaged over time.
 
@@ -131,7 +133,7 @@ class SpikingNetwork(nn.Module):
         surrogate: Backward = Surrogate(),
         train: bool = False,
         activity: bool = False,
-        seen: Mapping[str, Distances] | None = None,
+        seen: Seen | None = None,
     ) -> tuple[Values, Activity]:
         """Runs the nodes from `begin` to `end` on the values that they read.
 
@@ -155,12 +157,12 @@ class SpikingNetwork(nn.Module):
         end = len(nodes) if end is None else end
         member, masks = group_of(self.architecture), masks or {}
         check_fit(self.architecture, masks)
-        values, active = dict(values), Activity({}, {})
+        values, active = dict(values), Activity({}, {}, {})
         for node in nodes[begin:end]:
             x = values[node.input]
             match node:
                 case Spike(name=name):
-                    x, potential = respond(
+                    x, potential, distances = respond(
                         x,
                         self.architecture.neuron,
                         surrogate,
@@ -171,6 +173,8 @@ class SpikingNetwork(nn.Module):
                         x = x * mask.astype(x.dtype)
                     if activity:
                         active.spikes[name], active.potentials[name] = x, potential
+                        if distances is not None:
+                            active.distances[name] = distances
                 case Pool(window=w, kind=kind):
                     s, b, h, v, c = x.shape
                     x = x[:, :, : h // w * w, : v // w * w].reshape(s, b, h // w, w, v // w, w, c)
@@ -268,10 +272,10 @@ class Classifier:
         self,
         params: tuple[dict, MaskTree | None],
         images: Float[Array, "B H W C"],
-        memory: Mapping[str, Distances],
+        memory: Seen,
         *,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B K"], dict[str, Distances]]:
+    ) -> tuple[Float[Array, "B K"], Seen]:
         """Logits whose gradient goes by a memory, at first `fresh_memory`, and the next one."""
         variables, masks = params
         logits, active = SpikingNetwork(self.architecture).apply(
@@ -283,20 +287,13 @@ class Classifier:
             key=key,
             seen=memory,
         )
-        threshold = self.architecture.neuron.threshold
-        return logits, {
-            name: self.surrogate.update(memory[name], v - threshold)
-            for name, v in active.potentials.items()
-        }
+        return logits, active.distances
 
-    def fresh_memory(self, count: int) -> dict[str, Distances]:
+    def fresh_memory(self, count: int) -> Seen:
         """What is known of `count` images before an attack."""
         a = self.architecture
         return {
-            node.name: Distances(
-                jnp.ones((a.time_steps, count, *shapes(a)[node.name])),
-                jnp.zeros((a.time_steps, count, *shapes(a)[node.name])),
-            )
+            node.name: self.surrogate.fresh(a.time_steps, (count, *shapes(a)[node.name]))
             for node in a.nodes
             if isinstance(node, Spike)
         }

@@ -547,6 +547,14 @@ def test_draws_of_a_stochastic_classifier_are_averaged_and_follow_the_key(proble
     assert gain(12, 7).mean() > 1.2 * gain(1, 7).mean()
 
 
+def test_every_look_at_a_stochastic_classifier_draws_anew(problem):
+    images, labels, _ = problem
+    weights = jnp.asarray(np.random.default_rng(3).normal(size=(16, 2)), jnp.float32)
+    path = SAPGD(0.1, 1).path(Shaky(), weights, images, labels % 2, KEY, images)
+    first, second = (state.momentum for state in path)
+    assert jnp.abs(second - 1.5 * first).max() > 0.1  # the same draw's gradient again
+
+
 @pytest.mark.parametrize("attack", (APGD(loss=TARGETED, targets=2, norm="l2"), SAPGD()), ids=name)
 def test_an_outer_jit_gives_the_same_images(problem, attack):
     images, labels, weights = problem

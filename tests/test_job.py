@@ -25,6 +25,7 @@ TINY = [
     *("--training.finetune-epochs", "1", "--training.batch-size", "32"),
     *("--training.attack-steps", "1", "--attack.search-steps", "1", "--attack.test-steps", "2"),
     *("--attack.test-restarts", "1", "--search.population", "2", "--search.generations", "2"),
+    *("--attack.suite", "pgd"),
 ]
 
 
@@ -77,17 +78,27 @@ def test_run_writes_what_it_promises(finished):
     assert names >= {
         *("config.json", "metrics.jsonl", "archive.jsonl", "summary.json", "splits.json"),
         *("report.html", "tradeoff.png", "filters.png", "training.png", "pruned.safetensors"),
+        *("robustness.png", "suite-dense.json", "suite-pruned.json"),
     }
     assert not (run_dir.parent / "latest").exists()  # the link is for runs/ alone
     summary = json.loads((run_dir / "summary.json").read_text())
-    keys = {"accuracy", "robust_accuracy", "macs", "params", "synops", "energy_nj", "latency_ms"}
+    keys = {"accuracy", "robust_accuracy", "pgd_accuracy", "reliable"}
+    keys |= {"macs", "params", "synops", "energy_nj", "latency_ms"}
     assert summary["dense"].keys() == summary["pruned"].keys() == keys
+    for name in ("dense", "pruned"):
+        record = summary["robustness"][name]
+        assert record["robust_accuracy"] == summary[name]["robust_accuracy"]
+        assert record["headline"] in output
     assert summary.keys() >= {
         *("dataset", "model", "time_steps", "seed", "seconds", "attack", "run_dir"),
         *("versions", "device"),
     }
     assert summary["pruned"]["macs"] < summary["dense"]["macs"]
-    assert [row["round"] for row in rows(run_dir / "archive.jsonl")] == [0, 1, 2]
+    archive = rows(run_dir / "archive.jsonl")
+    assert [row["round"] for row in archive] == [0, 1, 2]
+    assert archive[0]["shared_gap"] is None
+    for row in archive[1:]:
+        assert row["shared_gap"] == row["shared_accuracy"] - row["white_box_accuracy"]
     assert not [name for name in names if "partial" in name]
     assert "\x1b" not in output and "report.html" in output  # plain where it is no terminal
     assert len(output.splitlines()) < 25

@@ -183,7 +183,7 @@ def test_a_square_is_one_sign_a_channel_anywhere_in_the_image(p_init, side):
         for n in (1, 2)
     )
     changed = np.abs(one - stripes) > 0.1
-    tops, lefts = set(), set()
+    tops, lefts, pairs = set(), set(), set()
     for before, after, where in zip(stripes, one, changed, strict=True):
         if not where.any():
             continue
@@ -195,7 +195,9 @@ def test_a_square_is_one_sign_a_channel_anywhere_in_the_image(p_init, side):
             if within.any():
                 assert len(np.unique(np.sign(after[..., channel][within]))) == 1
         assert after.sum() > before.sum() - 1e-4
+        pairs.add(tuple(np.sign(after[rows[0], columns[0]])))
     assert len(tops) > 1 or side == 8
+    assert len(pairs) > 2  # every channel draws its own sign
     assert max(lefts) >= 8 - side and max(tops) >= 8 - side  # up to the last row and column
 
 

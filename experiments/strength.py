@@ -1,0 +1,145 @@
+"""Is our suite as strong as AutoAttack? Both on the same adversarially trained networks.
+
+    make oracles; .venv/bin/python experiments/strength.py --data-dir DIR
+
+Three networks of different size (digits, MNIST, CIFAR-10; sized for two cores) are trained on
+PGD examples, each for minutes. On 256 test images of each, our `standard` suite, plain PGD-20
+through the training surrogate, and AutoAttack's standard version (APGD-CE, targeted APGD-DLR,
+targeted FAB, Square with 5000 queries) on a torch twin of the same weights, whose logits and
+input gradients are those of the network. Writes results/strength.json after every network.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from pyautoattack import AutoAttack
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "oracles"))
+from twin import Twin, nchw  # noqa: E402
+
+from ccsrp_jax import data, models, training  # noqa: E402
+from ccsrp_jax.assess import evaluate  # noqa: E402
+from ccsrp_jax.attacks import PGD  # noqa: E402
+from ccsrp_jax.models import Classifier  # noqa: E402
+from ccsrp_jax.terminal import Terminal  # noqa: E402
+
+# data set: plan, eps, training images, epochs
+NETWORKS = {
+    "digits": ((24, 48, "A", 48, "A"), 1 / 16, None, 20),
+    "mnist": ((8, "A", 16, "A"), 0.15, 6000, 6),
+    "cifar10": ((12, "A", 24, "A", 48, "A"), 4 / 255, 6000, 10),
+}
+IMAGES = 256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", help="where TFDS sets lie prepared")
+    parser.add_argument("--only", choices=NETWORKS, nargs="+", default=list(NETWORKS))
+    parser.add_argument("--images", type=int, default=IMAGES)
+    parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "results")
+    options = parser.parse_args()
+    torch.set_num_threads(os.cpu_count())
+    path = options.out / "strength.json"
+    done = json.loads(path.read_text())["networks"] if path.exists() else {}
+    for name in options.only:
+        done[name] = compare(name, options)
+        packages = ("jax", "pyautoattack", "torch", "spikingjelly")
+        record = {
+            "networks": done,
+            "threads": os.cpu_count(),
+            "device": platform.processor() or platform.machine(),
+            "versions": {package: importlib.metadata.version(package) for package in packages},
+        }
+        options.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def compare(name: str, options: argparse.Namespace) -> dict:
+    """Trains one network and attacks it both ways."""
+    plan, eps, train_images, epochs = NETWORKS[name]
+    loaded = data.load(
+        name, data_dir=options.data_dir, train_images=train_images, test_images=options.images
+    )
+    architecture = models.plain(
+        plan, loaded.train.images.shape[1:], loaded.classes, mean=loaded.mean, std=loaded.std
+    )
+    classifier = Classifier(architecture)
+    started = time.perf_counter()
+    variables = training.train(
+        jax.random.key(1),
+        classifier,
+        models.init(jax.random.key(0), architecture),
+        {},
+        loaded.train,
+        training.Recipe(epochs=epochs, adversarial=PGD(eps, 3), clean_epochs=3),
+        augmentation=loaded.augmentation,
+    )
+    trained = time.perf_counter() - started
+    params, test, terminal = (variables, None), loaded.test, Terminal()
+    started = time.perf_counter()
+    ours = evaluate(
+        classifier,
+        params,
+        test,
+        eps=eps,
+        key=jax.random.key(2),
+        suite="standard",
+        natural=(),
+        terminal=terminal,
+    )
+    ours_seconds = time.perf_counter() - started
+    terminal.line(f"{name}: {ours.headline}; {ours_seconds:.0f} s")
+
+    twin = Twin(architecture, variables).requires_grad_(False)
+    images = np.asarray(data.unit(jnp.asarray(test.images)))
+    theirs_in, labels = nchw(images), torch.from_numpy(np.array(test.labels)).long()
+    logits = np.asarray(jax.jit(classifier)(params, jnp.asarray(images)))
+    with torch.no_grad():
+        difference = float(np.abs(logits - twin(theirs_in).numpy()).max())
+    started = time.perf_counter()
+    attack = AutoAttack(twin, norm="Linf", eps=eps, version="standard", device="cpu", verbose=False)
+    adversarial, _ = attack.run_standard_evaluation(theirs_in, labels, batch_size=128)
+    theirs_seconds = time.perf_counter() - started
+    with torch.no_grad():
+        hits = np.concatenate(
+            [twin(part).argmax(-1).numpy() for part in adversarial.split(128)]
+        ) == np.asarray(test.labels)
+    theirs = float(hits.mean())
+    terminal.line(f"{name}: AutoAttack {theirs:.3f}; {theirs_seconds:.0f} s")
+    outcome = ours.outcome
+    return {
+        "plan": plan,
+        "eps": eps,
+        "images": len(test.labels),
+        "training_seconds": trained,
+        "clean": outcome.accuracy,
+        "pgd_20": outcome.alone("PGD 20"),
+        "ours": outcome.robust_accuracy,
+        "autoattack": theirs,
+        "ours_above_autoattack": outcome.robust_accuracy - theirs,
+        "ours_below_pgd_20": outcome.alone("PGD 20") - outcome.robust_accuracy,
+        "broken_only_by_ours": float((hits & ~outcome.standing).mean()),
+        "broken_only_by_autoattack": float((outcome.standing & ~hits).mean()),
+        "largest_logit_difference": difference,
+        "ours_seconds": ours_seconds,
+        "autoattack_seconds": theirs_seconds,
+        "headline": ours.headline,
+        "attacks": [row._asdict() for row in outcome.rows],
+        "checks": [check._asdict() for check in ours.verdict.checks],
+    }
+
+
+if __name__ == "__main__":
+    main()
