@@ -45,8 +45,9 @@ def predict(
     """
     if not is_stochastic(logits):
         return _classes(logits, params, images)
-    tally = sum(_ballot(logits, params, images, each) for each in jax.random.split(key, votes))
-    return tally.argmax(-1)
+    ballots = [_ballot(logits, params, images, each) for each in jax.random.split(key, votes)]
+    cast, probability = jax.tree.map(lambda *parts: sum(parts), *ballots)
+    return (cast + 0.5 * probability / votes).argmax(-1)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -57,7 +58,7 @@ def _classes(logits, params, images):
 @partial(jax.jit, static_argnums=0)
 def _ballot(logits, params, images, key):
     z = logits(params, images, key=key)
-    return jax.nn.one_hot(z.argmax(-1), z.shape[-1]) + 1e-3 * jax.nn.softmax(z)
+    return jax.nn.one_hot(z.argmax(-1), z.shape[-1]), jax.nn.softmax(z)
 
 
 def correct(

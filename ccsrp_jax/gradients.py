@@ -4,8 +4,9 @@ The forward pass of a spiking network has no useful derivative, so whoever wants
 it, and an attack is only as strong as what it picks. All of these leave the network's output
 as it is, but for `Relu`, which is another network with the same weights.
 
-For the rules of whole layers, the input current is measured in thresholds (and, where the
+For rate gradients and `Relu` the input current is measured in thresholds (and, where the
 neuron divides its input by tau, after that division), in which the sources state them.
+Widths of surrogates are in units of membrane potential.
 """
 
 import math

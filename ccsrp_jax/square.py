@@ -37,8 +37,7 @@ class Found(NamedTuple):
 class Square:
     """Random search in the ball of the maximum norm.
 
-    An image stops at the first query that misclassifies it, the unchanged image's included;
-    of a stochastic network one lucky draw is enough.
+    An image stops at the first query that misclassifies it, the unchanged image's included.
 
     Squares are drawn for every image on its own and reach every border, as in the paper;
     AutoAttack draws them for the whole batch, and never in the last row and column.
@@ -49,6 +48,8 @@ class Square:
         every square; the look at the unchanged image is not counted.
       p_init: share of the pixels in the first squares.
       restarts: independent searches; the worst of them counts, see `attacks.strongest`.
+      samples: draws over which a stochastic network's logits are averaged in every query, so
+        that no lucky draw stops an image.
 
     References:
       Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via
@@ -59,9 +60,11 @@ class Square:
     budget: int = 5000
     p_init: float = 0.8
     restarts: int = 1
+    samples: int = 1
 
     def __post_init__(self) -> None:
         check_ball(self.eps, "linf")
+        check_number("attack samples", self.samples, 1)
         check_number("attack budget", self.budget, 1)
         check_number("attack p_init", self.p_init, 0, 1, above=True)
         check_number("attack restarts", self.restarts, 1)
@@ -79,7 +82,7 @@ class Square:
     @property
     def queries(self) -> int:
         """Queries an image, at most."""
-        return self.budget * self.restarts
+        return self.budget * self.restarts * self.samples
 
     def share(self, number: int) -> float:
         """Of the pixels in the square of that number, from 0: halved again and again."""
@@ -119,7 +122,7 @@ class Square:
         """One restart."""
         images = unit(images)
         key_moves, key_network = jax.random.split(key)
-        ask = partial(_ask, logits, params, labels, key_network)
+        ask = partial(_ask, logits, self.samples, params, labels, key_network)
         lowest = jnp.full(labels.shape, -jnp.inf, jnp.float32)
         found = ask(0, images, Found(images, lowest, jnp.zeros(labels.shape, bool)))
         striped = _striped(key_moves, images, self.eps)
@@ -154,11 +157,14 @@ def _moved(key, number, side, images, x, eps):
     return project(jnp.where(inside, images + eps * signs, x), images, eps, "linf")
 
 
-@partial(jax.jit, static_argnums=0)
-def _ask(logits, params, labels, key, number, images, found):
+@partial(jax.jit, static_argnums=(0, 1))
+def _ask(logits, samples, params, labels, key, number, images, found):
     """One query: its images, where they break or gain margin and nothing was broken before."""
-    extra = {"key": jax.random.fold_in(key, number)} if is_stochastic(logits) else {}
-    z = logits(params, images, **extra)
+    if is_stochastic(logits):
+        keys = jax.random.split(jax.random.fold_in(key, number), samples)
+        z = jax.vmap(lambda each: logits(params, images, key=each))(keys).mean(0)
+    else:
+        z = logits(params, images)
     gap, broken = margin(z, labels), z.argmax(-1) != labels
     better = ((gap > found.margin) | broken) & ~found.broken
     return Found(

@@ -99,7 +99,7 @@ def quick(eps: float, available: Mapping[str, View], samples: int, norm: Norm) -
         ),
     ]
     if norm == "linf":
-        entries.append(Entry("Square 200", Square(eps, 200), kind="black box"))
+        entries.append(Entry("Square 200", Square(eps, 200, samples=samples), kind="black box"))
     return entries + _transfers(eps, 10, available, samples, norm)
 
 
@@ -137,7 +137,7 @@ def standard(eps: float, available: Mapping[str, View], samples: int, norm: Norm
     ]
     entries += _transfers(eps, 40, available, samples, norm)
     if norm == "linf":
-        entries.append(Entry("Square 5000", Square(eps, 5000), kind="black box"))
+        entries.append(Entry("Square 5000", Square(eps, samples=samples), kind="black box"))
     return entries
 
 
@@ -175,7 +175,7 @@ ATTACKS = {
     "apgd-dlr": lambda eps, samples, norm: APGD(eps, loss="dlr", norm=norm, samples=samples),
     "apgd-t": lambda eps, samples, norm: APGD(eps, loss="dlr_targeted", norm=norm, samples=samples),
     "sa-pgd": lambda eps, samples, norm: SAPGD(eps, samples=samples),
-    "square": lambda eps, samples, norm: Square(eps),
+    "square": lambda eps, samples, norm: Square(eps, samples=samples),
 }
 LINF_ONLY = ("sa-pgd", "square")
 

@@ -83,7 +83,7 @@ def _kernels(params):
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _step(classifier, weight_decay, state, masks, images, labels, weights, learning_rate):
+def _step(classifier, weight_decay, state, masks, images, labels, weights, learning_rate, key):
     """One step on the weighted mean loss; masks hold, batch norm uses the batch."""
     network = SpikingNetwork(classifier.architecture)
 
@@ -95,6 +95,7 @@ def _step(classifier, weight_decay, state, masks, images, labels, weights, learn
             surrogate=classifier.surrogate,
             train=True,
             mutable=["batch_stats"],
+            key=key,
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         hits = (logits.argmax(-1) == labels).astype(jnp.float32)
@@ -161,7 +162,7 @@ def train(
     """Trains the masked network and returns its variables.
 
     Args:
-      key: for shuffling, augmentation and the attack's random starts.
+      key: for shuffling, augmentation, the attack's random starts and a stochastic encoding.
       classifier: architecture, and the surrogate of training and of its attack.
       variables: to start from; they are copied, so the caller's stay valid.
       masks: filters that stay removed; a masked network trains like its compact twin.
@@ -203,6 +204,7 @@ def train(
                 jnp.tile(y, len(parts)),
                 jnp.repeat(jnp.array([share / batch for _, share in parts]), batch),
                 rate,
+                jax.random.fold_in(key_attack, 1) if classifier.stochastic else None,
             )
             losses.append(loss)
             hits.append(accuracy)

@@ -85,6 +85,9 @@ def run(settings: Settings, terminal: Terminal) -> dict:
       InputError: a file, the data or a setting cannot be used.
     """
     check_number("batch_size", settings.batch_size, 1)
+    smoothing = None  # made before anything else, so that it is refused early
+    if settings.certify is not None:
+        smoothing = Smoothing(settings.certify, samples=settings.certify_samples)
     architecture, variables = compaction.load(settings.network)
     classifier = Classifier(architecture, settings.surrogate)
     data = load(
@@ -138,8 +141,9 @@ def run(settings: Settings, terminal: Terminal) -> dict:
         | {name: importlib.metadata.version(name) for name in ("ccsrp-jax", "jax", "jaxlib")},
         "device": jax.devices()[0].device_kind,
     }
-    if settings.certify is not None:
-        record["certified"] = certificates(settings, classifier, variables, data.test, key)
+    if smoothing is not None:
+        key_certify = jax.random.fold_in(key, 1)
+        record["certified"] = certificates(classifier, variables, data.test, smoothing, key_certify)
     picture = figures.png(robustness_figure({settings.network.stem: record}))
     write_whole(folder / "robustness.json", (json.dumps(record, indent=1) + "\n").encode())
     write_whole(folder / "robustness.png", picture)
@@ -148,12 +152,11 @@ def run(settings: Settings, terminal: Terminal) -> dict:
     return record
 
 
-def certificates(settings, classifier, variables, split: Split, key) -> dict:
+def certificates(classifier, variables, split: Split, smoothing: Smoothing, key) -> dict:
     """Certified accuracy of the smoothed network against the L2 radius."""
-    smoothing = Smoothing(settings.certify, samples=settings.certify_samples)
-    images, key = np.asarray(unit(split.images)), jax.random.fold_in(key, 1)
+    images = np.asarray(unit(split.images))
     found = certify(classifier, (variables, None), images, key, smoothing)
-    radii = np.linspace(0, 4 * settings.certify, 17)
+    radii = np.linspace(0, 4 * smoothing.sigma, 17)
     accuracy = certified_accuracy(found, split.labels, radii)
     return dataclasses.asdict(smoothing) | {
         "radii": radii.tolist(),

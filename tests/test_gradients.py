@@ -657,23 +657,22 @@ def test_predictions_are_the_majority_of_the_passes(votes):
 
 
 def test_of_equal_votes_the_higher_mean_probability_wins_and_never_against_more_votes():
-    # Passes of fixed logits, by the parity of the key's number.
+    # Pass number i answers the i-th of some given logits.
     class Fixed:
         stochastic = True
 
         def __call__(self, params, images, *, key):
-            number = jax.random.key_data(key)
-            turn = (keys == number).all(-1).argmax()
+            keys = jax.random.split(jax.random.key(0), len(params))
+            turn = (jax.random.key_data(keys) == jax.random.key_data(key)).all(-1).argmax()
             return jnp.broadcast_to(params[turn], (len(images), 3))
 
     key = jax.random.key(0)
-    keys = jax.random.key_data(jax.random.split(key, 4))
     images = jnp.zeros((2, 2, 2, 1))
     even = jnp.asarray([[1.0, 0.9, 0], [0, 5.0, 0], [1.0, 0.9, 0], [0, 5.0, 0]])
     assert (predict(Fixed(), even, images, key=key, votes=4) == 1).all()
     assert (predict(Fixed(), even[:, ::-1], images, key=key, votes=4) == 1).all()
-    most = jnp.asarray([[1.0, 0.9, 0], [1.0, 0.9, 0], [1.0, 0.9, 0], [0, 50.0, 0]])
-    assert (predict(Fixed(), most, images, key=key, votes=4) == 0).all()
+    most = jnp.asarray([[0.1, 0, 0]] * 3 + [[0, 50.0, 0]] * 2)  # 3 unsure against 2 sure
+    assert (predict(Fixed(), most, images, key=key, votes=5) == 0).all()
     flipped = even[:, jnp.array([1, 0, 2])]
     assert (predict(Fixed(), flipped, images, key=key, votes=4) == 0).all()
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -54,6 +56,22 @@ def test_masked_network_trains_like_its_compact_twin(network, split, adversarial
     chex.assert_trees_all_close(masked, compact, atol=2e-4)
     changed = jax.tree.map(lambda a, b: float(abs(a - b).max()), masked, weights)
     assert min(jax.tree.leaves(changed["params"])) > 1e-3
+
+
+@pytest.mark.parametrize("encoding", ("poisson", "gaussian"))
+def test_a_stochastic_encoding_trains_and_follows_the_key(network, split, encoding):
+    architecture, variables = network
+    classifier = Classifier(dataclasses.replace(architecture, encoding=encoding))
+    recipe = Recipe(epochs=1, batch_size=24, adversarial=PGD(0.1, 1))
+
+    def trained(seed):
+        key = jax.random.key(seed)
+        return training.train(key, classifier, variables, {}, split, recipe)["params"]
+
+    first, again, other = trained(0), trained(0), trained(1)
+    chex.assert_trees_all_equal(first, again)
+    assert not np.allclose(first["conv1"]["kernel"], other["conv1"]["kernel"])
+    assert not np.allclose(first["conv1"]["kernel"], variables["params"]["conv1"]["kernel"])
 
 
 def test_weight_decay_leaves_batch_norm_and_biases_alone(network):
