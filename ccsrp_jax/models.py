@@ -221,7 +221,7 @@ def _aligned_conv(x, kernel, *args, **options):
     XLA's convolution on CPUs takes twice the time where they are not, as they seldom are
     once a network is pruned.
     """
-    spare = -x.shape[-1] % 4 if x.shape[-1] > 4 else 0
+    spare = -x.shape[-1] % 4 if x.shape[-1] > 2 else 0
     if spare:
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, spare)])
         kernel = jnp.pad(kernel, [(0, 0), (0, 0), (0, spare), (0, 0)])

@@ -26,7 +26,7 @@ from pyautoattack import AutoAttack
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "oracles"))
-from twin import Twin, nchw  # noqa: E402
+from twin import FoldedTwin, nchw  # noqa: E402
 
 from ccsrp_jax import data, models, training  # noqa: E402
 from ccsrp_jax.assess import evaluate  # noqa: E402
@@ -37,7 +37,7 @@ from ccsrp_jax.terminal import Terminal  # noqa: E402
 # data set: plan, eps, training images, epochs
 NETWORKS = {
     "digits": ((24, 48, "A", 48, "A"), 1 / 16, None, 20),
-    "mnist": ((8, "A", 16, "A"), 0.15, 6000, 6),
+    "mnist": ((8, "A", 16, "A"), 0.1, 6000, 6),
     "cifar10": ((12, "A", 24, "A", 48, "A"), 4 / 255, 6000, 10),
 }
 IMAGES = 256
@@ -102,14 +102,14 @@ def compare(name: str, options: argparse.Namespace) -> dict:
     ours_seconds = time.perf_counter() - started
     terminal.line(f"{name}: {ours.headline}; {ours_seconds:.0f} s")
 
-    twin = Twin(architecture, variables).requires_grad_(False)
+    twin = FoldedTwin(architecture, variables)
     images = np.asarray(data.unit(jnp.asarray(test.images)))
     theirs_in, labels = nchw(images), torch.from_numpy(np.array(test.labels)).long()
     logits = np.asarray(jax.jit(classifier)(params, jnp.asarray(images)))
     with torch.no_grad():
         difference = float(np.abs(logits - twin(theirs_in).numpy()).max())
     started = time.perf_counter()
-    attack = AutoAttack(twin, norm="Linf", eps=eps, version="standard", device="cpu", verbose=False)
+    attack = AutoAttack(twin, norm="Linf", eps=eps, version="standard", device="cpu", seed=0)
     adversarial, _ = attack.run_standard_evaluation(theirs_in, labels, batch_size=128)
     theirs_seconds = time.perf_counter() - started
     with torch.no_grad():

@@ -28,46 +28,16 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import torchattacks
-from spikingjelly.activation_based import functional
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "oracles"))
-from twin import Twin, nchw, random_network  # noqa: E402
+from twin import FoldedTwin, nchw, random_network  # noqa: E402
 
-from ccsrp_jax.architecture import IMAGE, Flatten, Pool, Spike  # noqa: E402
 from ccsrp_jax.attacks import PGD  # noqa: E402
 from ccsrp_jax.models import Classifier, build  # noqa: E402
 from ccsrp_jax.neurons import Surrogate  # noqa: E402
 
 EPS, STEPS = 8 / 255, 20
-
-
-class FoldedTwin(Twin):
-    """The twin with multi-step neurons and time folded into the batch, for plain networks."""
-
-    def __init__(self, architecture, variables, shape):
-        super().__init__(architecture, variables, shape)
-        functional.set_step_mode(self, "m")
-        self.requires_grad_(False)
-
-    def forward(self, images):
-        functional.reset_net(self)
-        steps, x = self.architecture.time_steps, (images - self.mean) / self.std
-        folded = 1  # how many steps lie in the batch
-        for node in self.architecture.nodes:
-            match node:
-                case Spike():
-                    x = x.reshape(folded, -1, *x.shape[1:])
-                    x = self.layer(node)(x.expand(steps, *x.shape[1:])).flatten(0, 1)
-                    folded = steps
-                case Pool(window=window):
-                    x = torch.nn.functional.avg_pool2d(x, window)
-                case Flatten():
-                    x = x.permute(0, 2, 3, 1).flatten(1)
-                case _:
-                    x = self.layer(node)(x)
-        assert IMAGE and folded == steps
-        return x.reshape(steps, -1, x.shape[-1]).mean(0)
 
 
 def main() -> None:
