@@ -17,6 +17,7 @@ from ccsrp_jax.config import Config
 from ccsrp_jax.data import Dataset, Split, unit
 from ccsrp_jax.masks import MaskTree
 from ccsrp_jax.models import Classifier
+from ccsrp_jax.suite import View
 from ccsrp_jax.terminal import Terminal
 
 COST_IMAGES = 256  # of the split, over which SynOps are averaged
@@ -53,6 +54,8 @@ def measure(
 ) -> dict:
     """Robustness, costs and latency of saved networks on the test images.
 
+    Attacks made on one are tried on the other too.
+
     Args:
       config: settings of the run.
       data: its data.
@@ -65,16 +68,20 @@ def measure(
       The part of the run's summary that follows from the test images.
     """
     test, loaded = data.test, {name: compaction.load(path) for name, path in networks.items()}
+    views = {
+        name: View(Classifier(architecture, config.surrogate), (variables, None))
+        for name, (architecture, variables) in loaded.items()
+    }
     robustness, measured = {}, {}
     for name, (architecture, variables) in loaded.items():
         terminal.line(f"{name:<9} {config.attack.suite} suite on the test images")
         found = evaluate(
-            Classifier(architecture, config.surrogate),
-            (variables, None),
+            *views[name],
             test,
             eps=config.attack.eps,
             key=key,
             suite=config.attack.suite,
+            others={other: view for other, view in views.items() if other != name},
             record=folder / f"suite-{name}.json",
             terminal=terminal,
         )

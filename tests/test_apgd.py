@@ -402,6 +402,13 @@ def test_a_ball_of_radius_zero_returns_the_image(problem, attack):
     np.testing.assert_array_equal(attack(curved, weights, images, labels, KEY), images)
 
 
+@pytest.mark.parametrize("attack", (APGD(0.1, 3), APGD(0.1, 3, norm="l2"), SAPGD(0.1, 3)), ids=name)
+def test_without_a_gradient_nothing_moves(problem, attack):
+    images, labels, _ = problem
+    for state in attack.path(linear, jnp.zeros((16, 5)), images, labels, KEY, images):
+        np.testing.assert_allclose(state.x, images, atol=1e-6)
+
+
 @pytest.mark.parametrize("attack", (APGD(0.1, 5), SAPGD(0.1, 5)), ids=name)
 def test_bytes_and_floats_are_the_same_images(problem, attack):
     images, labels, weights = problem
@@ -550,7 +557,7 @@ def test_draws_of_a_stochastic_classifier_are_averaged_and_follow_the_key(proble
 def test_every_look_at_a_stochastic_classifier_draws_anew(problem):
     images, labels, _ = problem
     weights = jnp.asarray(np.random.default_rng(3).normal(size=(16, 2)), jnp.float32)
-    path = SAPGD(0.1, 1).path(Shaky(), weights, images, labels % 2, KEY, images)
+    path = SAPGD(0.1, 1, loss="dlr").path(Shaky(), weights, images, labels % 2, KEY, images)
     first, second = (state.momentum for state in path)
     assert jnp.abs(second - 1.5 * first).max() > 0.1  # the same draw's gradient again
 

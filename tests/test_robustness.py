@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +14,9 @@ from ccsrp_jax.assess import evaluate
 from ccsrp_jax.attacks import PGD, Noise, fgsm
 from ccsrp_jax.data import Split
 from ccsrp_jax.errors import InputError
-from ccsrp_jax.evaluation import correct
+from ccsrp_jax.evaluation import correct, predict
 from ccsrp_jax.models import Classifier
+from ccsrp_jax.neurons import Surrogate, spike
 from ccsrp_jax.square import Square
 from ccsrp_jax.suite import Entry, View
 
@@ -273,6 +275,44 @@ def test_a_spiking_network_under_a_suite_of_ones_own(network, digits):
     record = json.loads(json.dumps(found.record()))
     assert record["robust_accuracy"] == found.outcome.robust_accuracy
     assert record["gradients"] == sum(row["gradients"] for row in record["attacks"]) > 0
+
+
+class Dropping(nn.Module):
+    """A spiking classifier that this library did not make, with dropout at test time."""
+
+    @nn.compact
+    def __call__(self, images):
+        v = nn.Dense(24)(images.reshape(images.shape[0], -1))
+        s = spike(v - 0.5, Surrogate("sigmoid", 2.0))
+        return nn.Dense(3)(nn.Dropout(0.3, deterministic=False)(s))
+
+
+@dataclasses.dataclass(frozen=True)
+class DroppingClassifier:
+    stochastic = True
+
+    def __call__(self, params, images, *, key):
+        return Dropping().apply(params, images, rngs={"dropout": key})
+
+
+def test_any_flax_classifier_can_be_evaluated_with_expectation_and_votes(problem):
+    split, _ = problem
+    keys = {"params": KEY, "dropout": KEY}
+    params = Dropping().init(keys, jnp.asarray(split.images))
+    logits = DroppingClassifier()
+    votes = predict(logits, params, jnp.asarray(split.images), key=KEY, votes=200)
+    judged = Split(split.images, np.asarray(votes))
+    found = evaluate(
+        logits, params, judged, eps=EPS, key=KEY, suite="pgd", samples=10, votes=50, natural=()
+    )
+    assert found.outcome.accuracy > 0.9  # two majorities differ where votes are close
+    assert found.outcome.robust_accuracy < found.outcome.accuracy
+    single = evaluate(
+        logits, params, judged, eps=EPS, key=KEY, suite="pgd", samples=1, votes=50, natural=()
+    )
+    assert single.headline.startswith("unreliable: the network draws at random")
+    reference = [row for row in found.outcome.rows if row.name == "PGD 20"]
+    assert reference[0].gradients == 20 * 10 * reference[0].attacked
 
 
 def correct_labels(classifier, variables, images):
