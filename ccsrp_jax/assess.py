@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from jaxtyping import Array
 
 from ccsrp_jax.attacks import Logits, Norm, check_ball, is_stochastic
 from ccsrp_jax.audit import Verdict, audit
-from ccsrp_jax.corruptions import corrupt, names
+from ccsrp_jax.corruptions import check_corruption, corrupt, names
 from ccsrp_jax.data import Split, unit
+from ccsrp_jax.errors import InputError, check_number
 from ccsrp_jax.evaluation import VOTES, correct
 from ccsrp_jax.findings import interval
 from ccsrp_jax.robustness import Outcome, attack_all
-from ccsrp_jax.suite import EOT, Entry, View, entries_of, views
+from ccsrp_jax.suite import BACKWARDS, EOT, Entry, View, entries_of, views
 from ccsrp_jax.terminal import Terminal
 
 
@@ -39,11 +41,14 @@ class Assessment:
     def headline(self) -> str:
         """The worst case with its interval, or why there is none."""
         low, high = interval(self.outcome.robust_accuracy, len(self.outcome.clean))
+        attacks = sum(row.kind != "noise" for row in self.outcome.rows)
         ball = f"{self.outcome.norm} eps {self.outcome.eps:.4g}"
         figure = (
             f"robust accuracy {self.outcome.robust_accuracy:.3f} [{low:.3f}, {high:.3f}], worst "
-            f"case of {len(self.outcome.rows)} attacks, {ball}, {len(self.outcome.clean)} images"
+            f"case of {attacks} attacks, {ball}, {len(self.outcome.clean)} images"
         )
+        if self.verdict.unchecked:
+            figure += f"; not checked: {', '.join(self.verdict.unchecked)}"
         if self.verdict.reliable:
             return figure
         return f"unreliable: {'; '.join(self.verdict.reasons)} ({figure})"
@@ -75,7 +80,10 @@ class Assessment:
             "seconds": sum(row.seconds for row in outcome.rows),
             "audit": {
                 "images": verdict.images,
-                "checks": [check._asdict() for check in verdict.checks],
+                "checks": [
+                    check._asdict() | {"figure": check.figure if isfinite(check.figure) else None}
+                    for check in verdict.checks
+                ],
                 "eps_curve": verdict.eps_curve,
                 "steps_curve": verdict.steps_curve,
                 "width_curve": verdict.width_curve,
@@ -129,9 +137,18 @@ def evaluate(
       InputError: any of them cannot be used.
     """
     check_ball(eps, norm)
+    check_number("audit_images", audit_images, 1)
+    if taken := {"own", *BACKWARDS} & set(others or {}):
+        raise InputError(
+            f"another network is called {min(taken)!r}, which is a view of this one: give it "
+            "another name."
+        )
     preset = suite if isinstance(suite, str) else None
     stochastic = is_stochastic(logits)
-    samples = samples or (EOT.get(preset, EOT["standard"]) if stochastic else 1)
+    samples = (samples or EOT.get(preset, EOT["standard"])) if stochastic else 1
+    wanted = _natural(preset, split) if natural is None else natural
+    for name, severity in wanted:
+        check_corruption(name, severity, split.images.shape[-1])
     available = views(logits, params) | dict(others or {})
     if preset == "pgd":
         available = {"own": available["own"]}
@@ -159,11 +176,12 @@ def evaluate(
         available,
         key_audit,
         images=audit_images,
-        samples=samples,
+        samples=max(
+            [getattr(e.attack, "samples", 1) for e in entries if e.kind == "white box"], default=1
+        ),
         votes=votes,
         batch_size=batch_size,
     )
-    wanted = _natural(preset, split) if natural is None else natural
     accuracies = {}
     for number, (name, severity) in enumerate(wanted):
         key_corrupt, key_votes = jax.random.split(jax.random.fold_in(key_natural, number))
@@ -183,6 +201,8 @@ def evaluate(
 def _natural(preset: str | None, split: Split) -> list[tuple[str, int]]:
     """Noise for a first opinion, every corruption for the headline, at the middle severity."""
     channels = split.images.shape[-1]
-    if preset != "standard" or channels not in (1, 3):
+    if channels not in (1, 3):
+        return []
+    if preset != "standard":
         return [("gaussian_noise", 3), ("impulse_noise", 3)]
     return [(name, 3) for name in names(channels)]

@@ -33,6 +33,8 @@ Logits = Callable[..., Float[Array, "B K"]]
 Attack = Callable[[Logits, Any, Array, Array, Array], Float[Array, "B H W C"]]
 Norm = Literal["linf", "l2"]
 
+JUDGE = 2**30  # folded into a key where an attack's images are judged: no step has that number
+
 SHORT_PGD_CAVEAT = (
     "PGD through a surrogate gradient is an upper bound on robust accuracy: spiking networks "
     "mask gradients, and stronger attacks can break more images."
@@ -301,9 +303,9 @@ def _move(x, gradient, images, eps, step_size, *, norm):
     return project(x + step_size * steepest(gradient, norm), images, eps, norm)
 
 
-def fgsm(eps: float, *, random_start: bool = False, norm: Norm = "linf") -> PGD:
+def fgsm(eps: float, *, random_start: bool = False, norm: Norm = "linf", samples: int = 1) -> PGD:
     """One step to the surface of the ball (Goodfellow et al., ICLR 2015)."""
-    return PGD(eps, steps=1, relative_step=1.0, random_start=random_start, norm=norm)
+    return PGD(eps, 1, relative_step=1.0, random_start=random_start, norm=norm, samples=samples)
 
 
 @dataclass(frozen=True)
@@ -352,7 +354,8 @@ def strongest(
     worst_score = jnp.full(labels.shape, -jnp.inf)
     for key_attack, attack in zip(jax.random.split(key, len(attacks)), attacks, strict=True):
         adversarial = attack(logits, params, images, labels, key_attack)
-        score = _badness(logits, params, adversarial, labels, key_attack)
+        key_judge = jax.random.fold_in(key_attack, JUDGE)
+        score = _badness(logits, params, adversarial, labels, key_judge)
         better = score > worst_score
         worst = jnp.where(better[:, None, None, None], adversarial, worst)
         worst_score = jnp.where(better, score, worst_score)

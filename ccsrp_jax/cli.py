@@ -12,8 +12,11 @@ def main(args: Sequence[str] | None = None) -> int:
     return guard(lambda: job.run(config.parse(args)))
 
 
-def guard(run: Callable[[], object]) -> int:
-    """Runs something, says in a sentence what went wrong, and returns the exit status."""
+def guard(run: Callable[[], object], flag: str = "--run-dir", again: str = "--resume") -> int:
+    """Runs something, says in a sentence what went wrong, and returns the exit status.
+
+    `flag` is that of the place to write to, and `again` what goes on after an interruption.
+    """
     try:
         run()
     except InputError as error:
@@ -25,11 +28,11 @@ def guard(run: Callable[[], object]) -> int:
         place = f" at {error.filename}" if error.filename else ""
         print(
             f"error: the disk refused a write or read{place} ({error.strerror}): make room or "
-            "choose another --run-dir, then go on with --resume.",
+            f"choose another {flag}, then go on with {again}.",
             file=sys.stderr,
         )
         return 2
     except KeyboardInterrupt:
-        print("interrupted; --resume continues from the last checkpoint.", file=sys.stderr)
+        print(f"interrupted; {again} continues from the last checkpoint.", file=sys.stderr)
         return 130
     return 0

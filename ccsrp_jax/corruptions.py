@@ -59,15 +59,20 @@ def corrupt(
     Raises:
       InputError: an unknown name, a severity out of range, or images of other channels.
     """
+    check_corruption(name, severity, images.shape[-1])
+    return jnp.clip(CORRUPTIONS[name](jnp.asarray(images), severity, key), 0, 1)
+
+
+def check_corruption(name: str, severity: int, channels: int) -> None:
+    """Refuses a name, a severity or a number of channels that `corrupt` cannot serve."""
     if name not in CORRUPTIONS:
         raise unknown("corruption", name, CORRUPTIONS)
     check_number("corruption severity", severity, 1, 5)
-    if images.shape[-1] not in (1, 3):
+    if channels not in (1, 3):
         raise InputError(
-            f"images of {images.shape[-1]} channels cannot be corrupted: give grey images (1) or "
+            f"images of {channels} channels cannot be corrupted: give grey images (1) or "
             "RGB images (3)."
         )
-    return jnp.clip(CORRUPTIONS[name](jnp.asarray(images), severity, key), 0, 1)
 
 
 def names(channels: int) -> tuple[str, ...]:

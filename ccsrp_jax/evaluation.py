@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ccsrp_jax.attacks import Attack, Logits, is_stochastic
+from ccsrp_jax.attacks import JUDGE, Attack, Logits, is_stochastic
 from ccsrp_jax.data import Split, unit
+from ccsrp_jax.errors import InputError
 
 VOTES = 16  # passes over an image for a stochastic network's answer
 
@@ -82,13 +83,18 @@ def correct(
       batch_size: images a call.
       votes: passes over an image, see `predict`.
       progress: called with the number of images finished after every batch.
+
+    Raises:
+      InputError: no key where one is needed.
     """
+    if key is None and (attack is not None or is_stochastic(logits)):
+        raise InputError("attacks and stochastic networks draw at random: give a key.")
     hits = []
     for number, (images, labels, real) in enumerate(batches(split, batch_size)):
         key_batch = None if key is None else jax.random.fold_in(key, number)
         if attack is not None:
             images = attack(logits, params, images, labels, key_batch)
-        key_votes = None if key is None else jax.random.fold_in(key_batch, 1)
+        key_votes = None if key is None else jax.random.fold_in(key_batch, JUDGE)
         classes = predict(logits, params, images, key=key_votes, votes=votes)
         hits.append(np.asarray(classes == labels)[:real])
         progress(real)

@@ -166,6 +166,7 @@ def prune_round(job: Run, state: State, number: int) -> tuple[State, dict]:
         correct(job.classifier, tuple(state), split, batch_size=config.batch_size)
         for split in found.distinct_sets()
     ]
+    clean = correct(job.classifier, tuple(state), job.data.search, batch_size=config.batch_size)
     white_box = correct(
         job.classifier,
         tuple(state),
@@ -176,7 +177,7 @@ def prune_round(job: Run, state: State, number: int) -> tuple[State, dict]:
     )
     estimate = {
         "shared_accuracy": float(np.mean(np.concatenate(shared))),
-        "white_box_accuracy": float(white_box.mean()),
+        "white_box_accuracy": float((clean & white_box).mean()),
     }
     estimate["shared_gap"] = estimate["shared_accuracy"] - estimate["white_box_accuracy"]
     searched = time.perf_counter() - started

@@ -8,7 +8,7 @@ every image, so that their figure can be quoted by itself.
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Int
 
 from ccsrp_jax.attacks import Logits, Norm, is_stochastic
 from ccsrp_jax.data import Split, unit
-from ccsrp_jax.errors import InputError
+from ccsrp_jax.errors import InputError, check_number
 from ccsrp_jax.evaluation import VOTES, correct, predict
 from ccsrp_jax.files import write_whole
 from ccsrp_jax.suite import Entry, View
@@ -38,8 +38,8 @@ class Row(NamedTuple):
     broken: int  # of them, that were still standing
     accuracy: float  # share of all images still standing after it
     alone: float | None  # accuracy under this attack by itself, of those run everywhere
-    gradients: int  # evaluations, over all images
-    queries: int  # forward passes without a gradient
+    gradients: int  # evaluations over all images, at most
+    queries: int  # forward passes without a gradient, at most
     seconds: float  # compile time included
 
 
@@ -72,6 +72,10 @@ class Outcome:
     def robust_accuracy(self) -> float:
         """The sample-wise worst case over all attacks."""
         return float(self.standing.mean())
+
+    def ran(self, *kinds: str) -> bool:
+        """Whether an attack of one of these kinds was made on any image."""
+        return any(row.kind in kinds and row.attacked > 0 for row in self.rows)
 
     def alone(self, name: str) -> float | None:
         """Accuracy under one attack by itself, if it was run on every image."""
@@ -116,7 +120,11 @@ def attack_all(
       InputError: the images, the labels or the record cannot be used.
     """
     _check(logits, params, split)
-    about = _fingerprint(logits, params, split, entries, key)
+    check_number("batch_size", batch_size, 1)
+    check_number("votes", votes, 1)
+    used = {entry.through: available[entry.through] for entry in entries}
+    about = _fingerprint((logits, used, entries, eps, norm, batch_size, votes), split, params, key)
+    total = len(split.labels)
     key_clean, key_attacks = jax.random.split(key)
     rows, done = [], _resume(record, about)
     if done is None:
@@ -144,16 +152,21 @@ def attack_all(
                 if not len(places):
                     break
                 key_part = jax.random.fold_in(key_entry, part)
-                for batch, chunk in enumerate(_chunks(places, min(batch_size, len(clean)))):
+                for batch, (chunk, real) in enumerate(_chunks(places, min(batch_size, total))):
                     images, labels = unit(jnp.asarray(split.images[chunk])), split.labels[chunk]
                     key_attack, key_votes = jax.random.split(jax.random.fold_in(key_part, batch))
                     found = attack(
                         view.logits, view.params, images, jnp.asarray(labels), key_attack
                     )
-                    classes = predict(logits, params, found, key=key_votes, votes=votes)
-                    np.logical_and.at(left, chunk, np.asarray(classes) == labels)
+                    hits = np.asarray(predict(logits, params, found, key=key_votes, votes=votes))
+                    hits = hits == labels
+                    if is_stochastic(logits) and not hits.all():  # an unlucky vote breaks nothing
+                        key_again = jax.random.fold_in(key_votes, votes)
+                        again = predict(logits, params, found, key=key_again, votes=4 * votes)
+                        hits |= np.asarray(again) == labels
+                    left[chunk[:real]] = hits[:real]
                     overstep = max(overstep, _overstep(found, images, eps, norm))
-                    advance(len(np.unique(chunk)))
+                    advance(real)
         newly = standing & ~left
         broken_by[newly] = number
         rows.append(
@@ -178,17 +191,17 @@ def attack_all(
     return Outcome(eps, norm, clean, standing, broken_by, tuple(rows), overstep)
 
 
-def _chunks(places: np.ndarray, size: int) -> Iterator[np.ndarray]:
+def _chunks(places: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
     """Places in batches of two sizes, so that each attack compiles twice at most.
 
     Full ones, and one of a quarter where the rest fits into it; what is missing is filled up
-    with places that are there already. All copies of a place are judged together: it is
-    left standing if no copy broke.
+    with places that are there already, which do not count: the number of real ones is beside.
     """
     for start in range(0, len(places), size):
         rest = places[start : start + size]
         quarter = -(-size // 4)
-        yield rest[np.arange(quarter if len(rest) <= quarter else size) % len(rest)]
+        fill = np.arange(quarter if len(rest) <= quarter else size) % len(rest)
+        yield rest[fill], len(rest)
 
 
 def _stage(terminal, title, total):
@@ -204,6 +217,16 @@ def _overstep(found, images, eps, norm) -> float:
 
 
 def _check(logits: Logits, params: Any, split: Split) -> None:
+    if not isinstance(logits, Hashable):
+        raise InputError(
+            f"the classifier {type(logits).__name__} is not hashable: make it a function or a "
+            "frozen dataclass."
+        )
+    if split.images.ndim != 4 or split.labels.shape != split.images.shape[:1]:
+        raise InputError(
+            f"images of shape {split.images.shape} and labels of shape {split.labels.shape} do not "
+            "go together: give (N, H, W, C) and (N,)."
+        )
     if len(split.labels) == 0:
         raise InputError("there are no images to attack: give at least one.")
     if split.images.dtype != np.uint8:
@@ -216,6 +239,8 @@ def _check(logits: Logits, params: Any, split: Split) -> None:
     shape = jax.ShapeDtypeStruct((1, *split.images.shape[1:]), jnp.float32)
     extra = {"key": jax.random.key(0)} if is_stochastic(logits) else {}
     classes = jax.eval_shape(lambda p, x: logits(p, x, **extra), params, shape).shape[-1]
+    if classes < 2:
+        raise InputError("the network has 1 class, which no attack can change: give 2 or more.")
     if int(split.labels.min()) < 0 or int(split.labels.max()) >= classes:
         raise InputError(
             f"labels span {split.labels.min()} to {split.labels.max()}, but the network has "
@@ -223,13 +248,34 @@ def _check(logits: Logits, params: Any, split: Split) -> None:
         )
 
 
-def _fingerprint(logits, params, split, entries, key) -> str:
-    """Of everything that a suite's outcome follows from."""
-    digest = hashlib.sha256(repr((logits, tuple(entries))).encode())
-    arrays = [*split, jax.random.key_data(key), *jax.tree.leaves(params)]
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
+def _fingerprint(settings, split, params, key) -> str:
+    """Of everything that a suite's outcome follows from, the same in every process."""
+    arrays = [*split, jax.random.key_data(key), params, settings[1]]
+    leaves = jax.tree.leaves(arrays)
+    digest = hashlib.sha256(_named(settings).encode())
+    for leaf in leaves:
+        if hasattr(leaf, "shape"):
+            digest.update(f"{leaf.shape}{leaf.dtype}".encode())
+            digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
+
+
+def _named(thing: Any) -> str:
+    """Settings as text, without arrays and without addresses in memory."""
+    match thing:
+        case View(logits=logits):
+            return _named(logits)
+        case dict():
+            return str({name: _named(value) for name, value in sorted(thing.items())})
+        case tuple() | list():
+            return str([_named(value) for value in thing])
+        case Entry():
+            return _named((thing.name, thing.attack, thing.through, thing.kind, thing.everywhere))
+    text = repr(thing)
+    if " at 0x" in text:
+        kind = thing if hasattr(thing, "__qualname__") else type(thing)
+        return f"{kind.__module__}.{kind.__qualname__}"
+    return text
 
 
 def _resume(record: Path | None, about: str) -> dict | None:

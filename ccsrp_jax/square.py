@@ -37,7 +37,8 @@ class Found(NamedTuple):
 class Square:
     """Random search in the ball of the maximum norm.
 
-    An image stops at the first query that misclassifies it, the unchanged image's included.
+    An image stops at the first query that misclassifies it, the unchanged image's included;
+    a stochastic network's go on to the end of the budget.
 
     Squares are drawn for every image on its own and reach every border, as in the paper;
     AutoAttack draws them for the whole batch, and never in the last row and column.
@@ -48,8 +49,7 @@ class Square:
         every square; the look at the unchanged image is not counted.
       p_init: share of the pixels in the first squares.
       restarts: independent searches; the worst of them counts, see `attacks.strongest`.
-      samples: draws over which a stochastic network's logits are averaged in every query, so
-        that no lucky draw stops an image.
+      samples: draws over which a stochastic network's logits are averaged in every query.
 
     References:
       Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via
@@ -166,6 +166,8 @@ def _ask(logits, samples, params, labels, key, number, images, found):
     else:
         z = logits(params, images)
     gap, broken = margin(z, labels), z.argmax(-1) != labels
+    if is_stochastic(logits):
+        broken = jnp.zeros_like(broken)  # no lucky draw stops the search
     better = ((gap > found.margin) | broken) & ~found.broken
     return Found(
         jnp.where(better[:, None, None, None], images, found.images),

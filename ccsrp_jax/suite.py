@@ -104,7 +104,7 @@ def quick(eps: float, available: Mapping[str, View], samples: int, norm: Norm) -
 
 
 def standard(eps: float, available: Mapping[str, View], samples: int, norm: Norm) -> list[Entry]:
-    """The headline: AutoAttack's budget through two gradients, every other gradient, Square."""
+    """The headline: APGD at AutoAttack's budget through two gradients, an ensemble, Square."""
     ours = [name for name in ("own", "assg") if name in available]
     ensemble = [
         f"{name}:{width:g}"
@@ -115,8 +115,8 @@ def standard(eps: float, available: Mapping[str, View], samples: int, norm: Norm
     entries = [
         _noise(eps, norm),
         _reference(eps, samples, norm),
-        Entry("FGSM", fgsm(eps, norm=norm)),
-        Entry("R-FGSM", fgsm(eps, random_start=True, norm=norm)),
+        Entry("FGSM", fgsm(eps, norm=norm, samples=samples)),
+        Entry("R-FGSM", fgsm(eps, random_start=True, norm=norm, samples=samples)),
         Entry("CW 50", PGD(eps, 50, loss="margin", norm=norm, samples=samples)),
     ]
     entries += [
@@ -166,8 +166,8 @@ EOT = {"pgd": 10, "quick": 10, "standard": 20}  # draws of a stochastic network'
 # What a list of one's own may name: (eps, samples, norm) -> attack
 ATTACKS = {
     "noise": lambda eps, samples, norm: Noise(eps, norm),
-    "fgsm": lambda eps, samples, norm: fgsm(eps, norm=norm),
-    "r-fgsm": lambda eps, samples, norm: fgsm(eps, random_start=True, norm=norm),
+    "fgsm": lambda eps, samples, norm: fgsm(eps, norm=norm, samples=samples),
+    "r-fgsm": lambda eps, samples, norm: fgsm(eps, random_start=True, norm=norm, samples=samples),
     "pgd": lambda eps, samples, norm: PGD(eps, 20, norm=norm, samples=samples),
     "pgd-100": lambda eps, samples, norm: PGD(eps, 100, norm=norm, samples=samples),
     "cw": lambda eps, samples, norm: PGD(eps, 50, loss="margin", norm=norm, samples=samples),
@@ -191,10 +191,15 @@ def named(text: str, eps: float, samples: int = 1, norm: Norm = "linf") -> Entry
         raise unknown("attack", name, ATTACKS)
     if norm != "linf" and name in LINF_ONLY:
         raise InputError(f"attack {name} has no {norm} variant: leave it out or take linf.")
-    kind = {"square": "black box", "noise": "noise"}.get(name, "white box")
-    if through == "relu" or (through and through not in BACKWARDS):
+    kind, through = (
+        {"square": "black box", "noise": "noise"}.get(name, "white box"),
+        through or "own",
+    )
+    if kind != "white box" and through != "own":
+        raise InputError(f"attack {name} differentiates nothing: leave out {through!r}.")
+    if through == "relu" or through not in ("own", *BACKWARDS):
         kind = "transfer"
-    return Entry(name, ATTACKS[name](eps, samples, norm), through or "own", kind, name == "noise")
+    return Entry(name, ATTACKS[name](eps, samples, norm), through, kind, name == "noise")
 
 
 def entries_of(

@@ -6,11 +6,12 @@
     python experiments/robustness.py NETWORK --attacks apgd-ce:assg apgd-t:own square
     python experiments/robustness.py NETWORK --certify 0.1 --norm l2 --eps 0.5
 
-It writes robustness.json and robustness.png beside the network, or into --out; a run that was
-interrupted goes on after its last finished attack.
+It writes robustness.json and robustness.png beside the network, or into --out; the same command
+again goes on after the last finished attack of a run that was interrupted.
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -111,13 +112,16 @@ def run(settings: Settings, terminal: Terminal) -> dict:
         others[name] = View(Classifier(source, settings.surrogate), (weights, None))
     wanted = settings.suite
     if settings.attacks:
-        draws = settings.samples or (suite.EOT["standard"] if classifier.stochastic else 1)
+        draws = (settings.samples or suite.EOT["standard"]) if classifier.stochastic else 1
         wanted = [
             suite.named(text, settings.eps, draws, settings.norm) for text in settings.attacks
         ]
     folder = settings.out or settings.network.parent
     folder.mkdir(parents=True, exist_ok=True)
-    key = jax.random.key(settings.seed)
+    # named by the settings, so that no other suite on this network is in its way
+    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+    unfinished = folder / f"{settings.network.stem}.{digest}.suite.json"
+    key, key_certify = jax.random.split(jax.random.key(settings.seed))
     found = evaluate(
         classifier,
         (variables, None),
@@ -129,7 +133,7 @@ def run(settings: Settings, terminal: Terminal) -> dict:
         others=others,
         samples=settings.samples,
         batch_size=settings.batch_size,
-        record=folder / f"{settings.network.stem}.suite.json",
+        record=unfinished,
         terminal=terminal,
     )
     record = found.record() | {
@@ -142,11 +146,11 @@ def run(settings: Settings, terminal: Terminal) -> dict:
         "device": jax.devices()[0].device_kind,
     }
     if smoothing is not None:
-        key_certify = jax.random.fold_in(key, 1)
         record["certified"] = certificates(classifier, variables, data.test, smoothing, key_certify)
     picture = figures.png(robustness_figure({settings.network.stem: record}))
     write_whole(folder / "robustness.json", (json.dumps(record, indent=1) + "\n").encode())
     write_whole(folder / "robustness.png", picture)
+    unfinished.unlink(missing_ok=True)
     show(terminal, found, record)
     terminal.line(f"written to {folder / 'robustness.json'}")
     return record
@@ -187,7 +191,7 @@ def show(terminal: Terminal, found: Assessment, record: dict) -> None:
         "audit",
         ["check", "figure", "limit", ""],
         [
-            [name, f"{figure:.3g}", f"{limit:.3g}", "ok" if passed else "no"]
+            [name, f"{figure:.3g}", f"{limit:.3g}", {True: "ok", False: "no"}.get(passed, "-")]
             for name, passed, figure, limit, _ in found.verdict.checks
         ],
     )
@@ -203,7 +207,9 @@ def show(terminal: Terminal, found: Assessment, record: dict) -> None:
 def main(args: list[str] | None = None) -> int:
     """Runs the script with these flags; returns the exit status."""
     flags = sys.argv[1:] if args is None else args
-    return cli.guard(lambda: run(read_flags(Settings, flags), Terminal()))
+    return cli.guard(
+        lambda: run(read_flags(Settings, flags), Terminal()), "--out", "the same command"
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from twin import FoldedTwin, nchw  # noqa: E402
 
 from ccsrp_jax import data, models, training  # noqa: E402
 from ccsrp_jax.assess import evaluate  # noqa: E402
-from ccsrp_jax.attacks import PGD  # noqa: E402
+from ccsrp_jax.attacks import PGD, slope  # noqa: E402
 from ccsrp_jax.models import Classifier  # noqa: E402
 from ccsrp_jax.terminal import Terminal  # noqa: E402
 
@@ -108,6 +108,13 @@ def compare(name: str, options: argparse.Namespace) -> dict:
     logits = np.asarray(jax.jit(classifier)(params, jnp.asarray(images)))
     with torch.no_grad():
         difference = float(np.abs(logits - twin(theirs_in).numpy()).max())
+    slope_ours = slope(classifier, params, jnp.asarray(images), jnp.asarray(test.labels)).gradient
+    leaf = theirs_in.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(twin(leaf), labels, reduction="sum").backward()
+    slope_theirs = leaf.grad.permute(0, 2, 3, 1).numpy()
+    gap = float(np.abs(slope_ours - slope_theirs).max() / np.abs(slope_theirs).max())
+    if difference > 1e-4 or gap > 1e-3:  # a twin that is easier to attack would flatter us
+        raise SystemExit(f"the twin of {name} differs: logits {difference:g}, gradients {gap:g}")
     started = time.perf_counter()
     attack = AutoAttack(twin, norm="Linf", eps=eps, version="standard", device="cpu", seed=0)
     adversarial, _ = attack.run_standard_evaluation(theirs_in, labels, batch_size=128)
@@ -133,6 +140,7 @@ def compare(name: str, options: argparse.Namespace) -> dict:
         "broken_only_by_ours": float((hits & ~outcome.standing).mean()),
         "broken_only_by_autoattack": float((outcome.standing & ~hits).mean()),
         "largest_logit_difference": difference,
+        "largest_gradient_difference": gap,  # beside the largest gradient
         "ours_seconds": ours_seconds,
         "autoattack_seconds": theirs_seconds,
         "headline": ours.headline,

@@ -113,7 +113,7 @@ def test_worst_case_is_taken_sample_by_sample(problem):
     up = Entry("up", Fixed(3 * EPS, (0,)), everywhere=True)
     down = Entry("down", Fixed(-3 * EPS, (2,)), everywhere=True)
     outcome = run(problem, [up, down])
-    single = [correct(linear, problem[1], problem[0], attack=e.attack) for e in (up, down)]
+    single = [correct(linear, problem[1], problem[0], attack=e.attack, key=KEY) for e in (up, down)]
     np.testing.assert_array_equal(outcome.standing, outcome.clean & single[0] & single[1])
     assert outcome.robust_accuracy < min(outcome.alone("up"), outcome.alone("down"))
     first = np.where(outcome.clean & ~single[0], 0, np.where(outcome.clean & ~single[1], 1, -1))
