@@ -143,6 +143,7 @@ def evaluate(
             f"another network is called {min(taken)!r}, which is a view of this one: give it "
             "another name."
         )
+    split = Split(split.images, split.labels.astype(np.int32))
     preset = suite if isinstance(suite, str) else None
     stochastic = is_stochastic(logits)
     samples = (samples or EOT.get(preset, EOT["standard"])) if stochastic else 1

@@ -69,7 +69,7 @@ class Attack:
     eps: float = 1 / 16
     search_steps: int = 10
     test_steps: int = 20
-    test_restarts: int = 2
+    test_restarts: int = 1
     suite: Literal["pgd", "quick", "standard"] = "quick"
 
 

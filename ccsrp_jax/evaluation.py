@@ -19,14 +19,20 @@ VOTES = 16  # passes over an image for a stochastic network's answer
 def batches(split: Split, size: int) -> Iterator[tuple[Array, Array, int]]:
     """Images in [0, 1], labels and how many of them are real.
 
-    The last batch is filled up with its own first images, so that all have one shape.
+    The batches are as even as can be, and at most of that size; the last is filled up with
+    its own first images, so that all have one shape.
     """
-    size = min(size, len(split.labels))
+    size = even(len(split.labels), size)
     for start in range(0, len(split.labels), size):
         images, labels = (part[start : start + size] for part in split)
         real = len(labels)
         fill = np.arange(size) % real
         yield unit(jnp.asarray(images[fill])), jnp.asarray(labels[fill]), real
+
+
+def even(total: int, size: int) -> int:
+    """The batch size, of those up to `size`, that leaves least to fill up."""
+    return -(-total // max(-(-total // size), 1))
 
 
 def predict(

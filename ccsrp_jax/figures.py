@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from ccsrp_jax.findings import (
+    DASH,
     Row,
     assessments,
     attack_text,

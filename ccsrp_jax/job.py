@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from ccsrp_jax import closing, compaction, evolution, masks, models, report, rundir, training
+from ccsrp_jax import closing, compaction, cost, evolution, masks, models, report, rundir, training
 from ccsrp_jax.coevolution import search_round
 from ccsrp_jax.config import LATEST, Config, settings
 from ccsrp_jax.data import Dataset, Split, load
@@ -138,7 +138,7 @@ def prune_round(job: Run, state: State, number: int) -> tuple[State, dict]:
     """One round of search, splice and fine-tuning; also how far the search's estimate was off.
 
     That is, before fine-tuning, the spliced network's accuracy on the shared adversarial set
-    against that under a white-box attack on the same search images.
+    against that under the same attack, white-box, on the same search images.
     """
     config, started = job.config, time.perf_counter()
     generations = len(config.search.prunable(state.masks)) * config.search.generations
@@ -171,7 +171,7 @@ def prune_round(job: Run, state: State, number: int) -> tuple[State, dict]:
         job.classifier,
         tuple(state),
         job.data.search,
-        attack=config.test_attack,
+        attack=config.search_attack,
         key=jax.random.fold_in(job.key, 5000 + number),
         batch_size=config.batch_size,
     )

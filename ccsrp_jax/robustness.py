@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Int
 from ccsrp_jax.attacks import Logits, Norm, is_stochastic
 from ccsrp_jax.data import Split, unit
 from ccsrp_jax.errors import InputError, check_number
-from ccsrp_jax.evaluation import VOTES, correct, predict
+from ccsrp_jax.evaluation import VOTES, correct, even, predict
 from ccsrp_jax.files import write_whole
 from ccsrp_jax.suite import Entry, View
 from ccsrp_jax.terminal import Terminal
@@ -152,7 +152,7 @@ def attack_all(
                 if not len(places):
                     break
                 key_part = jax.random.fold_in(key_entry, part)
-                for batch, (chunk, real) in enumerate(_chunks(places, min(batch_size, total))):
+                for batch, (chunk, real) in enumerate(_chunks(places, even(total, batch_size))):
                     images, labels = unit(jnp.asarray(split.images[chunk])), split.labels[chunk]
                     key_attack, key_votes = jax.random.split(jax.random.fold_in(key_part, batch))
                     found = attack(

@@ -11,7 +11,7 @@ import pytest
 from ccsrp_jax import models, training
 from ccsrp_jax.assess import evaluate
 from ccsrp_jax.attacks import PGD, is_stochastic
-from ccsrp_jax.audit import EPS_TIMES, STEPS, WIDTHS, audit
+from ccsrp_jax.audit import EPS_TIMES, STEPS, WIDTHS, _rise, audit
 from ccsrp_jax.data import Split
 from ccsrp_jax.models import Classifier
 from ccsrp_jax.neurons import Surrogate
@@ -56,7 +56,7 @@ def judge(logits, variables, images, **options):
 
 
 def failed(verdict):
-    return {check.name for check in verdict.checks if not check.passed}
+    return {check.name for check in verdict.checks if check.passed is False}
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,24 @@ class Quantised:
 
     def __call__(self, params, images):
         return self.inner(params, jnp.round(images * 16) / 16)
+
+
+@jax.custom_vjp
+def reversed_gradient(x):
+    return x
+
+
+reversed_gradient.defvjp(lambda x: (x, None), lambda _, g: (-g,))
+
+
+@dataclass(frozen=True)
+class Away:
+    """A network whose gradient points to safety."""
+
+    inner: Classifier
+
+    def __call__(self, params, images):
+        return self.inner(params, reversed_gradient(images))
 
 
 @dataclass(frozen=True)
@@ -105,6 +123,22 @@ def test_an_honest_network_passes(trained, images):
     assert verdict.eps_curve[0][1] > 0.7 and verdict.eps_curve[-1][1] == 0
 
 
+def test_an_honest_network_passes_with_the_whole_quick_suite(trained, images):
+    architecture, variables = trained
+    found = evaluate(
+        Classifier(architecture),
+        (variables, None),
+        images,
+        eps=EPS,
+        key=jax.random.key(0),
+        suite="quick",
+        natural=(),
+    )
+    assert found.verdict.reliable, found.verdict.reasons
+    assert not found.verdict.unchecked
+    assert found.outcome.robust_accuracy < found.outcome.alone("PGD 20 x 2")
+
+
 @pytest.mark.parametrize("surrogate", (Surrogate("atan", 0.005), Surrogate("triangle", 0.02)))
 def test_a_very_narrow_surrogate_is_caught_by_wider_ones(trained, images, surrogate):
     architecture, variables = trained
@@ -132,6 +166,27 @@ def test_a_quantised_input_is_caught_by_its_zero_gradients(trained, images):
     assert verdict.checks[6].figure == 1
 
 
+def test_a_gradient_that_points_away_is_beaten_by_noise(trained, images):
+    architecture, variables = trained
+    verdict = judge(Away(Classifier(architecture)), variables, images)
+    assert {"noise is weaker", "accuracy falls to 0 with eps"} <= failed(verdict)
+
+
+def test_rises_are_counted_from_the_lowest_value_before():
+    assert _rise([0.9, 0.5, 0.6, 0.3]) == pytest.approx(0.1)
+    assert _rise([0.9, 0.5, 0.5, 0.8]) == pytest.approx(0.3)
+    assert _rise([0.9, 0.5, 0.2]) == 0
+
+
+def test_what_was_not_run_is_said_and_not_passed(trained, images):
+    architecture, variables = trained
+    verdict = judge(Quantised(Classifier(architecture)), variables, images)
+    assert verdict.unchecked == [
+        "black-box attacks add nothing",
+        "the surrogate's width matters little",
+    ]
+
+
 def test_saturated_logits_are_caught_by_their_zero_gradients(trained, images):
     architecture, variables = trained
     verdict = judge(Loud(Classifier(architecture)), variables, images)
@@ -150,7 +205,7 @@ def test_a_stochastic_encoder_needs_an_expectation(trained, images):
 
 
 def test_black_boxes_that_break_more_make_the_headline_unreliable(trained, images):
-    # A gradient that points the wrong way, and a black-box attack that needs none.
+    # No gradient at all, and a black-box attack that needs none.
     architecture, variables = trained
     classifier = Quantised(Classifier(architecture))
     found = evaluate(

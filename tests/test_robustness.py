@@ -188,21 +188,85 @@ def test_a_suite_goes_on_after_its_last_attack(problem, tmp_path):
     assert finished.rows == again.rows
 
 
-@pytest.mark.parametrize("change", ("images", "weights", "suite", "damage"))
+@pytest.mark.parametrize("change", ("images", "weights", "suite", "view", "batch", "damage"))
 def test_a_record_of_something_else_is_refused(problem, tmp_path, change):
     record, (split, weights) = tmp_path / "suite.json", problem
-    entries = [Entry("fgsm", fgsm(EPS))]
-    run(problem, entries, record=record)
+    entries = [Entry("fgsm", fgsm(EPS), "twin")]
+    options = {"available": {"twin": View(linear, weights)}, "record": record}
+    run(problem, entries, **options)
     if change == "images":
         split = Split(split.images[::-1].copy(), split.labels[::-1].copy())
     elif change == "weights":
         weights = weights + 1
     elif change == "suite":
-        entries = [Entry("fgsm", fgsm(EPS / 2))]
+        entries = [Entry("fgsm", fgsm(EPS / 2), "twin")]
+    elif change == "view":
+        options["available"] = {"twin": View(linear, 2 * weights)}
+    elif change == "batch":
+        options["batch_size"] = 5
     else:
         record.write_text(record.read_text()[:-20])
     with pytest.raises(InputError, match=r"suite\.json is (of another|damaged)"):
-        run((split, weights), entries, record=record)
+        run((split, weights), entries, **options)
+
+
+def test_a_record_names_classifiers_alike_in_every_process(problem):
+    assert robustness._named((linear, Counting(), Entry("a", Fixed(0.1)))) == str(
+        [f"{__name__}.linear", repr(Counting()), robustness._named(Entry("a", Fixed(0.1)))]
+    )
+
+
+def test_copies_that_fill_a_batch_do_not_count(problem):
+    # An attack that moves only the images after the third: of one image, none but copies.
+    class Later:
+        def __call__(self, logits, params, images, labels, key):
+            return images.at[3:].set(1 - images[3:])
+
+    split, weights = problem
+    single = Split(split.images[5:6], split.labels[5:6])
+    assert not run((single, weights), [Entry("later", Later())]).rows[0].broken
+    three = Split(split.images[5:8], split.labels[5:8])
+    assert not run((three, weights), [Entry("later", Later())], batch_size=8).rows[0].broken
+
+
+@pytest.mark.parametrize("case", ("bytes", "one image", "none correct", "all broken", "l2"))
+def test_odd_images_and_labels_are_evaluated(problem, case):
+    split, weights = problem
+    options = {"eps": EPS, "norm": "linf"}
+    if case == "bytes":
+        split = Split((255 * split.images).astype(np.uint8), split.labels.astype(np.uint8))
+    elif case == "one image":
+        split = Split(split.images[5:6], split.labels[5:6])
+    elif case == "none correct":
+        split = Split(split.images[:5], split.labels[:5])
+    elif case == "all broken":
+        options["eps"] = 1.0
+    else:
+        options = {"eps": 0.5, "norm": "l2"}
+    found = evaluate(linear, weights, split, key=KEY, suite="quick", natural=(), **options)
+    assert found.outcome.robust_accuracy <= found.outcome.accuracy
+    assert (found.outcome.accuracy == 0) == (case == "none correct")
+    if case in ("none correct", "all broken"):
+        assert found.outcome.robust_accuracy == 0
+    few = "so few images show too little" in found.verdict.reasons
+    assert few == (case in ("one image", "none correct"))
+    json.loads(json.dumps(found.record(), allow_nan=False))
+
+
+@pytest.mark.parametrize(
+    "text, kind",
+    (
+        ("apgd-t:own", "white box"),
+        ("pgd:assg", "white box"),
+        ("pgd:relu", "transfer"),
+        ("pgd:twin", "transfer"),
+        ("square", "black box"),
+        ("square:own", "black box"),
+        ("noise", "noise"),
+    ),
+)
+def test_names_stand_for_attacks_of_their_kind(text, kind):
+    assert suite.named(text, 0.1).kind == kind
 
 
 @pytest.mark.parametrize(
@@ -236,6 +300,21 @@ def test_a_record_of_something_else_is_refused(problem, tmp_path, change):
             "view of the attack 'pgd' 'asg': expected one of assg, own; did you mean assg",
         ),
         (lambda s, w: suite.named("apgd", 0.1), "attack 'apgd'"),
+        (lambda s, w: suite.named("noise:relu", 0.1), "noise differentiates nothing"),
+        (
+            lambda s, w: evaluate(linear, w, s, eps=0.1, key=KEY, others={"own": View(linear, w)}),
+            "called 'own', which is a view",
+        ),
+        (
+            lambda s, w: evaluate(linear, w, s, eps=0.1, key=KEY, natural=[("rain", 3)]),
+            "corruption 'rain'",
+        ),
+        (lambda s, w: evaluate(linear, w, s, eps=0.1, key=KEY, batch_size=0), "batch_size 0"),
+        (lambda s, w: evaluate(linear, w[:, :1], s, eps=0.1, key=KEY), "1 class"),
+        (
+            lambda s, w: evaluate(linear, w, Split(s.images, s.labels[:9]), eps=0.1, key=KEY),
+            "do not go together",
+        ),
         (lambda s, w: suite.named("square", 0.1, norm="l2"), "no l2 variant"),
     ),
 )
@@ -311,8 +390,11 @@ def test_any_flax_classifier_can_be_evaluated_with_expectation_and_votes(problem
         logits, params, judged, eps=EPS, key=KEY, suite="pgd", samples=1, votes=50, natural=()
     )
     assert single.headline.startswith("unreliable: the network draws at random")
-    reference = [row for row in found.outcome.rows if row.name == "PGD 20"]
-    assert reference[0].gradients == 20 * 10 * reference[0].attacked
+    own = [Entry("fgsm", fgsm(EPS))]
+    listed = evaluate(logits, params, judged, eps=EPS, key=KEY, suite=own, votes=10, natural=())
+    assert listed.headline.startswith("unreliable: the network draws at random")
+    reference = [row for row in found.outcome.rows if row.name == "PGD 20 x 2"]
+    assert reference[0].gradients == 2 * 20 * 10 * reference[0].attacked
 
 
 def correct_labels(classifier, variables, images):

@@ -39,7 +39,7 @@ def test_a_saved_network_is_attacked_audited_and_certified(script, saved, tmp_pa
     record = json.loads((out / "robustness.json").read_text())
     assert record["headline"] in said
     assert record["images"] == 16 and record["eps"] == 0.05
-    assert [row["name"] for row in record["attacks"]] == ["noise", "PGD 20"]
+    assert [row["name"] for row in record["attacks"]] == ["noise", "PGD 20 x 2"]
     assert record["robust_accuracy"] <= record["accuracy"]
     curve = record["certified"]["accuracy"]
     assert len(curve) == len(record["certified"]["radii"])
