@@ -3,7 +3,8 @@
 A network whose gradients say little about its loss looks robust to whoever follows them.
 The symptoms are known (Athalye et al., ICML 2018; Carlini et al., arXiv 1902.06705; the flags
 of AutoAttack), and every check here is one of them, most on the gradient that the network
-itself offers. The limits are ours, set where honestly trained networks stay well inside.
+itself offers. The limits are ours: between honestly trained networks and planted frauds on the
+digits, and not yet tried on large networks.
 """
 
 import math
