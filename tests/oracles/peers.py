@@ -47,12 +47,15 @@ def attack_by_foolbox(
 ) -> np.ndarray:
     """Adversarial images of an attack from a fixed start; FGSM where it makes one step."""
     model = foolbox.JAXModel(jax.jit(partial(classifier, (variables, None))), bounds=(0, 1))
+    kinds = {
+        "linf": (foolbox.attacks.LinfFastGradientAttack, foolbox.attacks.LinfPGD),
+        "l2": (foolbox.attacks.L2FastGradientAttack, foolbox.attacks.L2PGD),
+    }
+    once, many = kinds[attack.norm]
     if attack.steps == 1:
-        peer = foolbox.attacks.LinfFastGradientAttack(random_start=False)
+        peer = once(random_start=False)
     else:
-        peer = foolbox.attacks.LinfPGD(
-            abs_stepsize=attack.step_size, steps=attack.steps, random_start=False
-        )
+        peer = many(abs_stepsize=attack.step_size, steps=attack.steps, random_start=False)
     criterion = foolbox.criteria.Misclassification(jnp.asarray(labels))
     return np.asarray(peer.run(model, jnp.asarray(images), criterion, epsilon=attack.eps))
 
