@@ -43,10 +43,10 @@ def images(digits):
     return Split(digits.test.images[:IMAGES], digits.test.labels[:IMAGES])
 
 
-def judge(logits, variables, images, **options):
+def judge(logits, variables, images, eps=EPS, **options):
     """The audit of a network that no attack has been run on yet; stochastic ones by `own` only."""
     clean = np.ones(len(images.labels), bool)
-    outcome = Outcome(EPS, "linf", clean, clean, np.full(len(clean), -1), (), 0.0)
+    outcome = Outcome(eps, "linf", clean, clean, np.full(len(clean), -1), (), 0.0)
     params = (variables, None)
     key = jax.random.key(3)
     available = views(logits, params)
@@ -139,8 +139,9 @@ def test_an_honest_network_passes_with_the_whole_quick_suite(trained, images):
     assert found.outcome.robust_accuracy < found.outcome.alone("PGD 20 x 2")
 
 
-@pytest.mark.parametrize("surrogate", (Surrogate("atan", 0.005), Surrogate("triangle", 0.02)))
+@pytest.mark.parametrize("surrogate", (Surrogate("rectangle", 0.02), Surrogate("triangle", 0.02)))
 def test_a_very_narrow_surrogate_is_caught_by_wider_ones(trained, images, surrogate):
+    # ATan's tails reach so far that even a hundredth of its width still breaks most images.
     architecture, variables = trained
     verdict = judge(Classifier(architecture, surrogate), variables, images)
     assert "the surrogate's width matters little" in failed(verdict)
@@ -168,7 +169,7 @@ def test_a_quantised_input_is_caught_by_its_zero_gradients(trained, images):
 
 def test_a_gradient_that_points_away_is_beaten_by_noise(trained, images):
     architecture, variables = trained
-    verdict = judge(Away(Classifier(architecture)), variables, images)
+    verdict = judge(Away(Classifier(architecture)), variables, images, eps=0.2)
     assert {"noise is weaker", "accuracy falls to 0 with eps"} <= failed(verdict)
 
 

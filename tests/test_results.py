@@ -30,3 +30,14 @@ def test_digits_run_reached_its_targets():
     assert saved >= 0.5
     assert 1 - pruned["latency_ms"] / dense["latency_ms"] >= 0.6 * saved
     assert summary["seconds"] <= 180
+
+
+def test_the_standard_suite_is_no_weaker_than_autoattack():
+    record = json.loads((RESULTS / "strength.json").read_text())
+    assert record["networks"] and record["versions"].keys() >= {"jax", "pyautoattack", "torch"}
+    for network in record["networks"].values():
+        assert network["images"] == 256
+        assert network["largest_logit_difference"] < 1e-4
+        assert network["largest_gradient_difference"] < 1e-3
+        assert network["ours"] <= network["autoattack"] + 0.01
+        assert network["ours"] < network["pgd_20"]

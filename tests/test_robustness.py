@@ -394,7 +394,9 @@ def test_any_flax_classifier_can_be_evaluated_with_expectation_and_votes(problem
     listed = evaluate(logits, params, judged, eps=EPS, key=KEY, suite=own, votes=10, natural=())
     assert listed.headline.startswith("unreliable: the network draws at random")
     reference = [row for row in found.outcome.rows if row.name == "PGD 20 x 2"]
-    assert reference[0].gradients == 2 * 20 * 10 * reference[0].attacked
+    # the second restart is run on those that the first one left
+    images, rest = divmod(reference[0].gradients, 20 * 10)
+    assert rest == 0 and 1 < images / reference[0].attacked < 2
 
 
 def correct_labels(classifier, variables, images):
