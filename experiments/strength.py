@@ -37,8 +37,8 @@ from ccsrp_jax.terminal import Terminal  # noqa: E402
 # data set: plan, eps, training images, epochs
 NETWORKS = {
     "digits": ((24, 48, "A", 48, "A"), 0.1, None, 20),
-    "mnist": ((6, "A", 12, "A"), 0.1, 4000, 6),
-    "cifar10": ((8, "A", 16, "A", 32, "A"), 4 / 255, 4000, 6),
+    "mnist": ((6, "A", 12, "A"), 0.1, 4000, 5),
+    "cifar10": ((8, "A", 16, "A", 32, "A"), 4 / 255, 3000, 5),
 }
 IMAGES = 256
 
