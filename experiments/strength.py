@@ -6,7 +6,9 @@ Three networks of different size (digits, MNIST, CIFAR-10; sized for two cores) 
 PGD examples, each for minutes. On 256 test images of each, our `standard` suite, plain PGD-20
 through the training surrogate, and AutoAttack's standard version (APGD-CE, targeted APGD-DLR,
 targeted FAB, Square with 5000 queries) on a torch twin of the same weights, whose logits and
-input gradients are those of the network. Writes results/strength.json after every network.
+input gradients are those of the network (checked first). Writes results/strength.json after
+every network. On the digits PGD-20 leaves 0.875, AutoAttack 0.738, ours 0.633; see that file for
+the others. Its seconds were taken while the machine had other work.
 """
 
 import argparse
