@@ -2,7 +2,7 @@
 
     make oracles; .venv/bin/python experiments/strength.py --data-dir DIR
 
-Three networks of different size (digits, MNIST, CIFAR-10; sized for two cores) are trained on
+Networks of different size (two for digits, MNIST, CIFAR-10; sized for two cores) are trained on
 PGD examples, each for minutes. On 256 test images of each, our `standard` suite, plain PGD-20
 through the training surrogate, and AutoAttack's standard version (APGD-CE, targeted APGD-DLR,
 targeted FAB, Square with 5000 queries) on a torch twin of the same weights, whose logits and
@@ -36,8 +36,9 @@ from ccsrp_jax.attacks import PGD, slope  # noqa: E402
 from ccsrp_jax.models import Classifier  # noqa: E402
 from ccsrp_jax.terminal import Terminal  # noqa: E402
 
-# data set: plan, eps, training images, epochs
+# name, of which the first word is the data set: plan, eps, training images, epochs
 NETWORKS = {
+    "digits tiny": ((8, "A", 16, "A"), 0.1, None, 20),
     "digits": ((24, 48, "A", 48, "A"), 0.1, None, 20),
     "mnist": ((6, "A", 12, "A"), 0.1, 4000, 5),
     "cifar10": ((8, "A", 16, "A", 32, "A"), 4 / 255, 3000, 5),
@@ -72,7 +73,10 @@ def compare(name: str, options: argparse.Namespace) -> dict:
     """Trains one network and attacks it both ways."""
     plan, eps, train_images, epochs = NETWORKS[name]
     loaded = data.load(
-        name, data_dir=options.data_dir, train_images=train_images, test_images=options.images
+        name.split()[0],
+        data_dir=options.data_dir,
+        train_images=train_images,
+        test_images=options.images,
     )
     architecture = models.plain(
         plan, loaded.train.images.shape[1:], loaded.classes, mean=loaded.mean, std=loaded.std
