@@ -90,7 +90,7 @@ def measure(
         measured[name] = {
             "accuracy": found.outcome.accuracy,
             "robust_accuracy": found.outcome.robust_accuracy,
-            "pgd_accuracy": found.outcome.alone("PGD 20 x 2") or found.outcome.alone("PGD 20"),
+            "pgd_accuracy": found.outcome.reference,
             "reliable": found.verdict.reliable,
             **costs(architecture, variables, None, test),
         }

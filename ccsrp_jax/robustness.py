@@ -77,6 +77,12 @@ class Outcome:
         """Whether an attack of one of these kinds was made on any image."""
         return any(row.kind in kinds and row.attacked > 0 for row in self.rows)
 
+    @property
+    def reference(self) -> float | None:
+        """Accuracy under the first white-box attack that was run on every image, by itself."""
+        alone = (row.alone for row in self.rows if row.kind == "white box")
+        return next((accuracy for accuracy in alone if accuracy is not None), None)
+
     def alone(self, name: str) -> float | None:
         """Accuracy under one attack by itself, if it was run on every image."""
         return next((row.alone for row in self.rows if row.name == name), None)

@@ -105,8 +105,14 @@ def test_references_are_run_on_every_correct_image(problem):
     outcome = run(problem, entries)
     assert outcome.rows[1].attacked == outcome.clean.sum() == 45
     assert outcome.alone("noise") > outcome.robust_accuracy
-    assert outcome.alone("fgsm") is None
+    assert outcome.alone("fgsm") is None and outcome.reference is None
     assert outcome.rows[1].broken == 0  # what noise broke, FGSM had broken before
+
+
+def test_the_reference_is_white_box_and_may_be_zero(problem):
+    all_of_it = dataclasses.replace(Entry("pgd", PGD(1.0, 5)), everywhere=True)
+    noise = Entry("noise", Noise(0.01), kind="noise", everywhere=True)
+    assert run(problem, [noise, Entry("fgsm", fgsm(EPS)), all_of_it]).reference == 0.0
 
 
 def test_worst_case_is_taken_sample_by_sample(problem):
