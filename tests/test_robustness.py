@@ -101,8 +101,8 @@ def test_broken_images_are_not_attacked_again(problem):
 
 
 def test_references_are_run_on_every_correct_image(problem):
-    entries = [Entry("fgsm", fgsm(EPS)), Entry("noise", Noise(EPS), everywhere=True)]
-    outcome = run(problem, entries)
+    noise = Entry("noise", Noise(EPS), kind="noise", everywhere=True)
+    outcome = run(problem, [Entry("fgsm", fgsm(EPS)), noise])
     assert outcome.rows[1].attacked == outcome.clean.sum() == 45
     assert outcome.alone("noise") > outcome.robust_accuracy
     assert outcome.alone("fgsm") is None and outcome.reference is None
