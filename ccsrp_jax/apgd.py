@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
 from ccsrp_jax import attacks
-from ccsrp_jax.attacks import Logits, Norm, is_stochastic, project, steepest
+from ccsrp_jax.attacks import Logits, Norm, Restarted, is_stochastic, keyed, project, steepest, wide
 from ccsrp_jax.data import unit
 from ccsrp_jax.errors import check_number, unknown
 
@@ -55,42 +55,18 @@ class Drift(NamedTuple):
     kept: Kept
 
 
-class _Attack:
-    """What the two have in common: all but the step."""
+class _Attack(Restarted):
+    """What the two have in common: all but the step.
 
-    queries: ClassVar[int] = 0  # forward passes an image without a gradient
+    Of the misclassified iterates, or else of all, the worst is the result.
+    """
 
     @property
     def gradients(self) -> int:
         """Gradients an image, at most."""
         return (self.steps + 1) * len(self.parts) * self.samples
 
-    def __call__(
-        self,
-        logits: Logits,
-        params: Any,
-        images: Shaped[Array, "B H W C"],
-        labels: Int[Array, "B"],
-        key: Array,
-    ) -> Float[Array, "B H W C"]:
-        """Adversarial images: of the misclassified iterates, or else of all, the worst.
-
-        Args:
-          logits, params: the classifier; static under jit, so it must be hashable.
-          images: clean images in [0, 1], or as uint8.
-          labels: true classes.
-          key: for the random starts and a stochastic network's draws.
-
-        Returns:
-          Images in [0, 1] within `eps` of the clean ones, in float32.
-        """
-        runs = [part._run for part in self.parts]
-        if len(runs) > 1:
-            return attacks.strongest(runs, logits, params, images, labels, key)
-        return runs[0](logits, params, images, labels, jax.random.split(key, 1)[0])
-
     def _run(self, logits, params, images, labels, key, targets=None):
-        """One restart."""
         images = unit(images)
         key_start, key_draws = jax.random.split(key)
         start = touching(key_start, images, self.eps, self.norm)
@@ -229,11 +205,6 @@ class SAPGD(_Attack):
     def __post_init__(self) -> None:
         _check(self, ("ce", "dlr"))
 
-    @property
-    def parts(self) -> tuple["SAPGD", ...]:
-        """One attack for every restart."""
-        return (dataclasses.replace(self, restarts=1),) * self.restarts
-
     def _begin(self, start, labels):
         return _standstill(start, labels)
 
@@ -279,7 +250,7 @@ def touching(
 
 @partial(jax.jit, static_argnums=0)
 def _clean(logits, params, images, key):
-    return logits(params, unit(images), **({"key": key} if is_stochastic(logits) else {}))
+    return logits(params, unit(images), **keyed(logits, key))
 
 
 @jax.jit
@@ -296,7 +267,7 @@ def _unseen(start, labels):
 def _keep(kept, x, found, labels):
     wrong = found.logits.argmax(-1) != labels
     worse = (wrong & ~kept.wrong) | ((wrong == kept.wrong) & (found.loss > kept.loss))
-    images = jnp.where(_wide(worse), x, kept.images)
+    images = jnp.where(wide(worse), x, kept.images)
     return Kept(images, jnp.where(worse, found.loss, kept.loss), kept.wrong | wrong)
 
 
@@ -316,18 +287,18 @@ def _climb(s, found, images, labels, eps, check, few, weight, *, norm):
     `weight` is that of the new step beside the one before.
     """
     better = found.loss > s.best_loss
-    best = jnp.where(_wide(better), s.x, s.best)
-    best_gradient = jnp.where(_wide(better), found.gradient, s.best_gradient)
+    best = jnp.where(wide(better), s.x, s.best)
+    best_gradient = jnp.where(wide(better), found.gradient, s.best_gradient)
     best_loss = jnp.where(better, found.loss, s.best_loss)
     rises = s.rises + (found.loss > s.loss)
 
     stuck = ~s.halved & (s.checked_loss >= best_loss)
     halve = check & ((rises <= few) | stuck)
     step_size = jnp.where(halve, s.step_size / 2, s.step_size)
-    x = jnp.where(_wide(halve), best, s.x)
-    gradient = jnp.where(_wide(halve), best_gradient, found.gradient)
+    x = jnp.where(wide(halve), best, s.x)
+    gradient = jnp.where(wide(halve), best_gradient, found.gradient)
 
-    ahead = project(x + _wide(step_size) * steepest(gradient, norm), images, eps, norm)
+    ahead = project(x + wide(step_size) * steepest(gradient, norm), images, eps, norm)
     ahead = x + weight * (ahead - x) + (1 - weight) * (x - s.before)
     return Ascent(
         project(ahead, images, eps, norm),
@@ -364,8 +335,3 @@ def _over_mean(a):
     """Each image's array over its mean magnitude; 0 where that is 0."""
     mean = jnp.abs(a).mean((1, 2, 3), keepdims=True)
     return a / jnp.where(mean > 0, mean, 1.0)
-
-
-def _wide(a):
-    """(B,) as (B, 1, 1, 1)."""
-    return a[:, None, None, None]

@@ -19,7 +19,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +93,11 @@ def is_stochastic(logits: Logits) -> bool:
     return getattr(logits, "stochastic", False)
 
 
+def keyed(logits: Logits, key: Array | None) -> dict[str, Array | None]:
+    """What else to call a classifier with: the key, if it draws at random."""
+    return {"key": key} if is_stochastic(logits) else {}
+
+
 def start_memory(logits: Logits, count: int) -> Any:
     """What to give `slope` in an attack's first iteration on `count` images."""
     return logits.fresh_memory(count) if getattr(logits, "remembers", False) else None
@@ -136,13 +141,11 @@ def slope(
 
 @partial(jax.jit, static_argnums=0)
 def _slope(logits, params, images, labels, targets, which, key, memory):
-    extra = {"key": key} if is_stochastic(logits) else {}
-
     def total(x):
         if memory is None:
-            z, after = logits(params, x, **extra), None
+            z, after = logits(params, x, **keyed(logits, key)), None
         else:
-            z, after = logits.recall(params, x, memory, **extra)
+            z, after = logits.recall(params, x, memory, **keyed(logits, key))
         # all of them: one program serves every loss, and they cost next to nothing
         losses = jnp.stack([loss(z, labels, targets) for loss in LOSSES.values()])[which]
         return losses.sum(), (losses, z, after)
@@ -182,6 +185,11 @@ def random_in_ball(key: Array, images: Array, eps: float | int, norm: Norm) -> A
     return project(images + eps * noise, images, eps, norm)
 
 
+def wide(a: Shaped[Array, "B"]) -> Shaped[Array, "B 1 1 1"]:
+    """A value for each image, to go with its pixels."""
+    return a[:, None, None, None]
+
+
 def _length(x):
     return jnp.sqrt((x**2).sum((1, 2, 3), keepdims=True))
 
@@ -197,9 +205,47 @@ def check_ball(eps: float | int, norm: str) -> None:
         )
 
 
+class Restarted:
+    """An attack that may start over: a child has `restarts`, and `_run`, one attack from a key.
+
+    `_run(logits, params, images, labels, key)` takes and returns what a call does.
+    """
+
+    queries: ClassVar[int] = 0  # forward passes an image without a gradient
+
+    @property
+    def parts(self) -> tuple["Restarted", ...]:
+        """One attack for every restart."""
+        return (dataclasses.replace(self, restarts=1),) * self.restarts
+
+    def __call__(
+        self,
+        logits: Logits,
+        params: Any,
+        images: Shaped[Array, "B H W C"],
+        labels: Int[Array, "B"],
+        key: Array,
+    ) -> Float[Array, "B H W C"]:
+        """Adversarial images, the worst that its parts find.
+
+        Args:
+          logits, params: the classifier; static under jit, so it must be hashable.
+          images: clean images in [0, 1], or as uint8.
+          labels: true classes.
+          key: of all random draws, a stochastic network's included.
+
+        Returns:
+          Images in [0, 1] within `eps` of the clean ones, in float32.
+        """
+        runs = [part._run for part in self.parts]
+        if len(runs) > 1:
+            return strongest(runs, logits, params, images, labels, key)
+        return runs[0](logits, params, images, labels, jax.random.split(key, 1)[0])
+
+
 @dataclass(frozen=True)
-class PGD:
-    """Projected gradient ascent in a ball.
+class PGD(Restarted):
+    """Projected gradient ascent in a ball; the images of the last step are the result.
 
     Attributes:
       eps: radius in pixel units, where images span [0, 1].
@@ -239,45 +285,11 @@ class PGD:
         return self.relative_step * self.eps / self.steps
 
     @property
-    def parts(self) -> tuple["PGD", ...]:
-        """One attack for every restart."""
-        return (dataclasses.replace(self, restarts=1),) * self.restarts
-
-    @property
     def gradients(self) -> int:
         """Gradients an image."""
         return self.steps * self.restarts * self.samples
 
-    @property
-    def queries(self) -> int:
-        """Forward passes an image without a gradient."""
-        return 0
-
-    def __call__(
-        self,
-        logits: Logits,
-        params: Any,
-        images: Shaped[Array, "B H W C"],
-        labels: Int[Array, "B"],
-        key: Array,
-    ) -> Float[Array, "B H W C"]:
-        """Adversarial images, of the last step.
-
-        Args:
-          logits, params: the classifier; static under jit, so it must be hashable.
-          images: clean images in [0, 1], or as uint8.
-          labels: true classes.
-          key: for the random starts and a stochastic network's draws.
-
-        Returns:
-          Images in [0, 1] within `eps` of the clean ones, in float32.
-        """
-        if self.restarts > 1:
-            return strongest([self._run] * self.restarts, logits, params, images, labels, key)
-        return self._run(logits, params, images, labels, jax.random.split(key, 1)[0])
-
     def _run(self, logits, params, images, labels, key):
-        """One restart."""
         images = unit(images)
         x, memory = images, start_memory(logits, len(images))
         if self.random_start:
@@ -357,7 +369,7 @@ def strongest(
         key_judge = jax.random.fold_in(key_attack, JUDGE)
         score = _badness(logits, params, adversarial, labels, key_judge)
         better = score > worst_score
-        worst = jnp.where(better[:, None, None, None], adversarial, worst)
+        worst = jnp.where(wide(better), adversarial, worst)
         worst_score = jnp.where(better, score, worst_score)
     return worst
 
@@ -365,6 +377,6 @@ def strongest(
 @partial(jax.jit, static_argnums=0)
 def _badness(logits, params, images, labels, key):
     """Cross-entropy, raised above every correctly classified image's where it is wrong."""
-    z = logits(params, images, **({"key": key} if is_stochastic(logits) else {}))
+    z = logits(params, images, **keyed(logits, key))
     wrong = z.argmax(-1) != labels
     return cross_entropy(z, labels, None) + jnp.where(wrong, 1e3, 0.0)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ccsrp_jax.attacks import PGD, Logits, Noise, is_stochastic, slope, start_memory
+from ccsrp_jax.attacks import PGD, Logits, Noise, is_stochastic, keyed, slope, start_memory
 from ccsrp_jax.data import Split, unit
 from ccsrp_jax.errors import check_number
 from ccsrp_jax.evaluation import VOTES, batches, correct
@@ -262,7 +262,7 @@ def _vanished(view, split, clean, attack, key, batch_size) -> float:
 def _changed(view, split, key, batch_size) -> float:
     """Largest difference between the logits of two passes, beside the largest logit."""
     images, _, _ = next(batches(split, batch_size))
-    extra = [{"key": each} if is_stochastic(view.logits) else {} for each in jax.random.split(key)]
+    extra = [keyed(view.logits, each) for each in jax.random.split(key)]
     run = jax.jit(view.logits)
     first, second = (run(view.params, unit(images), **each) for each in extra)
     return float(jnp.abs(first - second).max() / jnp.maximum(jnp.abs(first).max(), 1e-12))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ccsrp_jax import closing, compaction, cost, evolution, masks, models, report, rundir, training
+from ccsrp_jax.attacks import PGD
 from ccsrp_jax.coevolution import search_round
 from ccsrp_jax.config import LATEST, Config, settings
 from ccsrp_jax.data import Dataset, Split, load
@@ -166,18 +167,11 @@ def prune_round(job: Run, state: State, number: int) -> tuple[State, dict]:
         correct(job.classifier, tuple(state), split, batch_size=config.batch_size)
         for split in found.distinct_sets()
     ]
-    clean = correct(job.classifier, tuple(state), job.data.search, batch_size=config.batch_size)
-    white_box = correct(
-        job.classifier,
-        tuple(state),
-        job.data.search,
-        attack=config.search_attack,
-        key=jax.random.fold_in(job.key, 5000 + number),
-        batch_size=config.batch_size,
-    )
+    key = jax.random.fold_in(job.key, 5000 + number)
+    _, white_box = _accuracies(job, state, config.search_attack, key)
     estimate = {
         "shared_accuracy": float(np.mean(np.concatenate(shared))),
-        "white_box_accuracy": float((clean & white_box).mean()),
+        "white_box_accuracy": white_box,
     }
     estimate["shared_gap"] = estimate["shared_accuracy"] - estimate["white_box_accuracy"]
     searched = time.perf_counter() - started
@@ -200,24 +194,14 @@ def archive_row(job: Run, state: State, number: int, estimate: dict) -> dict:
     architecture, search = job.classifier.architecture, job.data.search
     key = jax.random.fold_in(job.key, 3000 + number)
     name = f"round {number}" if number else "dense"
-    params, config = tuple(state), job.config
-    clean = correct(job.classifier, params, search, batch_size=config.batch_size)
     with job.terminal.stage(f"{name}: attack", len(search.labels)) as advance:
-        robust = correct(
-            job.classifier,
-            params,
-            search,
-            attack=config.test_attack,
-            key=key,
-            batch_size=config.batch_size,
-            progress=advance,
-        )
+        accuracy, robust = _accuracies(job, state, job.config.test_attack, key, progress=advance)
     row = {
         "round": number,
         "kept": masks.widths(architecture, state.masks),
         "filters": masks.widths(architecture, None),
-        "accuracy": float(clean.mean()),
-        "robust_accuracy": float((clean & robust).mean()),
+        "accuracy": accuracy,
+        "robust_accuracy": robust,
         **closing.costs(architecture, *state, search),
         **dict.fromkeys(("shared_accuracy", "white_box_accuracy", "shared_gap")),
         **estimate,
@@ -262,6 +246,14 @@ def save(
     record = {"archive": archive, "seconds": time.perf_counter() - started}
     checkpoints.save(number, state, record)
     rundir.write_rows(job.folder / "archive.jsonl", archive)
+
+
+def _accuracies(job: Run, state: State, attack: PGD, key: Array, **options) -> tuple[float, float]:
+    """On the search images: clean accuracy, and the share that is right after an attack too."""
+    judged, size = (job.classifier, tuple(state), job.data.search), job.config.batch_size
+    clean = correct(*judged, batch_size=size)
+    attacked = correct(*judged, attack=attack, key=key, batch_size=size, **options)
+    return float(clean.mean()), float((clean & attacked).mean())
 
 
 def _train(job: Run, state: State, recipe: training.Recipe, fold: int, title: str, tags: dict):

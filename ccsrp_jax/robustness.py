@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from ccsrp_jax.attacks import Logits, Norm, is_stochastic
+from ccsrp_jax.attacks import Logits, Norm, is_stochastic, keyed
 from ccsrp_jax.data import Split, unit
 from ccsrp_jax.errors import InputError, check_number
 from ccsrp_jax.evaluation import VOTES, correct, even, predict
@@ -243,7 +243,7 @@ def _check(logits: Logits, params: Any, split: Split) -> None:
                 "normalise inside of the network."
             )
     shape = jax.ShapeDtypeStruct((1, *split.images.shape[1:]), jnp.float32)
-    extra = {"key": jax.random.key(0)} if is_stochastic(logits) else {}
+    extra = keyed(logits, jax.random.key(0))
     classes = jax.eval_shape(lambda p, x: logits(p, x, **extra), params, shape).shape[-1]
     if classes < 2:
         raise InputError("the network has 1 class, which no attack can change: give 2 or more.")

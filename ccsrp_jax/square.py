@@ -4,17 +4,16 @@ Stripes of +-eps over the whole image, then squares of +-eps in random places, k
 margin gains. What a spiking network loses to it and not to gradients, its surrogates hid.
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float
 
-from ccsrp_jax.attacks import Logits, check_ball, is_stochastic, margin, project, strongest
+from ccsrp_jax.attacks import Restarted, check_ball, is_stochastic, margin, project, wide
 from ccsrp_jax.data import unit
 from ccsrp_jax.errors import check_number
 
@@ -34,11 +33,12 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(Restarted):
     """Random search in the ball of the maximum norm.
 
-    An image stops at the first query that misclassifies it, the unchanged image's included;
-    a stochastic network's go on to the end of the budget.
+    An image stops at the first query that misclassifies it, the unchanged image's included,
+    or ends at that of the best margin; a stochastic network's go on to the end of the budget.
+    The search looks at the answers on its way, so it does not run under an outer `jit`.
 
     Squares are drawn for every image on its own and reach every border, as in the paper;
     AutoAttack draws them for the whole batch, and never in the last row and column.
@@ -70,11 +70,6 @@ class Square:
         check_number("attack restarts", self.restarts, 1)
 
     @property
-    def parts(self) -> tuple["Square", ...]:
-        """One attack for every restart."""
-        return (dataclasses.replace(self, restarts=1),) * self.restarts
-
-    @property
     def gradients(self) -> int:
         """Gradients an image."""
         return 0
@@ -94,32 +89,7 @@ class Square:
         side = round(math.sqrt(self.share(number) * height * width))
         return min(max(side, 1), height, width)
 
-    def __call__(
-        self,
-        logits: Logits,
-        params: Any,
-        images: Shaped[Array, "B H W C"],
-        labels: Int[Array, "B"],
-        key: Array,
-    ) -> Float[Array, "B H W C"]:
-        """Adversarial images, the first that is misclassified or else of the best margin.
-
-        Args:
-          logits, params: the classifier; static under jit, so it must be hashable.
-          images: clean images in [0, 1], or as uint8.
-          labels: true classes.
-          key: for stripes, squares and a stochastic network's draws.
-
-        Returns:
-          Images in [0, 1] within `eps` of the clean ones, in float32. It looks at the network's
-          answers on its way, so it does not run under an outer `jit`.
-        """
-        if self.restarts > 1:
-            return strongest([self._run] * self.restarts, logits, params, images, labels, key)
-        return self._run(logits, params, images, labels, jax.random.split(key, 1)[0])
-
     def _run(self, logits, params, images, labels, key):
-        """One restart."""
         images = unit(images)
         key_moves, key_network = jax.random.split(key)
         ask = partial(_ask, logits, self.samples, params, labels, key_network)
@@ -170,7 +140,7 @@ def _ask(logits, samples, params, labels, key, number, images, found):
         broken = jnp.zeros_like(broken)  # no lucky draw stops the search
     better = ((gap > found.margin) | broken) & ~found.broken
     return Found(
-        jnp.where(better[:, None, None, None], images, found.images),
+        jnp.where(wide(better), images, found.images),
         jnp.where(better, gap, found.margin),
         found.broken | broken,
     )

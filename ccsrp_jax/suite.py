@@ -216,8 +216,7 @@ def entries_of(
     eps: float,
     available: Mapping[str, View],
     *,
-    stochastic: bool = False,
-    samples: int | None = None,
+    samples: int = 1,
     norm: Norm = "linf",
 ) -> list[Entry]:
     """A preset's attacks, or one's own, in the order in which they are run.
@@ -228,8 +227,7 @@ def entries_of(
     if isinstance(wanted, str):
         if wanted not in PRESETS:
             raise unknown("suite preset", wanted, PRESETS)
-        draws = samples or (EOT[wanted] if stochastic else 1)
-        entries = PRESETS[wanted](eps, available, draws, norm)
+        entries = PRESETS[wanted](eps, available, samples, norm)
     else:
         entries = list(wanted)
     if not entries:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import curved, curved_weights, linear
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,25 +32,12 @@ def name(attack):
     return f"{type(attack).__name__}-{attack.loss}-{attack.norm}"
 
 
-def linear(weights, images):
-    """A linear classifier: its worst case in the ball is known."""
-    return images.reshape(images.shape[0], -1) @ weights
-
-
-def curved(weights, images):
-    """A small network whose loss has more than one maximum in the ball."""
-    inner, outer = weights
-    return jnp.tanh(images.reshape(images.shape[0], -1) @ inner) @ outer
-
-
 @pytest.fixture(scope="module")
 def problem():
     """Images with pixels on and inside the borders of the box, their classes and weights."""
     rng = np.random.default_rng(0)
     images = np.clip(rng.uniform(-0.2, 1.2, (20, 4, 4, 1)), 0, 1).astype(np.float32)
-    inner = rng.normal(0, 1, (16, 12)).astype(np.float32)
-    outer = rng.normal(size=(12, 5)).astype(np.float32)
-    weights = jnp.asarray(inner), jnp.asarray(outer)
+    weights = curved_weights(rng, 16)
     return jnp.asarray(images), curved(weights, images).argmax(-1), weights
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import curved, curved_weights, linear
 from flax.traverse_util import unflatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,17 +18,6 @@ from ccsrp_jax.errors import InputError
 from ccsrp_jax.models import Classifier
 
 KEY = jax.random.key(0)
-
-
-def linear(weights, images):
-    """A linear classifier: its worst case in the ball is known."""
-    return images.reshape(images.shape[0], -1) @ weights
-
-
-def curved(weights, images):
-    """A small network whose loss has more than one maximum in the ball."""
-    inner, outer = weights
-    return jnp.tanh(images.reshape(images.shape[0], -1) @ inner) @ outer
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +33,7 @@ def problem():
 @pytest.fixture(scope="module")
 def hard_problem(problem):
     images, _, _ = problem
-    rng = np.random.default_rng(1)
-    inner = rng.normal(0, 3, (16, 12)).astype(np.float32)
-    outer = rng.normal(size=(12, 5)).astype(np.float32)
-    weights = jnp.asarray(inner), jnp.asarray(outer)
+    weights = curved_weights(np.random.default_rng(1), 16, scale=3)
     return images, curved(weights, images).argmax(-1), weights
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import linear
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,10 +33,6 @@ ATTACKS = {
     "square": lambda eps: Square(eps, 6),
 }
 SHAPES = ((4, 5, 1), (3, 3, 3))
-
-
-def linear(weights, images):
-    return images.reshape(images.shape[0], -1) @ weights
 
 
 def problem(shape, count, classes, dtype, seed):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import linear
 
 from ccsrp_jax import robustness, suite
 from ccsrp_jax.assess import evaluate
@@ -22,11 +23,6 @@ from ccsrp_jax.suite import Entry, View
 
 KEY = jax.random.key(0)
 EPS = 0.1
-
-
-def linear(weights, images):
-    """A linear classifier: its worst case in the ball is known."""
-    return images.reshape(images.shape[0], -1) @ weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +214,7 @@ def test_a_record_of_something_else_is_refused(problem, tmp_path, change):
 
 def test_a_record_names_classifiers_alike_in_every_process(problem):
     assert robustness._named((linear, Counting(), Entry("a", Fixed(0.1)))) == str(
-        [f"{__name__}.linear", repr(Counting()), robustness._named(Entry("a", Fixed(0.1)))]
+        ["conftest.linear", repr(Counting()), robustness._named(Entry("a", Fixed(0.1)))]
     )
 
 

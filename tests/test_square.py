@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import curved, curved_weights, linear
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,22 +22,11 @@ KEY = jax.random.key(0)
 NESTED = Square(0.1, p_init=0.001)
 
 
-def linear(weights, images):
-    """A linear classifier: its worst case in the ball is known."""
-    return images.reshape(images.shape[0], -1) @ weights
-
-
-def curved(weights, images):
-    inner, outer = weights
-    return jnp.tanh(images.reshape(images.shape[0], -1) @ inner) @ outer
-
-
 def problem(seed=0, shape=(12, 8, 8, 1), classes=5):
     """Images with pixels on the borders of the box, weights of `curved`, and its answers."""
     rng = np.random.default_rng(seed)
     images = jnp.asarray(np.clip(rng.uniform(-0.2, 1.2, shape), 0, 1).astype(np.float32))
-    inner = rng.normal(0, 0.5, (images[0].size, 12)).astype(np.float32)
-    weights = jnp.asarray(inner), jnp.asarray(rng.normal(size=(12, classes)).astype(np.float32))
+    weights = curved_weights(rng, images[0].size, classes, scale=0.5)
     return images, curved(weights, images).argmax(-1), weights
 
 
