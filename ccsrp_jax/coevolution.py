@@ -9,7 +9,7 @@ CCEP (IJCAI 2022, released code); everything else is this library's choice and s
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ccsrp_jax import evolution, fitness, selection
@@ -26,6 +27,7 @@ from ccsrp_jax.data import Split, unit
 from ccsrp_jax.errors import InputError, check_number, unknown
 from ccsrp_jax.masks import MaskTree
 from ccsrp_jax.models import Classifier
+from ccsrp_jax.racing import Racing
 
 CHOICES = {
     "decoder": ("threshold", "topk"),
@@ -66,6 +68,12 @@ class Search:
       shared_set: `pooled`, every variant attacks its part of the search images, or
         `per_layer`, a group's set comes from variants mutated in that group (two readings
         of what is known of CCSRP).
+      white_box_steps: if above 0, every candidate is attacked itself with so many PGD steps,
+        in place of the shared set (ours). A candidate then costs 2 or 3 times as many passes of
+        the whole network as there are steps, and not a part of one.
+      racing: candidates that are beaten beyond chance drop out before they have seen all
+        search images (ours); see `racing.Racing`.
+      racing_confidence: that the best candidate of a race stays in it.
     """
 
     strategy: str = "BitFlip"
@@ -81,6 +89,9 @@ class Search:
     robust_weight: float = 1.0
     macs_weight: float = 0.0
     shared_set: Literal["pooled", "per_layer"] = "pooled"
+    white_box_steps: int = 0
+    racing: bool = False
+    racing_confidence: float = 0.95
 
     def __post_init__(self) -> None:
         if self.strategy not in evolution.strategies():
@@ -101,8 +112,22 @@ class Search:
         check_number("multiple", self.multiple, 1)
         for name in ("keep_floor", "mutation_rate", "init_keep"):
             check_number(name, getattr(self, name), 0, 1, above=True)
-        check_number("robust_weight", self.robust_weight, 0)
-        check_number("macs_weight", self.macs_weight, 0)
+        check_number("white_box_steps", self.white_box_steps, 0)
+        _ = self.race  # checks its values
+        if self.racing and self.selection == "nsga2":
+            raise InputError(
+                "racing compares candidates by one value: use it with selection weighted_sum."
+            )
+
+    @property
+    def race(self) -> Racing:
+        """When a candidate is out, if there are races."""
+        return Racing(
+            confidence=self.racing_confidence,
+            objective=self.objective,
+            robust_weight=self.robust_weight,
+            macs_weight=self.macs_weight,
+        )
 
     @property
     def step(self) -> int:
@@ -136,6 +161,7 @@ class Found(NamedTuple):
     objectives: np.ndarray  # (3,) minimised: clean, robust, MACs
     evaluations: int  # distinct masks scored
     best: list[float]  # lowest weighted sum so far, after each generation
+    not_finite: int  # masks of which a logit was not finite
 
 
 def shared_adversarial_set(
@@ -206,6 +232,9 @@ def search_group(
     Returns:
       The best mask ever scored that removes a filter: the unpruned one is refused, as in
       CCEP. With `nsga2` it is the best weighted sum of the first front.
+
+    Raises:
+      InputError: no mask gave logits that are all finite.
     """
     alive = np.asarray(alive, np.float32)
     seen: dict[bytes, np.ndarray] = {}
@@ -291,14 +320,21 @@ def search_group(
         dropped = alive.copy()  # nothing but the unpruned mask was drawn: let one filter go
         dropped[jax.random.choice(key_spare, np.flatnonzero(alive))] = 0
         objectives(dropped[None])
-    candidates = [name for name, mask in masks.items() if mask.sum() < alive.sum()]
+    finite = {name: bool(np.isfinite(point).all()) for name, point in seen.items()}
+    candidates = [name for name, mask in masks.items() if mask.sum() < alive.sum() and finite[name]]
+    if not candidates:
+        raise InputError(
+            "no candidate mask gave finite logits: look for values that are not finite in the "
+            "network's variables, or train with a lower learning rate."
+        )
     points = np.stack([seen[name] for name in candidates])
     preference = weigh(points)
     if search.selection == "nsga2":
         ranks = np.asarray(selection.front_ranks(jnp.asarray(points, jnp.float32)))
         preference = np.where(ranks == 0, preference, np.inf)
     winner = candidates[int(np.argmin(preference))]
-    return Found(masks[winner], seen[winner], len(seen), best)
+    not_finite = len(finite) - sum(finite.values())
+    return Found(masks[winner], seen[winner], len(seen), best, not_finite)
 
 
 class Round(NamedTuple):
@@ -306,7 +342,8 @@ class Round(NamedTuple):
 
     masks: MaskTree
     found: dict[str, Found]  # by group; without groups too small to lose a filter
-    shared_sets: dict[str, Split]  # the adversarial set that each group was scored on
+    shared_sets: dict[str, Split]  # the adversarial set that each group was scored on, if any
+    images: dict[str, int]  # clean images that each group's masks were scored on, all together
 
     def distinct_sets(self) -> list[Split]:
         """The shared sets, each once: one if pooled, one a group otherwise."""
@@ -323,7 +360,8 @@ def search_round(
     search: Search,
     *,
     batch_size: int = 256,
-    member_chunk: int = 1,
+    member_chunk: int | None = None,
+    mesh: Mesh | None = None,
     report: Callable[[str, int, float, int], None] = lambda *progress: None,
 ) -> Round:
     """Searches every group in the current network, then splices all masks at once.
@@ -338,7 +376,8 @@ def search_round(
       attack: makes the shared adversarial set.
       search: settings.
       batch_size: images a call of the scoring programs.
-      member_chunk: candidates a call, as in `fitness.score`.
+      member_chunk: candidates a call, as in `fitness.make_task`.
+      mesh: devices, likewise.
       report: called with group, generation, best fitness and number of evaluations.
     """
     key_shared, key_search = jax.random.split(key)
@@ -352,31 +391,56 @@ def search_round(
             key_set, classifier, variables, masks, clean, attack, search, mutated
         )
 
-    if search.shared_set == "pooled":
+    if search.white_box_steps:
+        shared_sets = {}
+    elif search.shared_set == "pooled":
         pooled = shared(0, prunable)
         shared_sets = dict.fromkeys(prunable, pooled)
     else:
         variants = len(prunable)  # as many as the pooled reading has
         shared_sets = {g: shared(i, [g] * variants) for i, g in enumerate(prunable)}
 
-    found = {}
+    found, images = {}, dict.fromkeys(prunable, 0)
     for number, group in enumerate(prunable):
+        key_group = jax.random.fold_in(key_search, number)
+        key_task, key_order = jax.random.split(jax.random.fold_in(key_search, 10**6 + number))
+        white_box = search.white_box_steps and replace(attack, steps=search.white_box_steps)
+        splits = clean, shared_sets.get(group)
+        if search.racing:  # a head of the images then says something about all of them
+            order = np.asarray(jax.random.permutation(key_order, len(clean.labels)))
+            splits = [split and Split(*(part[order] for part in split)) for split in splits]
         task = fitness.make_task(
-            classifier.architecture, variables, masks, group, clean, shared_sets[group], batch_size
+            classifier,
+            variables,
+            masks,
+            group,
+            *splits,
+            batch_size=batch_size,
+            population=search.population,
+            member_chunk=member_chunk,
+            mesh=mesh,
+            attack=white_box or None,
+            key=key_task,
         )
 
         def evaluate(members: np.ndarray, task: fitness.Task = task) -> np.ndarray:
-            scores = fitness.score(
-                classifier.architecture, variables, masks, task, members, member_chunk=member_chunk
-            )
-            return scores.objectives(search.objective)
+            scores = fitness.score(task, members, racing=search.race if search.racing else None)
+            images[task.group] += int(scores.images.sum())
+            return _behind(scores, task.images, search)
 
         found[group] = search_group(
-            jax.random.fold_in(key_search, number),
-            np.asarray(masks[group]),
-            evaluate,
-            search,
-            partial(report, group),
+            key_group, np.asarray(masks[group]), evaluate, search, partial(report, group)
         )
     spliced = masks | {group: jnp.asarray(result.mask) for group, result in found.items()}
-    return Round(spliced, found, shared_sets)
+    return Round(spliced, found, shared_sets, images)
+
+
+def _behind(scores: fitness.Scores, total: int, search: Search) -> np.ndarray:
+    """Objectives, those of members that dropped out raised to the worst that did not: their
+    means over fewer images must not put them in front of what beat them."""
+    points, out = scores.objectives(search.objective), scores.images < total
+    value = selection.weighted_sum(points, search.robust_weight, search.macs_weight)
+    stayed = value[~out & np.isfinite(value)]
+    if stayed.size:
+        points[out, 0] += np.maximum(stayed.max() - value[out], 0)
+    return points

@@ -97,7 +97,9 @@ class Config:
       tolerance: of the archive's networks that lose at most this much accuracy and robust
         accuracy on the search images, the one with the fewest MACs is chosen.
       batch_size: images a call in scoring and evaluation.
-      member_chunk: candidate masks a call in scoring.
+      member_chunk: candidate masks a call on each device in scoring; by default what suits
+        the device and fits into its memory.
+      devices: how many of them score candidates; by default all there are.
       latency_batch: images a forward pass when latency is measured.
       run_dir: where the run is written; by default a new runs/DATASET-MODEL-TIME, or with
         --resume the latest run there.
@@ -119,7 +121,8 @@ class Config:
     target_macs: float = 0.45
     tolerance: float = 0.02
     batch_size: int = 256
-    member_chunk: int = 1
+    member_chunk: int | None = None
+    devices: int | None = None
     latency_batch: int = 256
     run_dir: str | None = None
     resume: bool = False
@@ -136,8 +139,9 @@ class Config:
             raise unknown("model", self.model, MODELS)
         if self.preset not in PRESETS:
             raise unknown("preset", self.preset, PRESETS)
-        for name in ("time_steps", "batch_size", "member_chunk", "latency_batch"):
-            check_number(name, getattr(self, name), 1)
+        for name in ("time_steps", "batch_size", "member_chunk", "devices", "latency_batch"):
+            value = getattr(self, name)
+            check_number(name, 1 if value is None else value, 1)
         check_number("seed", self.seed, 0, 2**32 - 1)
         check_number("rounds", self.rounds, 0)
         check_number("target_macs", self.target_macs, 0, 1)

@@ -1,110 +1,226 @@
 """Objectives of candidate masks for one group, all other groups held as they are.
 
-Only what comes after a group's gate differs between its candidates, so everything up to
-the gate is computed once per group and batch of images (`shared_prefix`) and only the
-rest per candidate (`score_members`).
+    task = make_task(classifier, variables, masks, "conv3", clean, adversarial)
+    scores = score(task, members)  # (M, n) candidate masks for conv3
+
+What candidates share is computed once (`sharing`); how many go into a call follows from the
+device and its memory (`devices`); beaten ones may drop out early (`racing`).
 """
 
-from functools import partial
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float, Int, ScalarLike
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
-from ccsrp_jax import cost
-from ccsrp_jax.architecture import Architecture, Spike, gate_position
+from ccsrp_jax import cost, devices
+from ccsrp_jax.attacks import PGD
 from ccsrp_jax.data import Split
+from ccsrp_jax.errors import InputError, check_number
 from ccsrp_jax.evaluation import batches
 from ccsrp_jax.masks import MaskTree
-from ccsrp_jax.models import SpikingNetwork, Values
+from ccsrp_jax.models import Classifier, Values
+from ccsrp_jax.racing import Racing
+from ccsrp_jax.sharing import (
+    attack_members,
+    member_slopes,
+    score_attacked,
+    score_members,
+    shared_prefix,
+    suffix_macs,
+)
+
+# MACs that a call on one device should hold, so that what a call costs by itself does not
+# count. More gains nothing on a CPU, whose caches it leaves.
+CALL_MACS = {"cpu": 2e7}
+CALL_MACS_ELSEWHERE = 1e12
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def shared_prefix(
-    architecture: Architecture,
-    group: str,
-    variables: dict,
-    masks: MaskTree,
-    images: Float[Array, "B H W C"],
-) -> Values:
-    """What every candidate for the group shares: the values after its LIF layer, ungated.
+class Batch(NamedTuple):
+    """Images, and what all candidates share of them."""
 
-    Spikes come as uint8, a quarter of the memory and exact.
-    """
-    network, end = SpikingNetwork(architecture), gate_position(architecture, group) + 1
-    others = {name: mask for name, mask in masks.items() if name != group}
-    values = network.apply(variables, images, method="encode")
-    values, _ = network.apply(variables, values, others, end=end, method="walk")
-    spiking = {node.name for node in architecture.nodes if isinstance(node, Spike)}
-    return {k: v.astype(jnp.uint8) if k in spiking else v for k, v in values.items()}
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def score_members(
-    architecture: Architecture,
-    group: str,
-    variables: dict,
-    masks: MaskTree,
-    prefix: Values,
-    labels: Int[Array, "B"],
-    real: ScalarLike,
-    members: Float[Array, "M n"],
-) -> Float[Array, "2 M"]:
-    """Errors and cross-entropies of every member, summed over the first `real` images.
-
-    Logits that are not finite are an error of infinite cross-entropy.
-    """
-    network, gate = SpikingNetwork(architecture), gate_position(architecture, group)
-    spiking = architecture.nodes[gate].name
-    values = {k: v.astype(network.dtype) for k, v in prefix.items()}
-
-    def score(member):
-        gated = values | {spiking: values[spiking] * member.astype(network.dtype)}
-        out, _ = network.apply(
-            variables, gated, masks | {group: member}, begin=gate + 1, method="walk"
-        )
-        logits = network.readout(out)
-        finite = jnp.isfinite(logits).all(-1)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        wrong = (logits.argmax(-1) != labels) | ~finite
-        per_image = jnp.stack([wrong.astype(jnp.float32), jnp.where(finite, loss, jnp.inf)])
-        return jnp.where(jnp.arange(labels.shape[0]) < real, per_image, 0.0).sum(-1)
-
-    return jax.vmap(score, out_axes=1)(members)
+    images: Array
+    labels: Array
+    real: int  # the other images fill up the batch
+    key: Array | None
+    prefix: Values | None = None  # computed in every call where memory is short
 
 
 class Task(NamedTuple):
-    """One group's sub-problem: what its candidates are scored on, prefixes computed."""
+    """One group's sub-problem: what its candidates are scored on."""
 
+    classifier: Classifier
+    variables: dict
+    masks: MaskTree
     group: str
-    clean: list[tuple[Values, Array, int]]  # prefix, labels, how many are real, by batch
-    adversarial: list[tuple[Values, Array, int]]
+    clean: list[Batch]
+    adversarial: list[Batch]  # none where each candidate is attacked itself
     macs: np.ndarray  # share of the dense network's MACs left, by number of filters kept
+    attack: PGD | None
+    mesh: Mesh | None
+    member_chunk: int = 1  # members a call on each device
+
+    @property
+    def images(self) -> int:
+        """Clean images; the adversarial ones are as many."""
+        return sum(batch.real for batch in self.clean)
+
+    def prefix(self, batch: Batch) -> Values:
+        """What all candidates share of a batch."""
+        if batch.prefix is not None:
+            return batch.prefix
+        architecture = self.classifier.architecture
+        network = architecture, self.group, self.variables, self.masks
+        return shared_prefix(*network, batch.images, batch.key)
+
+    def whole(self, members: Array) -> MaskTree:
+        """The mask trees of members of the group."""
+        trees = {
+            name: jnp.broadcast_to(mask, (len(members), *mask.shape))
+            for name, mask in self.masks.items()
+        }
+        return devices.place(self.mesh, trees | {self.group: members}, dealt=True)
 
 
 def make_task(
-    architecture: Architecture,
+    classifier: Classifier,
     variables: dict,
     masks: MaskTree,
     group: str,
     clean: Split,
-    adversarial: Split,
-    batch_size: int,
+    adversarial: Split | None,
+    *,
+    batch_size: int = 256,
+    population: int = 8,
+    member_chunk: int | None = None,
+    memory_limit: int | None = None,
+    mesh: Mesh | None = None,
+    attack: PGD | None = None,
+    key: Array | None = None,
 ) -> Task:
-    """Computes the prefixes of a group's sub-problem in the current network."""
+    """Prepares the scoring of a group's candidates in the current network.
 
-    def prefixes(split):
-        return [
-            (shared_prefix(architecture, group, variables, masks, images), labels, real)
-            for images, labels, real in batches(split, batch_size)
-        ]
+    Computes what candidates share and keeps it, if it fits into half of the memory; if not, it
+    is computed anew in every call of `score`.
 
-    return Task(
-        group, prefixes(clean), prefixes(adversarial), _macs_left(architecture, masks, group)
+    Args:
+      classifier: the network, and what a white-box attack differentiates.
+      variables, masks: the current network.
+      group: whose candidates are to be scored.
+      clean: search images.
+      adversarial: the adversarial set that all candidates share, of the same images in the
+        same order; None with `attack`.
+      batch_size: images a call, at most.
+      population: members that come at a time, as a rule.
+      member_chunk: members a call on each device; by default few on a CPU, and on an
+        accelerator as many as there are or fit.
+      memory_limit: bytes a device that scoring may take; by default what is free.
+      mesh: of `devices.mesh`, over which members are dealt out.
+      attack: attacks every candidate by itself, white-box, with equal random starts. That takes
+        `attack.gradients` forward and backward passes of the whole network an image and
+        candidate, where the shared set takes one forward pass of what follows the group.
+      key: for the attack, or a stochastic encoding, which draws once for all candidates.
+
+    Raises:
+      InputError: both or neither of `adversarial` and `attack`; a batch or chunk that does not
+        fit into memory, with the largest that does.
+    """
+    if (attack is None) == (adversarial is None):
+        raise InputError("scoring needs a shared adversarial set or an attack: give one of them.")
+    if key is None and (attack is not None or classifier.stochastic):
+        raise InputError("attacks and stochastic networks draw at random: give a key.")
+    check_number("population", population, 1)
+    if member_chunk is not None:
+        check_number("member_chunk", member_chunk, 1)
+
+    def load(split: Split | None, number: int) -> list[Batch]:
+        loaded = []
+        for i, (*arrays, real) in enumerate(batches(split, batch_size) if split else ()):
+            key_batch = None if key is None else jax.random.fold_in(key, 2 * i + number)
+            loaded.append(Batch(*devices.place(mesh, arrays), real, devices.place(mesh, key_batch)))
+        return loaded
+
+    limit = devices.free_bytes(mesh) if memory_limit is None else memory_limit
+    task = Task(
+        classifier,
+        *devices.place(mesh, (variables, dict(masks))),
+        group,
+        load(clean, 0),
+        load(adversarial, 1),
+        _macs_left(classifier.architecture, masks, group),
+        attack,
+        mesh,
     )
+    held = devices.size(jax.eval_shape(lambda: task.prefix(task.clean[0])))
+    held *= len(task.clean + task.adversarial)
+    if held <= limit // 2:
+        limit -= held
+        kept = (
+            [batch._replace(prefix=task.prefix(batch)) for batch in loaded]
+            for loaded in (task.clean, task.adversarial)
+        )
+        task = task._replace(clean=next(kept), adversarial=next(kept))
+    return task._replace(member_chunk=_chunk(task, population, member_chunk, limit))
+
+
+def _chunk(task: Task, population: int, asked: int | None, limit: int) -> int:
+    """Members a call on each device."""
+    count = 1 if task.mesh is None else task.mesh.size
+    call = CALL_MACS.get(jax.default_backend(), CALL_MACS_ELSEWHERE)
+    batch, group = len(task.clean[0].labels), task.group
+    member = batch * suffix_macs(task.classifier.architecture, group)
+    wanted = asked or max(1, min(-(-population // count), int(call / max(member, 1))))
+
+    def need(chunk: int) -> int:
+        return call_bytes(task, chunk)
+
+    fits = devices.largest(need, wanted, limit)
+    if not fits:
+        images = max(1, batch * limit // need(1))
+        raise InputError(
+            f"one candidate for group {group!r} on {batch} images needs {devices.gib(need(1))} "
+            f"and {devices.gib(limit)} are free: use a batch_size of {images} or less."
+        )
+    if asked and fits < asked:
+        raise InputError(
+            f"member_chunk {asked} for group {group!r} on {batch} images needs "
+            f"{devices.gib(need(asked))} and {devices.gib(limit)} are free: use {fits} or less."
+        )
+    return fits
+
+
+def call_bytes(task: Task, chunk: int) -> int:
+    """Memory a device that a call with `chunk` members takes beside the prefixes, predicted
+    by compiling it."""
+    batch, n = task.clean[0], task.masks[task.group].shape[0]
+    members = np.ones((chunk * (1 if task.mesh is None else task.mesh.size), n), np.float32)
+    members = devices.place(task.mesh, members, dealt=True)
+    architecture = task.classifier.architecture
+    prefix = task.prefix(batch)
+    need = devices.program_bytes(
+        score_members,
+        architecture,
+        task.group,
+        task.variables,
+        task.masks,
+        prefix,
+        batch.labels,
+        members,
+        mesh=task.mesh,
+    )
+    if batch.prefix is None:
+        need += devices.size(prefix)
+    if task.attack is not None:  # its gradient step takes most
+        whole = task.whole(members)
+        images = batch.images, batch.labels
+        attack = devices.program_bytes(
+            member_slopes, task.classifier, task.variables, whole, *images, batch.key
+        )
+        need = max(need, attack)
+    return need
 
 
 def _macs_left(architecture, masks, group):
@@ -120,54 +236,96 @@ def _macs_left(architecture, masks, group):
 
 
 class Scores(NamedTuple):
-    """What a population of masks is worth; errors are one minus accuracy."""
+    """What a population of masks is worth; errors are one minus accuracy.
+
+    Means over the search images, or over the first `images` of them for a member that a race
+    dropped.
+    """
 
     error: np.ndarray  # (M,) on the clean search images
-    robust_error: np.ndarray  # (M,) on the shared adversarial set: a transfer estimate
+    robust_error: np.ndarray  # (M,) on the adversarial ones: a transfer estimate if shared
     loss: np.ndarray  # (M,) mean cross-entropy, likewise; infinite if a logit is not finite
     robust_loss: np.ndarray
     macs: np.ndarray  # (M,) share of the dense network's
+    images: np.ndarray  # (M,)
+
+    @property
+    def finite(self) -> np.ndarray:
+        """(M,) whether all logits were."""
+        return np.isfinite(self.loss) & np.isfinite(self.robust_loss)
 
     def objectives(self, kind: Literal["accuracy", "loss"]) -> np.ndarray:
-        """(M, 3): clean, robust and MACs, each to be minimised."""
+        """(M, 3): clean, robust and MACs, each to be minimised; where a logit was not finite,
+        all are infinite, so that everything else is better."""
         clean, robust = (
             (self.error, self.robust_error) if kind == "accuracy" else (self.loss, self.robust_loss)
         )
-        return np.stack([clean, robust, self.macs], axis=-1)
+        points = np.stack([clean, robust, self.macs], axis=-1)
+        return np.where(self.finite[:, None], points, np.inf)
 
 
-def score(
-    architecture: Architecture,
-    variables: dict,
-    masks: MaskTree,
-    task: Task,
-    members: Float[np.ndarray, "M n"],
-    *,
-    member_chunk: int = 1,
-) -> Scores:
+def score(task: Task, members: Float[np.ndarray, "M n"], *, racing: Racing | None = None) -> Scores:
     """Scores a population of candidates for the task's group.
 
     Args:
-      architecture, variables, masks: the current network, as given to `make_task`.
       task: the sub-problem.
       members: candidate masks.
-      member_chunk: members a call; on a CPU small chunks win, on a GPU wide ones do.
+      racing: lets beaten members drop out early; the images must come in random order. By
+        default all see all images. Those that do not drop out score the same either way.
     """
-    fill = np.arange(-(-len(members) // member_chunk) * member_chunk) % len(members)
-    chunks = jnp.asarray(members[fill]).reshape(-1, member_chunk, members.shape[1])
+    count, macs = len(members), task.macs[members.astype(bool).sum(-1)]
+    values = np.zeros((2, 2, count, task.images), np.float32)  # set, kind
+    running, seen = np.arange(count), np.zeros(count, int)
+    ends = np.cumsum([0] + [batch.real for batch in task.clean])
+    looks = racing.looks(len(task.clean), len(task.clean[0].labels)) if racing else []
+    for first, last in pairwise([0, *looks, len(task.clean)]):
+        # all calls are dispatched before the first result is waited for
+        parts = [_score_batch(task, number, members[running]) for number in range(first, last)]
+        for number, part in zip(range(first, last), parts, strict=True):
+            real = np.stack([np.concatenate(each, axis=1) for each in jax.device_get(part)])
+            real = real[:, :, : len(running), : task.clean[number].real]
+            values[:, :, running, ends[number] : ends[number + 1]] = real
+        seen[running] = ends[last]
+        if last in looks:
+            beaten = racing.beaten(
+                values[:, :, running, : ends[last]], macs[running], task.images, len(looks)
+            )
+            running = running[~beaten]
+    means = np.stack([values[:, :, i, :n].mean(-1, dtype=np.float64) for i, n in enumerate(seen)])
+    (error, loss), (robust_error, robust_loss) = means.transpose(1, 2, 0)
+    return Scores(error, robust_error, loss, robust_loss, macs, seen)
 
-    def mean(batch_list):
-        sums = np.zeros((2, len(fill)))
-        for prefix, labels, real in batch_list:
-            parts = [
-                score_members(
-                    architecture, task.group, variables, masks, prefix, labels, real, chunk
-                )
-                for chunk in chunks
-            ]
-            sums += np.concatenate([np.asarray(part) for part in parts], axis=-1)
-        return sums[:, : len(members)] / sum(real for *_, real in batch_list)
 
-    (error, loss), (robust_error, robust_loss) = mean(task.clean), mean(task.adversarial)
-    kept = members.astype(bool).sum(-1)
-    return Scores(error, robust_error, loss, robust_loss, task.macs[kept])
+def _score_batch(task: Task, number: int, members: np.ndarray) -> list[list[Array]]:
+    """By set, the (2, m, B) values of every chunk of members on a batch; the last chunk is
+    filled up."""
+    size = task.member_chunk * (1 if task.mesh is None else task.mesh.size)
+    fill = np.arange(-(-len(members) // size) * size) % len(members)
+    chunks = [
+        devices.place(task.mesh, members[at].astype(np.float32), dealt=True)
+        for at in fill.reshape(-1, size)
+    ]
+
+    def shared(batch: Batch) -> list[Array]:
+        prefix, network = task.prefix(batch), (task.variables, task.masks)
+        graph = task.classifier.architecture, task.group
+        return [
+            score_members(*graph, *network, prefix, batch.labels, chunk, mesh=task.mesh)
+            for chunk in chunks
+        ]
+
+    def attacked(batch: Batch) -> list[Array]:
+        network, scored = (task.classifier, task.variables), []
+        for chunk in chunks:
+            whole = task.whole(chunk)
+            images = attack_members(
+                *network, whole, task.attack, batch.images, batch.labels, batch.key
+            )
+            scored.append(
+                score_attacked(*network, whole, images, batch.labels, batch.key, mesh=task.mesh)
+            )
+        return scored
+
+    clean = task.clean[number]
+    robust = shared(task.adversarial[number]) if task.attack is None else attacked(clean)
+    return [shared(clean), robust]

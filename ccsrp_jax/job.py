@@ -9,7 +9,18 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from ccsrp_jax import closing, compaction, cost, evolution, masks, models, report, rundir, training
+from ccsrp_jax import (
+    closing,
+    compaction,
+    cost,
+    devices,
+    evolution,
+    masks,
+    models,
+    report,
+    rundir,
+    training,
+)
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.coevolution import search_round
 from ccsrp_jax.config import LATEST, Config, settings
@@ -58,6 +69,7 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
         search_images=config.search_images,
         test_images=config.test_images,
     )
+    devices.mesh(config.devices)  # refuses too many early
     architecture = models.build(
         config.model,
         data.train.images.shape[1:],
@@ -160,20 +172,24 @@ def prune_round(job: Run, state: State, number: int) -> tuple[State, dict]:
             config.search,
             batch_size=config.batch_size,
             member_chunk=config.member_chunk,
+            mesh=devices.mesh(config.devices),
             report=tell,
         )
     state = state._replace(masks=found.masks)
+    dead = {name: result.not_finite for name, result in found.found.items() if result.not_finite}
+    if dead:
+        told = ", ".join(f"{count} of {name}" for name, count in dead.items())
+        job.terminal.line(f"round {number}: masks whose logits are not finite: {told}")
     shared = [
         correct(job.classifier, tuple(state), split, batch_size=config.batch_size)
         for split in found.distinct_sets()
     ]
     key = jax.random.fold_in(job.key, 5000 + number)
     _, white_box = _accuracies(job, state, config.search_attack, key)
-    estimate = {
-        "shared_accuracy": float(np.mean(np.concatenate(shared))),
-        "white_box_accuracy": white_box,
-    }
-    estimate["shared_gap"] = estimate["shared_accuracy"] - estimate["white_box_accuracy"]
+    estimate = {"white_box_accuracy": white_box}
+    if shared:  # candidates were not attacked one by one
+        estimate["shared_accuracy"] = float(np.mean(np.concatenate(shared)))
+        estimate["shared_gap"] = estimate["shared_accuracy"] - white_box
     searched = time.perf_counter() - started
     variables = _train(
         job,
@@ -185,7 +201,12 @@ def prune_round(job: Run, state: State, number: int) -> tuple[State, dict]:
     )
     evaluations = sum(result.evaluations for result in found.found.values())
     seconds = {"search_seconds": searched, "seconds": time.perf_counter() - started}
-    _log(job, {"stage": "round", "round": number, "evaluations": evaluations} | seconds)
+    counted = {
+        "evaluations": evaluations,
+        "scored_images": sum(found.images.values()),
+        "not_finite": sum(dead.values()),
+    }
+    _log(job, {"stage": "round", "round": number} | counted | seconds)
     return state._replace(variables=variables), estimate
 
 

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from conftest import busy
 
-from ccsrp_jax import cost, fitness, masks
+from ccsrp_jax import cost, fitness, masks, sharing
 from ccsrp_jax.architecture import Add, Architecture, Conv, Dense, Flatten, Norm, Spike
+from ccsrp_jax.compiles import counting
 from ccsrp_jax.data import Split
-from ccsrp_jax.models import SpikingNetwork
+from ccsrp_jax.models import Classifier, SpikingNetwork
 from ccsrp_jax.neurons import LIF
 
 
@@ -65,10 +66,12 @@ def test_shared_prefix_scores_equal_naive_evaluation(request, splits, kind, grou
     n = current[group].shape[0]
     members = np.random.default_rng(1).integers(0, 2, (5, n)) * np.asarray(current[group])
     members[:, np.argmax(current[group])] = 1
-    task = fitness.make_task(architecture, variables, current, group, *splits, batch)
-    scores = fitness.score(
-        architecture, variables, current, task, members.astype(np.float32), member_chunk=chunk
+    task = fitness.make_task(
+        *(Classifier(architecture), variables, current, group, *splits),
+        batch_size=batch,
+        member_chunk=chunk,
     )
+    scores = fitness.score(task, members.astype(np.float32))
     dense = sum(cost.macs(architecture).values())
     for i, member in enumerate(members):
         whole = current | {group: jnp.asarray(member)}
@@ -84,7 +87,7 @@ def test_shared_prefix_scores_equal_naive_evaluation(request, splits, kind, grou
 def test_stored_prefix_is_a_byte_a_spike(network, splits):
     architecture, variables = network
     current = masks.ones(architecture)
-    values = fitness.shared_prefix(
+    values = sharing.shared_prefix(
         architecture, "conv2", variables, current, jnp.asarray(splits[0].images)
     )
     assert {name: value.dtype for name, value in values.items()} == {"lif2": jnp.dtype("uint8")}
@@ -99,30 +102,32 @@ def test_members_that_are_not_finite_score_worst(network, splits):
     params = variables["params"] | {"classifier": {"bias": jnp.zeros(10), "kernel": poisoned}}
     members = np.array([[1, 1, 1, 1], [1, 0, 0, 1]], np.float32)
     task = fitness.make_task(
-        architecture, variables | {"params": params}, current, "conv3", *splits, 20
+        Classifier(architecture), variables | {"params": params}, current, "conv3", *splits
     )
-    scores = fitness.score(architecture, variables | {"params": params}, current, task, members)
+    scores = fitness.score(task, members)
     assert (scores.error == 1).all() and np.isinf(scores.loss).all()
+    assert not scores.finite.any() and np.isinf(scores.objectives("accuracy")).all()
 
 
 def test_population_of_any_size_compiles_once(network, splits):
     architecture, variables = network
     current = masks.ones(architecture)
-    task = fitness.make_task(architecture, variables, current, "conv2", *splits, 20)
+    task = fitness.make_task(
+        *(Classifier(architecture), variables, current, "conv2", *splits), member_chunk=2
+    )
     random = np.random.default_rng(2)
-    before = fitness.score_members._cache_size()
-    for size in (3, 5, 8):
-        members = random.integers(0, 2, (size, 5)).astype(np.float32)
-        fitness.score(architecture, variables, current, task, members, member_chunk=2)
-    assert fitness.score_members._cache_size() - before <= 1
+    with counting() as compiled:
+        for size in (3, 5, 8):
+            members = random.integers(0, 2, (size, 5)).astype(np.float32)
+            fitness.score(task, members)
+    assert not compiled.named("score_members")  # nor any at all: `make_task` has compiled it
 
 
 def test_order_of_members_does_not_matter(network, splits):
     architecture, variables = network
     current = masks.ones(architecture)
-    task = fitness.make_task(architecture, variables, current, "conv1", *splits, 20)
+    task = fitness.make_task(Classifier(architecture), variables, current, "conv1", *splits)
     members = np.random.default_rng(3).integers(0, 2, (4, 6)).astype(np.float32)
     members[:, 0] = 1
-    forward = fitness.score(architecture, variables, current, task, members)
-    backward = fitness.score(architecture, variables, current, task, members[::-1])
+    forward, backward = fitness.score(task, members), fitness.score(task, members[::-1])
     chex.assert_trees_all_equal(forward, jax.tree.map(lambda x: x[::-1], backward))

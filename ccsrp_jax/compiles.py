@@ -1,0 +1,54 @@
+"""Counts what XLA compiles, and for how long; and keeps it for the next run."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import jax
+
+EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+@dataclass
+class Compiles:
+    """Programs compiled, in order: what each is called, and seconds it took.
+
+    A program that came out of the persistent cache counts, with the seconds of reading it.
+    """
+
+    programs: list[tuple[str, float]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return sum(seconds for _, seconds in self.programs)
+
+    def named(self, name: str) -> int:
+        """How many programs of a function."""
+        return sum(program == f"jit({name})" for program, _ in self.programs)
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Compiles]:
+    """Counts compilations while it is open."""
+    counted = Compiles()
+
+    def listen(event: str, seconds: float, **about) -> None:
+        if event == EVENT:
+            counted.programs.append((str(about.get("fun_name")), seconds))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield counted
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def keep(folder: str | os.PathLike) -> None:
+    """Keeps compiled programs in a folder, where later runs find them.
+
+    JAX_COMPILATION_CACHE_DIR, where it is set, says where instead; empty, it keeps none.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -1,0 +1,100 @@
+"""Several devices and their memory: where arrays lie, what is free, what fits.
+
+A mesh here has one axis, `MEMBERS`, over which a population is dealt out; everything else
+lies on every device. It may span the processes that `jax.distributed.initialize` joined:
+all run the same script, and each gets the whole result.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+from ccsrp_jax.errors import InputError
+
+MEMBERS = "members"
+
+
+def mesh(devices: int | None = None) -> Mesh | None:
+    """A mesh of that many devices, or of all there are; None for one alone.
+
+    Raises:
+      InputError: more devices than there are.
+    """
+    there = jax.devices()
+    count = len(there) if devices is None else devices
+    if not 1 <= count <= len(there):
+        raise InputError(
+            f"{count} devices asked for, and JAX sees {len(there)}: ask for 1 to that."
+        )
+    if count == 1:
+        return None
+    return jax.make_mesh((count,), (MEMBERS,), (AxisType.Auto,), devices=there[:count])
+
+
+def place(mesh: Mesh | None, tree: Any, *, dealt: bool = False) -> Any:
+    """Arrays as they are needed: on the default device, or on every device of a mesh, or
+    with their first axis dealt out over it."""
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, tree)
+    sharding = NamedSharding(mesh, P(MEMBERS) if dealt else P())
+
+    def put(x):
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(x)))
+        if isinstance(x, jax.Array) and x.sharding == sharding:
+            return x
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree)
+
+
+def replicated(x: Array, mesh: Mesh | None) -> Array:
+    """The whole array on every device of the mesh; under jit."""
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P()))
+
+
+def free_bytes(mesh: Mesh | None = None) -> int:
+    """Memory that is free on a device: the smallest figure of those in use here.
+
+    The devices of a CPU share the machine's.
+    """
+    devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
+    stats = [device.memory_stats() for device in devices]
+    if all(stats):
+        return min(each["bytes_limit"] - each["bytes_in_use"] for each in stats)
+    return psutil.virtual_memory().available // len(devices)
+
+
+def size(tree: Any) -> int:
+    """Bytes of arrays, or of what `jax.eval_shape` says of them."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def program_bytes(program: jax.stages.Wrapped, *args: Any, **options: Any) -> int:
+    """Memory that a jitted function takes for these arguments, beside them; compiles it."""
+    found = program.lower(*args, **options).compile().memory_analysis()
+    return found.temp_size_in_bytes + found.output_size_in_bytes
+
+
+def largest(need: Callable[[int], int], wanted: int, limit: int) -> int:
+    """The largest count up to `wanted` whose need, which grows in line, is within the limit;
+    0 if not even one is."""
+    count = wanted
+    while count and (needed := need(count)) > limit:
+        count = min(count - 1, int(count * limit / needed))
+    return count
+
+
+def gib(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 2**30:.3g} GiB"
