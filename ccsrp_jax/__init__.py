@@ -3,11 +3,11 @@
 The pieces compose: describe a network (`Architecture`, `build`, `plain`), run it
 (`SpikingNetwork`, `Classifier`), attack it (`PGD`, `APGD`, `Square`, ...) through any backward
 pass (`gradients`), say how robust it is and whether that can be believed (`evaluate`,
-`certify`), search masks for its filters (`Search`, `search_round`), cut them out (`compact`)
-and count what was saved (`cost`).
+`certify`), score populations of masks for its filters (`make_task`, `score`), search them
+(`Search`, `search_round`), cut them out (`compact`) and count what was saved (`cost`).
 """
 
-from ccsrp_jax import cost, gradients, masks, selection, suite
+from ccsrp_jax import cost, devices, gradients, masks, selection, suite
 from ccsrp_jax.apgd import APGD, SAPGD
 from ccsrp_jax.architecture import Architecture, groups
 from ccsrp_jax.assess import Assessment, evaluate
@@ -19,8 +19,10 @@ from ccsrp_jax.data import Dataset, Split
 from ccsrp_jax.data import load as load_data
 from ccsrp_jax.errors import InputError
 from ccsrp_jax.evaluation import correct, predict
+from ccsrp_jax.fitness import Scores, Task, make_task, score
 from ccsrp_jax.models import MODELS, Classifier, SpikingNetwork, build, init, plain
 from ccsrp_jax.neurons import LIF, Surrogate, lif, spike
+from ccsrp_jax.racing import Racing
 from ccsrp_jax.smoothing import Smoothing, certify
 from ccsrp_jax.square import Square
 from ccsrp_jax.training import Recipe, train
@@ -38,19 +40,23 @@ __all__ = [
     "Dataset",
     "InputError",
     "Noise",
+    "Racing",
     "Recipe",
+    "Scores",
     "Search",
     "Smoothing",
     "SpikingNetwork",
     "Split",
     "Square",
     "Surrogate",
+    "Task",
     "build",
     "certify",
     "compact",
     "correct",
     "corrupt",
     "cost",
+    "devices",
     "evaluate",
     "fgsm",
     "gradients",
@@ -59,10 +65,12 @@ __all__ = [
     "lif",
     "load",
     "load_data",
+    "make_task",
     "masks",
     "plain",
     "predict",
     "save",
+    "score",
     "search_group",
     "search_round",
     "selection",

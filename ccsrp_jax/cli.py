@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from ccsrp_jax import config, job
+from ccsrp_jax import compiles, config, job
 from ccsrp_jax.errors import InputError
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the job with these flags; returns the exit status."""
+    compiles.keep()
     return guard(lambda: job.run(config.parse(args)))
 
 

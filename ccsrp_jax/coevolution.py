@@ -184,11 +184,12 @@ def shared_adversarial_set(
     """
     key_mutate, key_attack = jax.random.split(key)
     variants = [masks]
+    mutate = jax.jit(evolution.mutate)  # its scan would be compiled in every call
     for number, group in enumerate(mutated):
         key_variant = jax.random.fold_in(key_mutate, number)
         alive = masks[group]
         least = _least_kept(np.asarray(alive), search.keep_floor)
-        child = evolution.mutate(key_variant, alive, alive, search.mutation_rate, least)
+        child = mutate(key_variant, alive, alive, search.mutation_rate, least)
         variants.append(masks | {group: child})
     total = len(clean.labels)
     variants = variants[:total]  # each gets an image at least
@@ -255,11 +256,11 @@ def search_group(
             return np.asarray(selection.nsga2(jnp.asarray(points, jnp.float32)))
         if bit_flip:  # places in float64: as float32 values, small ties would be lost
             return np.unique(weigh(points), return_inverse=True)[1]
-        return weigh(points)
+        values, known = weigh(points), weigh(np.stack(list(seen.values())))
+        worst = known[np.isfinite(known)].max(initial=0)  # many strategies end on an infinity
+        return np.where(np.isfinite(values), values, worst + 1)
 
-    def weigh(points: np.ndarray) -> np.ndarray:
-        return selection.weighted_sum(points, search.robust_weight, search.macs_weight)
-
+    weigh = partial(_weigh, search=search)
     n = len(alive)
     least = evolution.floor_count(int(alive.sum()), search.keep_floor, search.step)
     bit_flip = search.strategy == "BitFlip"
@@ -318,7 +319,8 @@ def search_group(
 
     if all(mask.sum() == alive.sum() for mask in masks.values()):
         dropped = alive.copy()  # nothing but the unpruned mask was drawn: let one filter go
-        dropped[jax.random.choice(key_spare, np.flatnonzero(alive))] = 0
+        which = int(jax.random.randint(key_spare, (), 0, int(alive.sum())))
+        dropped[np.flatnonzero(alive)[which]] = 0
         objectives(dropped[None])
     finite = {name: bool(np.isfinite(point).all()) for name, point in seen.items()}
     candidates = [name for name, mask in masks.items() if mask.sum() < alive.sum() and finite[name]]
@@ -424,9 +426,16 @@ def search_round(
         )
 
         def evaluate(members: np.ndarray, task: fitness.Task = task) -> np.ndarray:
-            scores = fitness.score(task, members, racing=search.race if search.racing else None)
-            images[task.group] += int(scores.images.sum())
-            return _behind(scores, task.images, search)
+            points = np.empty((len(members), 3))
+            pruned = members.sum(-1) < np.asarray(masks[task.group]).sum()
+            # the unpruned mask is never chosen, and must not beat those that may be
+            for part in (pruned, ~pruned) if search.racing else (np.ones_like(pruned),):
+                if part.any():
+                    race = search.race if search.racing else None
+                    scores = fitness.score(task, members[part], racing=race)
+                    images[task.group] += int(scores.images.sum())
+                    points[part] = _behind(scores, task.images, search)
+            return points
 
         found[group] = search_group(
             key_group, np.asarray(masks[group]), evaluate, search, partial(report, group)
@@ -436,11 +445,21 @@ def search_round(
 
 
 def _behind(scores: fitness.Scores, total: int, search: Search) -> np.ndarray:
-    """Objectives, those of members that dropped out raised to the worst that did not: their
+    """Objectives, those of members that dropped out raised above the worst that did not: their
     means over fewer images must not put them in front of what beat them."""
     points, out = scores.objectives(search.objective), scores.images < total
-    value = selection.weighted_sum(points, search.robust_weight, search.macs_weight)
+    value = _weigh(points, search)
     stayed = value[~out & np.isfinite(value)]
     if stayed.size:
-        points[out, 0] += np.maximum(stayed.max() - value[out], 0)
+        raised = stayed.max() + 1e-9 - value[out]  # above: an equal one could be chosen
+        points[out, 0] += np.maximum(raised, 0)
     return points
+
+
+def _weigh(points: np.ndarray, search: Search) -> np.ndarray:
+    """Weighted sums; infinite where the objectives are, whatever the weights."""
+    values, finite = np.full(len(points), np.inf), np.isfinite(points).all(-1)
+    values[finite] = selection.weighted_sum(
+        points[finite], search.robust_weight, search.macs_weight
+    )
+    return values

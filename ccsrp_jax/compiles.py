@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import jax
 
@@ -44,11 +45,14 @@ def counting() -> Iterator[Compiles]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def keep(folder: str | os.PathLike) -> None:
+def keep(folder: str | os.PathLike | None = None) -> None:
     """Keeps compiled programs in a folder, where later runs find them.
 
-    JAX_COMPILATION_CACHE_DIR, where it is set, says where instead; empty, it keeps none.
+    By default that is the user's cache. JAX_COMPILATION_CACHE_DIR, where it is set, says where
+    instead; empty, it keeps none.
     """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(folder or cache / "ccsrp_jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -84,7 +84,7 @@ class Config:
       dataset: `digits`, a TFDS image-classification set (`cifar10`, `mnist`,
         `svhn_cropped`, ...), or the path of an .npz with x_train, y_train, x_test, y_test.
       data_dir: where TFDS sets lie prepared.
-      model: `small` (for digits), `medium` (28 or 32 pixels, on a CPU) or `vgg11`.
+      model: `small` (for digits), `medium` (28 or 32 pixels, on a CPU), `vgg11` or `vgg16`.
       time_steps: T, steps that the network runs for an image.
       seed: of splits, weights, batches, attacks and search.
       search_fraction: share of the training images held out for everything that selects
@@ -188,8 +188,9 @@ class Config:
 
 LATEST = "runs/latest"  # a link to the newest run
 
-# What may differ between a run and its continuation: where things lie, not what is computed.
-PLACES = ("data_dir", "run_dir", "resume", "config")
+# What may differ between a run and its continuation: where things lie and run, not what is
+# computed.
+PLACES = ("data_dir", "run_dir", "resume", "config", "member_chunk", "devices")
 
 
 def settings(config: Config) -> dict:

@@ -1,8 +1,9 @@
 """Several devices and their memory: where arrays lie, what is free, what fits.
 
 A mesh here has one axis, `MEMBERS`, over which a population is dealt out; everything else
-lies on every device. It may span the processes that `jax.distributed.initialize` joined:
-all run the same script, and each gets the whole result.
+lies on every device. It may span the processes that `jax.distributed.initialize` joined (before
+this package is imported, as evosax then computes): all run the same script, and each gets the
+whole result.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import psutil
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
@@ -47,7 +49,8 @@ def place(mesh: Mesh | None, tree: Any, *, dealt: bool = False) -> Any:
 
     def put(x):
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(put(jax.random.key_data(x)))
+            data = put(jax.random.key_data(x))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
         if isinstance(x, jax.Array) and x.sharding == sharding:
             return x
         x = np.asarray(x)
@@ -57,8 +60,8 @@ def place(mesh: Mesh | None, tree: Any, *, dealt: bool = False) -> Any:
 
 
 def replicated(x: Array, mesh: Mesh | None) -> Array:
-    """The whole array on every device of the mesh; under jit."""
-    if mesh is None:
+    """Something dealt out, whole on every device if other processes hold parts of it; under jit."""
+    if mesh is None or not mesh.is_multi_process:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P()))
 
@@ -66,13 +69,19 @@ def replicated(x: Array, mesh: Mesh | None) -> Array:
 def free_bytes(mesh: Mesh | None = None) -> int:
     """Memory that is free on a device: the smallest figure of those in use here.
 
-    The devices of a CPU share the machine's.
+    The devices of a CPU share the machine's. All processes of a mesh get the same figure, as
+    they must run the same programs.
     """
     devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
     stats = [device.memory_stats() for device in devices]
     if all(stats):
-        return min(each["bytes_limit"] - each["bytes_in_use"] for each in stats)
-    return psutil.virtual_memory().available // len(devices)
+        free = min(each["bytes_limit"] - each["bytes_in_use"] for each in stats)
+    else:
+        free = psutil.virtual_memory().available // len(devices)
+    if mesh is not None and mesh.is_multi_process:
+        mib = multihost_utils.process_allgather(np.int32(free >> 20))  # JAX has no int64
+        free = int(mib.min()) << 20
+    return free
 
 
 def size(tree: Any) -> int:

@@ -20,7 +20,7 @@ from ccsrp_jax import cost, devices
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.data import Split
 from ccsrp_jax.errors import InputError, check_number
-from ccsrp_jax.evaluation import batches
+from ccsrp_jax.evaluation import batches, even
 from ccsrp_jax.masks import MaskTree
 from ccsrp_jax.models import Classifier, Values
 from ccsrp_jax.racing import Racing
@@ -84,6 +84,11 @@ class Task(NamedTuple):
         }
         return devices.place(self.mesh, trees | {self.group: members}, dealt=True)
 
+    def copies(self, images: Array, count: int) -> Array:
+        """Images for each of so many members."""
+        alike = jnp.broadcast_to(images, (count, *images.shape))
+        return devices.place(self.mesh, alike, dealt=True)
+
 
 def make_task(
     classifier: Classifier,
@@ -125,16 +130,22 @@ def make_task(
       key: for the attack, or a stochastic encoding, which draws once for all candidates.
 
     Raises:
-      InputError: both or neither of `adversarial` and `attack`; a batch or chunk that does not
+      InputError: both or neither of `adversarial` and `attack`; sets of different sizes; a batch or chunk that does not
         fit into memory, with the largest that does.
     """
     if (attack is None) == (adversarial is None):
         raise InputError("scoring needs a shared adversarial set or an attack: give one of them.")
+    if adversarial is not None and len(adversarial.labels) != len(clean.labels):
+        raise InputError(
+            f"the adversarial set has {len(adversarial.labels)} images for {len(clean.labels)} clean "
+            "ones: give the same images, attacked."
+        )
     if key is None and (attack is not None or classifier.stochastic):
         raise InputError("attacks and stochastic networks draw at random: give a key.")
     check_number("population", population, 1)
-    if member_chunk is not None:
-        check_number("member_chunk", member_chunk, 1)
+    for name, number in (("member_chunk", member_chunk), ("memory_limit", memory_limit)):
+        if number is not None:
+            check_number(name, number, 1)
 
     def load(split: Split | None, number: int) -> list[Batch]:
         loaded = []
@@ -154,10 +165,7 @@ def make_task(
         attack,
         mesh,
     )
-    held = devices.size(jax.eval_shape(lambda: task.prefix(task.clean[0])))
-    held *= len(task.clean + task.adversarial)
-    if held <= limit // 2:
-        limit -= held
+    if _shared_bytes(task, task.clean[0], limit)[1]:
         kept = (
             [batch._replace(prefix=task.prefix(batch)) for batch in loaded]
             for loaded in (task.clean, task.adversarial)
@@ -171,18 +179,28 @@ def _chunk(task: Task, population: int, asked: int | None, limit: int) -> int:
     count = 1 if task.mesh is None else task.mesh.size
     call = CALL_MACS.get(jax.default_backend(), CALL_MACS_ELSEWHERE)
     batch, group = len(task.clean[0].labels), task.group
-    member = batch * suffix_macs(task.classifier.architecture, group)
+    architecture = task.classifier.architecture
+    if task.attack is None:
+        member = batch * suffix_macs(architecture, group)
+    else:  # the whole network, for every member
+        member = batch * architecture.time_steps * sum(cost.macs(architecture).values())
     wanted = asked or max(1, min(-(-population // count), int(call / max(member, 1))))
 
-    def need(chunk: int) -> int:
-        return call_bytes(task, chunk)
+    def need(chunk: int, batch: Batch = task.clean[0]) -> int:
+        return call_bytes(task, batch, chunk) + _shared_bytes(task, batch, limit)[0]
+
+    def alone(images: int) -> int:
+        size = even(task.images, images)  # as `batches` would have it
+        arrays = (part[:size] for part in task.clean[0][:2])
+        return need(1, Batch(*arrays, size, task.clean[0].key))
 
     fits = devices.largest(need, wanted, limit)
     if not fits:
-        images = max(1, batch * limit // need(1))
+        images = devices.largest(alone, batch, limit)
+        advice = f"use a batch_size of {images} or less" if images else "use a smaller network"
         raise InputError(
             f"one candidate for group {group!r} on {batch} images needs {devices.gib(need(1))} "
-            f"and {devices.gib(limit)} are free: use a batch_size of {images} or less."
+            f"and {devices.gib(limit)} are free: {advice}."
         )
     if asked and fits < asked:
         raise InputError(
@@ -192,34 +210,40 @@ def _chunk(task: Task, population: int, asked: int | None, limit: int) -> int:
     return fits
 
 
-def call_bytes(task: Task, chunk: int) -> int:
-    """Memory a device that a call with `chunk` members takes beside the prefixes, predicted
+def _shared_bytes(task: Task, batch: Batch, limit: int) -> tuple[int, bool]:
+    """Memory of what all candidates share in batches of this size, and whether it is held: of
+    all batches if that takes half of the limit at most, else of one."""
+    one = devices.size(jax.eval_shape(lambda: task.prefix(batch)))
+    sets = 2 if task.attack is None else 1
+    whole = one * sets * -(-task.images // len(batch.labels))
+    held = whole <= limit // 2
+    return (whole if held else one), held
+
+
+def call_bytes(task: Task, batch: Batch, chunk: int) -> int:
+    """Memory a device that a call with `chunk` members takes beside what they share, predicted
     by compiling it."""
-    batch, n = task.clean[0], task.masks[task.group].shape[0]
+    n = task.masks[task.group].shape[0]
     members = np.ones((chunk * (1 if task.mesh is None else task.mesh.size), n), np.float32)
     members = devices.place(task.mesh, members, dealt=True)
-    architecture = task.classifier.architecture
-    prefix = task.prefix(batch)
     need = devices.program_bytes(
         score_members,
-        architecture,
+        task.classifier.architecture,
         task.group,
         task.variables,
         task.masks,
-        prefix,
+        task.prefix(batch),
         batch.labels,
         members,
         mesh=task.mesh,
     )
-    if batch.prefix is None:
-        need += devices.size(prefix)
     if task.attack is not None:  # its gradient step takes most
-        whole = task.whole(members)
-        images = batch.images, batch.labels
-        attack = devices.program_bytes(
-            member_slopes, task.classifier, task.variables, whole, *images, batch.key
+        whole, images = task.whole(members), task.copies(batch.images, len(members))
+        network = task.classifier, task.variables
+        step = devices.program_bytes(
+            member_slopes, *network, whole, images, batch.labels, batch.key
         )
-        need = max(need, attack)
+        need = max(need, step + chunk * devices.size(batch.images))
     return need
 
 
@@ -279,6 +303,8 @@ def score(task: Task, members: Float[np.ndarray, "M n"], *, racing: Racing | Non
     ends = np.cumsum([0] + [batch.real for batch in task.clean])
     looks = racing.looks(len(task.clean), len(task.clean[0].labels)) if racing else []
     for first, last in pairwise([0, *looks, len(task.clean)]):
+        if not running.size:  # none was finite
+            break
         # all calls are dispatched before the first result is waited for
         parts = [_score_batch(task, number, members[running]) for number in range(first, last)]
         for number, part in zip(range(first, last), parts, strict=True):
@@ -306,24 +332,27 @@ def _score_batch(task: Task, number: int, members: np.ndarray) -> list[list[Arra
         for at in fill.reshape(-1, size)
     ]
 
+    def settled(part: Array) -> Array:
+        # some dozens of unfinished calls that gather from other processes lock up on CPUs
+        gathers = task.mesh is not None and task.mesh.is_multi_process
+        return jax.block_until_ready(part) if gathers else part
+
     def shared(batch: Batch) -> list[Array]:
         prefix, network = task.prefix(batch), (task.variables, task.masks)
         graph = task.classifier.architecture, task.group
         return [
-            score_members(*graph, *network, prefix, batch.labels, chunk, mesh=task.mesh)
+            settled(score_members(*graph, *network, prefix, batch.labels, chunk, mesh=task.mesh))
             for chunk in chunks
         ]
 
     def attacked(batch: Batch) -> list[Array]:
         network, scored = (task.classifier, task.variables), []
+        starts, known = task.copies(batch.images, size), (batch.labels, batch.key)
         for chunk in chunks:
             whole = task.whole(chunk)
-            images = attack_members(
-                *network, whole, task.attack, batch.images, batch.labels, batch.key
-            )
-            scored.append(
-                score_attacked(*network, whole, images, batch.labels, batch.key, mesh=task.mesh)
-            )
+            images = attack_members(*network, whole, task.attack, starts, *known)
+            part = score_attacked(*network, whole, images, *known, mesh=task.mesh)
+            scored.append(settled(part))
         return scored
 
     clean = task.clean[number]

@@ -12,9 +12,11 @@ from jaxtyping import Array
 from ccsrp_jax import (
     closing,
     compaction,
+    compiles,
     cost,
     devices,
     evolution,
+    fitness,
     masks,
     models,
     report,
@@ -25,7 +27,7 @@ from ccsrp_jax.attacks import PGD
 from ccsrp_jax.coevolution import search_round
 from ccsrp_jax.config import LATEST, Config, settings
 from ccsrp_jax.data import Dataset, Split, load
-from ccsrp_jax.evaluation import correct
+from ccsrp_jax.evaluation import correct, even
 from ccsrp_jax.masks import MaskTree
 from ccsrp_jax.models import Classifier
 from ccsrp_jax.terminal import Terminal
@@ -47,6 +49,7 @@ class Run(NamedTuple):
     key: Array  # every stage folds its own number in, so a resumed run draws the same
     folder: Path
     terminal: Terminal
+    compiled: compiles.Compiles  # so far, in this process
 
 
 def run(config: Config, terminal: Terminal | None = None) -> dict:
@@ -83,7 +86,16 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
     if config.run_dir is None:
         rundir.point_latest(folder)
     classifier = Classifier(architecture, config.surrogate)
-    job = Run(config, data, classifier, jax.random.key(config.seed), folder, terminal)
+    with compiles.counting() as compiled:
+        key = jax.random.key(config.seed)
+        job = Run(config, data, classifier, key, folder, terminal, compiled)
+        return _carry_out(job, started)
+
+
+def _carry_out(job: Run, started: float) -> dict:
+    """Trains or resumes, prunes round by round, and measures what was chosen."""
+    config, data, folder, terminal = job.config, job.data, job.folder, job.terminal
+    architecture = job.classifier.architecture
     sizes = ", ".join(f"{len(split.labels)} {name}" for name, split in _splits(data))
     terminal.line(
         f"{data.name}: {sizes} images; {config.model} network, T = {architecture.time_steps}, "
@@ -95,6 +107,7 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
     )
     checkpoints = rundir.Checkpoints(folder)
     restored = checkpoints.latest(fresh)
+    _check_memory(job, fresh)
     if restored is None:
         _forget_unfinished(job, [], done=-1)
         state = train_dense(job, fresh)
@@ -131,6 +144,7 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
         "time_steps": config.time_steps,
         "seed": config.seed,
         "seconds": time.perf_counter() - started,
+        "compile_seconds": job.compiled.seconds,
         "chosen_round": chosen,
         "run_dir": str(folder),
         **measured,
@@ -147,13 +161,38 @@ def train_dense(job: Run, state: State) -> State:
     return state._replace(variables=variables)
 
 
+def _check_memory(job: Run, state: State) -> None:
+    """Refuses a batch or chunk that the search could not hold, before hours of training.
+
+    It compiles the scoring of the first group, which computes most; the search uses that.
+    """
+    config, search = job.config, job.data.search
+    groups = config.search.prunable(state.masks)
+    if not (config.rounds and groups):
+        return
+    size = even(len(search.labels), config.batch_size)
+    head = Split(search.images[:size], search.labels[:size])
+    fitness.make_task(
+        job.classifier,
+        state.variables,
+        state.masks,
+        groups[0],
+        head,
+        head,
+        batch_size=config.batch_size,
+        population=config.search.population,
+        member_chunk=config.member_chunk,
+        mesh=devices.mesh(config.devices),
+    )
+
+
 def prune_round(job: Run, state: State, number: int) -> tuple[State, dict]:
     """One round of search, splice and fine-tuning; also how far the search's estimate was off.
 
     That is, before fine-tuning, the spliced network's accuracy on the shared adversarial set
     against that under the same attack, white-box, on the same search images.
     """
-    config, started = job.config, time.perf_counter()
+    config, started, compiling = job.config, time.perf_counter(), job.compiled.seconds
     generations = len(config.search.prunable(state.masks)) * config.search.generations
     with job.terminal.stage(f"round {number}: search", generations) as advance:
 
@@ -190,7 +229,10 @@ def prune_round(job: Run, state: State, number: int) -> tuple[State, dict]:
     if shared:  # candidates were not attacked one by one
         estimate["shared_accuracy"] = float(np.mean(np.concatenate(shared)))
         estimate["shared_gap"] = estimate["shared_accuracy"] - white_box
-    searched = time.perf_counter() - started
+    seconds = {
+        "search_seconds": time.perf_counter() - started,
+        "search_compile_seconds": job.compiled.seconds - compiling,
+    }
     variables = _train(
         job,
         state,
@@ -200,7 +242,7 @@ def prune_round(job: Run, state: State, number: int) -> tuple[State, dict]:
         {"stage": "finetune", "round": number},
     )
     evaluations = sum(result.evaluations for result in found.found.values())
-    seconds = {"search_seconds": searched, "seconds": time.perf_counter() - started}
+    seconds["seconds"] = time.perf_counter() - started
     counted = {
         "evaluations": evaluations,
         "scored_images": sum(found.images.values()),

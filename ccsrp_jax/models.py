@@ -27,7 +27,7 @@ from ccsrp_jax.architecture import (
     live_at,
     shapes,
 )
-from ccsrp_jax.errors import InputError, unknown
+from ccsrp_jax.errors import InputError, check_number, unknown
 from ccsrp_jax.gradients import AdaptiveSharpness, Backward, Distances, Surrogate, respond
 from ccsrp_jax.masks import MaskTree, check_fit
 from ccsrp_jax.neurons import LIF
@@ -314,6 +314,7 @@ def plain(
     classes: int,
     *,
     dense: Sequence[int] = (),
+    width: float | int = 1,
     time_steps: int = 4,
     neuron: LIF = LIF(),
     mean: tuple[float, ...] = (0.5,),
@@ -327,6 +328,7 @@ def plain(
       input_shape: (H, W, C) of the images.
       classes: width of the classifier.
       dense: widths of fully connected LIF layers before the classifier.
+      width: multiplies all of these widths; at least 1 filter is left of each.
       time_steps, neuron, mean, std: as in `Architecture`.
 
     Raises:
@@ -339,6 +341,7 @@ def plain(
         step < 1 for step in (*plan, *dense) if isinstance(step, int)
     ):
         raise InputError(f"model plan {tuple(plan)} needs at least one layer, of width 1 or more.")
+    check_number("model width", width, 0, above=True)
     nodes: list[Node] = []
     last = IMAGE
 
@@ -351,15 +354,15 @@ def plain(
     for step in plan:
         if isinstance(step, int):
             convs += 1
-            add(Conv(f"conv{convs}", last, step))
+            add(Conv(f"conv{convs}", last, max(1, round(step * width))))
             add(Norm(f"norm{convs}", last))
             add(Spike(f"lif{convs}", last))
         else:
             pools += 1
             add(Pool(f"pool{pools}", last, kind=POOLS[step]))
     add(Flatten("flatten", last))
-    for i, width in enumerate(dense, 1):
-        add(Dense(f"fc{i}", last, width))
+    for i, features in enumerate(dense, 1):
+        add(Dense(f"fc{i}", last, max(1, round(features * width))))
         add(Spike(f"fc{i}.lif", last))
     add(Dense("classifier", last, classes))
     architecture = Architecture(tuple(nodes), input_shape, time_steps, neuron, mean, std)
@@ -371,12 +374,18 @@ def _plan(*plan: int | str, dense: Sequence[int] = ()) -> Callable[..., Architec
     return partial(plain, plan, dense=dense)
 
 
-# Name to `build(input_shape, classes, *, time_steps, neuron, mean, std)`.
+# Name to `build(input_shape, classes, *, width, time_steps, neuron, mean, std)`.
 MODELS: dict[str, Callable[..., Architecture]] = {
     "small": _plan(24, 48, "A", 48, "A"),  # 8 x 8 digits in minutes on two cores
     "medium": _plan(24, "A", 48, "A", 96, "A"),  # 28 x 28 and 32 x 32 images on a CPU
     # the robustness literature's VGG-11 (SNN-RAT's widths)
     "vgg11": _plan(64, "A", 128, 256, "A", 512, 512, 512, "A", 512, 512, dense=(4096, 4096)),
+    # CCEP's VGG-16: 13 convolutions and one hidden layer
+    "vgg16": _plan(
+        *(64, 64, "A", 128, 128, "A", 256, 256, 256, "A"),
+        *(512, 512, 512, "A", 512, 512, 512, "A"),
+        dense=(512,),
+    ),
 }
 
 

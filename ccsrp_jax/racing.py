@@ -71,16 +71,18 @@ class Racing:
           looks: how many times candidates may drop out in it.
         """
         kind = ("accuracy", "loss").index(self.objective)
-        clean, robust = values[:, kind].astype(np.float64)
-        value = clean + self.robust_weight * robust + self.macs_weight * macs[:, None]
         out = ~np.isfinite(values).all((0, 1, 3))
         if out.all():
             return out
-        leader = np.argmin(np.where(out, np.inf, value.mean(-1)))
-        members, seen = value.shape
+        clean, robust = values[:, kind, ~out].astype(np.float64)
+        macs = self.macs_weight * macs[~out]
+        leader = np.argmin(clean.mean(-1) + self.robust_weight * robust.mean(-1) + macs)
+        # each set's first: equal differences then stay equal, however they are weighted
+        difference = clean - clean[leader] + self.robust_weight * (robust - robust[leader])
+        differ = (difference != difference[:, :1]).any(-1)
+        (_, _, members, seen) = values.shape
         level = 1 - (1 - self.confidence) / max((members - 1) * looks, 1)
         quantile = stats.t.ppf(level, seen - 1) * np.sqrt((1 - seen / total) / seen)
-        difference = value[~out] - value[leader]
-        spread = difference.std(-1, ddof=1)
-        out[~out] = (spread > 0) & (difference.mean(-1) > quantile * spread)
+        worse = difference.mean(-1) + macs - macs[leader]
+        out[~out] = differ & (worse > quantile * difference.std(-1, ddof=1))
         return out

@@ -73,7 +73,7 @@ def score_members(
             out, _ = network.apply(
                 variables, gated, masks | {group: member}, begin=gate + 1, method="walk"
             )
-            return _judge(network.readout(out), labels)
+            return judge(network.readout(out), labels)
 
         return jax.vmap(score_one, out_axes=1)(members)
 
@@ -90,33 +90,33 @@ def attack_members(
     variables: dict,
     members: MaskTree,
     attack: PGD,
-    images: Float[Array, "B H W C"],
+    images: Float[Array, "M B H W C"],
     labels: Int[Array, "B"],
     key: Array,
 ) -> Float[Array, "M B H W C"]:
     """Adversarial images for every member, from the same random starts.
 
-    `members` are whole mask trees with an axis of members before the filters, so that one
-    program serves all groups.
+    `members` are whole mask trees with an axis of members before the filters, and the images
+    have that axis from the start, so that one program serves all groups and steps.
     """
 
-    def attack_one(masks):
+    def attack_one(masks, images):
         return attack(classifier, (variables, masks), images, labels, key)
 
-    if all(len(masks) == 1 for masks in members.values()):  # saves a program on a CPU
-        return attack_one(jax.tree.map(lambda mask: mask[0], members))[None]
-    return jax.vmap(attack_one)(members)
+    if len(images) == 1:  # saves a program on a CPU
+        return attack_one(jax.tree.map(lambda mask: mask[0], members), images[0])[None]
+    return jax.vmap(attack_one)(members, images)
 
 
 @partial(jax.jit, static_argnums=0)
 def member_slopes(classifier, variables, members, images, labels, key):
     """A gradient for every member, from which the memory of an attack is predicted."""
 
-    def slope_one(masks):
+    def slope_one(masks, images):
         key_slope = key if classifier.stochastic else None
         return slope(classifier, (variables, masks), images, labels, key=key_slope).gradient
 
-    return jax.vmap(slope_one)(members)
+    return jax.vmap(slope_one)(members, images)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="mesh")
@@ -133,12 +133,13 @@ def score_attacked(
     """As `score_members`, of whole mask trees on images of their own."""
 
     def score_one(masks, images):
-        return _judge(classifier((variables, masks), images, **keyed(classifier, key)), labels)
+        return judge(classifier((variables, masks), images, **keyed(classifier, key)), labels)
 
     return replicated(jax.vmap(score_one, out_axes=1)(members, images), mesh)
 
 
-def _judge(logits, labels):
+def judge(logits: Float[Array, "B K"], labels: Int[Array, "B"]) -> Float[Array, "2 B"]:
+    """Error and cross-entropy; of logits that are not finite, 1 and infinite."""
     finite = jnp.isfinite(logits).all(-1)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     wrong = (logits.argmax(-1) != labels) | ~finite

@@ -1,5 +1,9 @@
 """Shared small networks and data; JAX's caches are dropped between modules to bound memory."""
 
+import os
+
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # what earlier runs kept is not tested
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,16 +1,21 @@
+from functools import partial
+
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import busy
 
-from ccsrp_jax import coevolution, cost, masks, models
+from ccsrp_jax import coevolution, cost, fitness, masks, models, selection, sharing
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.coevolution import Search
+from ccsrp_jax.compiles import counting
 from ccsrp_jax.data import Split
+from ccsrp_jax.errors import InputError
 from ccsrp_jax.evaluation import correct
 from ccsrp_jax.evolution import floor_count
-from ccsrp_jax.models import Classifier
+from ccsrp_jax.models import Classifier, SpikingNetwork
 
 ATTACK = PGD(0.1, 2)
 
@@ -146,3 +151,171 @@ def test_rounds_repeat_bit_for_bit(network, clean):
     first, second = (search_round(network, clean, Search(**SMALL), seed=7) for _ in range(2))
     chex.assert_trees_all_equal(first.masks, second.masks)
     chex.assert_trees_all_equal(first.found, second.found)
+
+
+# ---- compilations
+
+
+def test_a_second_round_compiles_nothing(clean, monkeypatch):
+    """The programs of all groups serve another key and other masks; the first round compiles
+    the two that scoring takes once a group, and traces them as often."""
+    architecture = models.plain((6, "A", 5, 4, 7), (8, 8, 1), 10, time_steps=2)
+    network, groups = (architecture, busy(architecture, seed=4)), 4
+    for name, names in (("shared_prefix", ()), ("score_members", ("mesh",))):
+        traced = chex.assert_max_traces(getattr(sharing, name).__wrapped__, groups)
+        program = jax.jit(traced, static_argnums=(0, 1), static_argnames=names)
+        monkeypatch.setattr(fitness, name, program)
+    with counting() as compiled:
+        spliced = search_round(network, clean, Search(**SMALL)).masks
+    assert compiled.named("shared_prefix") == compiled.named("score_members") == groups
+    with counting() as compiled:
+        again = search_round(network, clean, Search(**SMALL), spliced, seed=1).masks
+    assert compiled.programs == []
+    assert all(again[name].sum() < spliced[name].sum() for name in again)
+
+
+# ---- races
+
+
+@pytest.fixture(scope="module")
+def agreed(network, digits):
+    """Images with the labels that the whole network gives them, so that no mask is as good."""
+    architecture, variables = network
+    images = digits.search.images[:192]
+    said = jax.jit(Classifier(architecture))((variables, masks.ones(architecture)), images)
+    return Split(images, np.asarray(said.argmax(-1), digits.search.labels.dtype))
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """By group and mask, the images that it was scored on, as the searches go."""
+    seen, score = {}, fitness.score
+
+    def record(task, members, **options):
+        scores = score(task, members, **options)
+        for member, images in zip(members, scores.images, strict=True):
+            seen[task.group, member.tobytes()] = images
+        return scores
+
+    monkeypatch.setattr(fitness, "score", record)
+    return seen
+
+
+@pytest.mark.parametrize("strategy", ["BitFlip", "SNES"])
+def test_a_race_takes_fewer_images_and_chooses_none_that_dropped_out(
+    network, agreed, scored, strategy
+):
+    """Though the unpruned network, which may not be chosen, beats all others here."""
+    architecture, variables = network
+    options = {"population": 6, "generations": 1, "keep_floor": 0.9, "strategy": strategy}
+
+    def search(seed: int, racing: bool) -> coevolution.Round:
+        scored.clear()
+        return coevolution.search_round(
+            jax.random.key(seed),
+            Classifier(architecture),
+            variables,
+            masks.ones(architecture),
+            agreed,
+            ATTACK,
+            Search(**options, racing=racing),
+            batch_size=32,
+        )
+
+    whole = search(0, racing=False)
+    assert set(scored.values()) == {192}
+    for seed in range(6):
+        raced = search(seed, racing=True)
+        assert sum(raced.images.values()) == sum(scored.values())
+        for group, result in raced.found.items():
+            assert scored[group, result.mask.tobytes()] == 192
+            least = floor_count(len(result.mask), 0.9) - (strategy == "BitFlip")
+            assert max(least, 1) <= result.mask.sum() < len(result.mask)
+        if seed == 0:
+            assert sum(raced.images.values()) < sum(whole.images.values())
+
+
+def test_members_that_dropped_out_come_behind_all_that_did_not():
+    """Strictly, whatever their means over the images that they have seen."""
+    random = np.random.default_rng(0)
+    for trial in range(200):
+        values = random.uniform(size=(5, 6)) * 10 ** random.uniform(-3, 2)
+        images = np.where(random.uniform(size=6) < 0.6, 32, 256)
+        values[2, random.uniform(size=6) < 0.1] = np.inf
+        images[trial % 6], values[:, trial % 6] = 256, values[:, 0].clip(max=9)
+        for robust_weight, macs_weight in ((1.0, 0.0), (0.0, 0.3), (0.7, 0.0)):
+            search = Search(
+                racing=True,
+                objective=("accuracy", "loss")[trial % 2],
+                robust_weight=robust_weight,
+                macs_weight=macs_weight,
+            )
+            points = coevolution._behind(fitness.Scores(*values, images), 256, search)
+            finite = np.isfinite(points).all(-1)
+            out = images < 256
+            weighed = selection.weighted_sum(points[finite], robust_weight, macs_weight)
+            worst = weighed[~out[finite]].max()
+            assert (weighed[out[finite]] > worst).all()
+
+
+# ---- logits that are not finite
+
+
+def overflowing(network, current, images):
+    """Variables with which spikes of one of conv3's filters make logits infinite, and which."""
+    architecture, variables = network
+    look = jax.jit(partial(SpikingNetwork(architecture).apply, activity=True))
+    _, active = look(variables, images, current)
+    filter = int(active.spikes["lif3"].sum((0, 1, 2, 3)).argmax())
+    kernel = variables["params"]["classifier"]["kernel"]
+    huge = kernel.at[filter :: len(current["conv3"])].set(3e38)  # two of them overflow
+    params = variables["params"] | {"classifier": {"bias": jnp.zeros(10), "kernel": huge}}
+    return variables | {"params": params}, filter
+
+
+@pytest.mark.parametrize("strategy", ["BitFlip", "SNES"])
+def test_masks_without_finite_logits_are_counted_and_never_chosen(network, clean, scored, strategy):
+    architecture, _ = network
+    current = masks.ones(architecture)
+    for name in ("conv1", "conv2"):  # to search conv3 only
+        current[name] = current[name].at[1:].set(0.0)
+    variables, filter = overflowing(network, current, clean.images)
+    search = Search(
+        population=4, generations=3, keep_floor=0.5, strategy=strategy, robust_weight=0.0
+    )
+    found = search_round((architecture, variables), clean, search, current).found["conv3"]
+    kept = [bool(np.frombuffer(mask, np.float32)[filter]) for _, mask in scored]
+    assert 0 < sum(kept) < len(kept) == found.evaluations
+    assert found.not_finite == sum(kept)
+    assert found.mask[filter] == 0 and np.isfinite(found.objectives).all()
+    assert np.isfinite(found.best[-1])
+
+
+def test_a_network_without_finite_logits_is_refused(network, clean):
+    architecture, variables = network
+    broken = jax.tree.map(lambda x: x, variables)
+    broken["params"]["classifier"]["bias"] = jnp.full(10, jnp.nan)
+    with pytest.raises(InputError, match="no candidate mask gave finite logits"):
+        search_round((architecture, broken), clean, Search(**SMALL))
+
+
+@pytest.mark.parametrize("strategy", ["BitFlip", "SNES", "ARS", "PSO"])
+@pytest.mark.parametrize("robust_weight", [0.0, 1.0])
+def test_a_search_goes_on_after_objectives_that_are_not_finite(strategy, robust_weight):
+    """Some strategies' state is not finite either after a fitness that is not."""
+    drawn = []
+
+    def evaluate(members):
+        points = np.stack([members.mean(-1)] * 3, axis=-1)
+        points[members.sum(-1) % 2 == 1] = np.inf
+        return points
+
+    found = coevolution.search_group(
+        jax.random.key(0),
+        np.ones(12),
+        evaluate,
+        Search(*(strategy, 4, 12, 0.5), decoder="threshold", robust_weight=robust_weight),
+        lambda generation, best, evaluations: drawn.append(evaluations),
+    )
+    assert found.not_finite > 0 and found.mask.sum() % 2 == 0
+    assert drawn[11] > drawn[7] > drawn[3]

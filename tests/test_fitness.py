@@ -1,3 +1,6 @@
+import dataclasses
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -5,10 +8,12 @@ import numpy as np
 import pytest
 from conftest import busy
 
-from ccsrp_jax import cost, fitness, masks, sharing
+from ccsrp_jax import cost, fitness, masks, models, sharing
 from ccsrp_jax.architecture import Add, Architecture, Conv, Dense, Flatten, Norm, Spike
+from ccsrp_jax.attacks import PGD
 from ccsrp_jax.compiles import counting
 from ccsrp_jax.data import Split
+from ccsrp_jax.errors import InputError
 from ccsrp_jax.models import Classifier, SpikingNetwork
 from ccsrp_jax.neurons import LIF
 
@@ -84,6 +89,16 @@ def test_shared_prefix_scores_equal_naive_evaluation(request, splits, kind, grou
         assert scores.macs[i] == pytest.approx(sum(cost.macs(architecture, whole).values()) / dense)
 
 
+def test_sets_of_different_sizes_are_refused(network, splits):
+    architecture, variables = network
+    clean, adversarial = splits
+    fewer = Split(adversarial.images[:9], adversarial.labels[:9])
+    with pytest.raises(InputError, match="9 images for 20 clean"):
+        fitness.make_task(
+            Classifier(architecture), variables, masks.ones(architecture), "conv1", clean, fewer
+        )
+
+
 def test_stored_prefix_is_a_byte_a_spike(network, splits):
     architecture, variables = network
     current = masks.ones(architecture)
@@ -131,3 +146,180 @@ def test_order_of_members_does_not_matter(network, splits):
     members[:, 0] = 1
     forward, backward = fitness.score(task, members), fitness.score(task, members[::-1])
     chex.assert_trees_all_equal(forward, jax.tree.map(lambda x: x[::-1], backward))
+
+
+# ---- memory
+
+
+def task_within(network, splits, limit, group="conv1", **options):
+    """A task on 20 images in one batch, with so many bytes to take."""
+    architecture, variables = network
+    options = {"batch_size": 20} | options
+    current = masks.ones(architecture)
+    return fitness.make_task(
+        *(Classifier(architecture), variables, current, group, *splits),
+        memory_limit=limit,
+        **options,
+    )
+
+
+def advised(refused) -> int:
+    """The number that an error's last words say to use."""
+    message = str(refused.value)
+    assert message.endswith(".") and "\n" not in message
+    return int(re.search(r": use (?:a batch_size of )?(\d+) or less\.$", message)[1])
+
+
+def test_a_chunk_that_does_not_fit_is_refused_for_the_largest_that_does(network, splits):
+    for limit, group in ((150_000, "conv1"), (300_000, "conv2")):
+        with pytest.raises(InputError, match="member_chunk 64") as refused:
+            task_within(network, splits, limit, group, member_chunk=64)
+        most = advised(refused)
+        assert 1 < most < 64
+        assert task_within(network, splits, limit, group, member_chunk=most).member_chunk == most
+        with pytest.raises(InputError):
+            task_within(network, splits, limit, group, member_chunk=most + 1)
+        # unasked, that is what it takes
+        assert task_within(network, splits, limit, group, population=99).member_chunk == most
+
+
+@pytest.mark.parametrize(
+    ("limit", "group"),
+    [(20_000, "conv1"), (40_000, "conv1"), (20_000, "conv2")],
+)
+def test_a_batch_that_does_not_fit_is_refused_for_one_that_does(network, splits, limit, group):
+    with pytest.raises(InputError, match="on 20 images") as refused:
+        task_within(network, splits, limit, group)
+    most = advised(refused)
+    assert 1 < most < 20
+    assert task_within(network, splits, limit, group, batch_size=most).member_chunk >= 1
+    larger = next(n for n in range(most + 1, 21) if -(-20 // n) < -(-20 // most))  # fewer batches
+    with pytest.raises(InputError):
+        task_within(network, splits, limit, group, batch_size=larger)
+
+
+def test_memory_for_not_even_one_image_is_no_batch_size(network, splits):
+    with pytest.raises(InputError, match=r"use a smaller network\.$"):
+        task_within(network, splits, 1000)
+    for limit in (0, -5):
+        with pytest.raises(InputError, match=f"memory_limit {limit} is out of range"):
+            task_within(network, splits, limit)
+
+
+def test_what_is_shared_is_held_in_half_of_the_memory_and_scores_are_the_same(network, splits):
+    """What conv1's candidates share: T = 3 spikes of a byte of 6 x 8 x 8 neurons, two sets."""
+    held = 2 * 20 * 3 * 6 * 8 * 8
+    members = np.random.default_rng(4).integers(0, 2, (5, 6)).astype(np.float32)
+    tasks = [task_within(network, splits, 2 * held + short, batch_size=4) for short in (0, -1)]
+    for task, kept in zip(tasks, (True, False), strict=True):
+        assert all((batch.prefix is not None) == kept for batch in task.clean + task.adversarial)
+    whole, again = (fitness.score(task, members) for task in tasks)
+    chex.assert_trees_all_equal(whole, again)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="an accelerator takes as many as fit")
+def test_the_chunk_on_a_cpu_holds_so_many_macs(network, splits):
+    """After conv2's gate, in T = 3 steps: 16 pixels of conv3's 3 x 3 x 5 x 4, the classifier."""
+    member = 20 * 3 * (16 * 9 * 5 * 4 + 64 * 10)
+    most = int(fitness.CALL_MACS["cpu"] / member)
+    assert 8 < most < 200
+    for population, expected in ((8, 8), (200, most)):
+        task = task_within(network, splits, 10**9, "conv2", population=population)
+        assert task.member_chunk == expected
+
+
+# ---- candidates that are attacked themselves, and networks that draw at random
+
+
+@pytest.fixture(scope="module")
+def small():
+    architecture = models.plain((4, "A", 3), (8, 8, 1), 10, time_steps=2, mean=(0.3,), std=(0.4,))
+    return architecture, busy(architecture, seed=2)
+
+
+ATTACK = PGD(0.15, 2)
+MEMBERS = np.array([[1, 1, 1, 1], [1, 0, 1, 1], [0, 1, 1, 0], [1, 0, 0, 0]], np.float32)
+
+
+def each_alone(task, members):
+    """Errors of every member, clean and under its own attack, by one whole network at a time."""
+    logits = jax.jit(task.classifier.__call__)
+    found = np.zeros((2, len(members)))
+    for i, member in enumerate(members):
+        params = task.variables, task.masks | {task.group: jnp.asarray(member)}
+        for images, labels, real, key, _ in task.clean:
+            adversarial = task.attack(task.classifier, params, images, labels, key)
+            options = {"key": key} if task.classifier.stochastic else {}
+            for row, x in enumerate((images, adversarial)):
+                wrong = logits(params, x, **options).argmax(-1) != labels
+                found[row, i] += wrong[:real].sum()
+    return found / task.images
+
+
+@pytest.mark.parametrize("encoding", ["direct", "gaussian"])
+def test_white_box_scores_equal_an_attack_on_each_network(small, splits, encoding):
+    architecture, variables = small
+    architecture = dataclasses.replace(architecture, encoding=encoding)
+    current = masks.ones(architecture) | {"conv2": jnp.array([1.0, 0.0, 1.0])}
+    tasks = [
+        fitness.make_task(
+            *(Classifier(architecture), variables, current, "conv1", splits[0], None),
+            batch_size=8,
+            member_chunk=chunk,
+            attack=ATTACK,
+            key=jax.random.key(6),
+        )
+        for chunk in (1, 3)
+    ]
+    alone, together = (fitness.score(task, MEMBERS) for task in tasks)
+    expected = each_alone(tasks[0], MEMBERS)
+    np.testing.assert_allclose([alone.error, alone.robust_error], expected, atol=1e-9)
+    assert (alone.robust_loss > alone.loss).all()  # it is an attack
+    chex.assert_trees_all_close(together, alone, rtol=1e-4)
+
+
+def test_the_batch_advised_fits_a_white_box_attack(small, splits):
+    options = {"attack": ATTACK, "key": jax.random.key(0)}
+    with pytest.raises(InputError) as refused:
+        task_within(small, (splits[0], None), 60_000, **options)
+    most = advised(refused)
+    assert most > 1
+    task_within(small, (splits[0], None), 60_000, batch_size=most, **options)
+
+
+def test_scoring_takes_a_shared_set_or_an_attack_and_a_key_for_it(small, splits):
+    architecture, variables = small
+    clean, adversarial = splits
+    network = (Classifier(architecture), variables, masks.ones(architecture), "conv1", clean)
+    with pytest.raises(InputError, match="give a key"):
+        fitness.make_task(*network, None, attack=ATTACK)
+    for shared, attack in ((None, None), (adversarial, ATTACK)):
+        with pytest.raises(InputError, match="give one of them"):
+            fitness.make_task(*network, shared, attack=attack, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("encoding", ["poisson", "gaussian"])
+def test_candidates_of_a_stochastic_network_see_the_same_draws(small, splits, encoding):
+    architecture, variables = small
+    architecture = dataclasses.replace(architecture, encoding=encoding)
+    classifier, current = Classifier(architecture), masks.ones(architecture)
+    network = (classifier, variables, current, "conv1", *splits)
+    twice = np.concatenate([MEMBERS, MEMBERS[::-1]])
+    with pytest.raises(InputError, match=r"^attacks and stochastic networks .*: give a key\.$"):
+        fitness.make_task(*network)
+    tasks = [
+        fitness.make_task(*network, batch_size=8, member_chunk=3, key=jax.random.key(seed))
+        for seed in (0, 0, 1)
+    ]
+    scores, again, other = (fitness.score(task, twice) for task in tasks)
+    chex.assert_trees_all_equal(scores, again)
+    chex.assert_trees_all_equal(scores, jax.tree.map(lambda x: x[::-1], scores))
+    assert (other.loss != scores.loss).any()
+    logits = jax.jit(classifier.__call__)
+    for member, error in zip(MEMBERS, scores.robust_error[:4], strict=True):
+        params = variables, current | {"conv1": jnp.asarray(member)}
+        wrong = [
+            (logits(params, images, key=key).argmax(-1) != labels)[:real]
+            for images, labels, real, key, _ in tasks[0].adversarial
+        ]
+        assert error == pytest.approx(np.concatenate(wrong).mean(), abs=1e-9)

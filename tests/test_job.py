@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 
 from ccsrp_jax import cli, compaction, rundir
@@ -239,6 +241,14 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(flags, says, capsys, tmp_p
     message = refused(capsys, *flags, "--run-dir", str(run_dir))
     assert re.search(says, message), message
     assert not run_dir.exists()
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_training(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=500_000))
+    assert cli.main([*TINY, "--batch-size", "256", "--run-dir", str(tmp_path / "big")]) == 2
+    message = capsys.readouterr().err
+    assert re.search(r"use a batch_size of \d+ or less", message)
+    assert message.count("\n") == 1 and not list(tmp_path.glob("big/metrics*"))
 
 
 def test_another_runs_directory_is_refused(finished, capsys):

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccsrp_jax import masks, models
-from ccsrp_jax.architecture import Architecture, Conv, Dense, Norm, Pool, Spike
+from ccsrp_jax import cost, masks, models
+from ccsrp_jax.architecture import Architecture, Conv, Dense, Norm, Pool, Spike, groups
 from ccsrp_jax.errors import InputError
 from ccsrp_jax.models import Classifier, SpikingNetwork
 from ccsrp_jax.neurons import LIF, Surrogate, lif
@@ -176,3 +176,20 @@ def test_description_survives_json():
 def test_unusable_networks_are_refused(make, says):
     with pytest.raises(InputError, match=says):
         make()
+
+
+def test_vgg16_is_the_ancestors():
+    """13 convolutions of 313 million MACs on CIFAR-10, and one hidden layer."""
+    by_layer = cost.macs(models.build("vgg16", (32, 32, 3), 10))
+    convs = [n for name, n in by_layer.items() if name.startswith("conv")]
+    assert len(convs) == 13 and sum(convs) == 313_196_544
+    assert (by_layer["fc1"], by_layer["classifier"]) == (512 * 512, 512 * 10)
+
+
+def test_width_multiplies_every_layer():
+    whole = groups(models.build("vgg11", (32, 32, 3), 10))
+    half = groups(models.build("vgg11", (32, 32, 3), 10, width=0.5))
+    assert half == {name: n // 2 for name, n in whole.items()}
+    assert set(groups(models.build("small", (8, 8, 1), 10, width=1e-3)).values()) == {1}
+    with pytest.raises(InputError, match="model width"):
+        models.build("small", (8, 8, 1), 10, width=0)

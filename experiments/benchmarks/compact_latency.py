@@ -1,0 +1,168 @@
+"""What removing filters gains: latency of compact networks beside the dense one.
+
+    .venv/bin/python experiments/benchmarks/compact_latency.py [--model vgg11]
+
+From every group of `medium` (32 x 32 x 3 images) and `small` (8 x 8 x 1), 25, 50 and 75 % of
+the filters are removed, chosen at random, three times; counts kept are rounded to multiples
+of 4. Timed is `cost.latency_ms`, one jitted forward pass over T = 4 steps of 1 and of 256
+images, all networks taking turns. Ideal is the ratio of the MACs done over all steps, the
+first layer's once, as its input is constant. How far logits are from the masked network's is
+in the JSON.
+
+RESULTS:
+
+Writes results/compact_latency.json and compact_latency.png.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from floor import INPUTS, RESULTS, layer_macs, machine, spiking_variables
+from matplotlib.figure import Figure
+
+from ccsrp_jax import compaction, cost, models
+from ccsrp_jax.architecture import Architecture, groups
+from ccsrp_jax.figures import BLUE, GREEN, GREY, INK, VERMILION, _style, png
+from ccsrp_jax.masks import MaskTree
+
+REMOVED, SEEDS, MULTIPLE = (0.25, 0.5, 0.75), 3, 4
+COLOURS, MARKERS = (BLUE, VERMILION, GREEN, INK), ("o", "s", "D", "^")  # by batch size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=INPUTS, nargs="+", default=["medium", "small"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 256])
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--quick", action="store_true", help="small only, in seconds")
+    options = parser.parse_args()
+    if options.quick:
+        options.model, options.batches, options.repeats = ["small"], [1, 4], 3
+    shares, seeds = (REMOVED[1:2], 1) if options.quick else (REMOVED, SEEDS)
+    record = {
+        "what": "latency of compact networks, ms a batch; see compact_latency.py",
+        "networks": {
+            model: measured(model, shares, seeds, options.batches, options.repeats)
+            for model in options.model
+        },
+    }
+    record |= machine()
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "compact_latency.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.out / "compact_latency.png").write_bytes(png(figure(record)))
+    show(record)
+
+
+def even_masks(architecture: Architecture, removed: float, seed: int) -> MaskTree:
+    """Random masks that remove this share of every group, and keep a multiple of 4."""
+    random, masks = np.random.default_rng(seed), {}
+    for name, width in groups(architecture).items():
+        kept = max(MULTIPLE, MULTIPLE * round((1 - removed) * width / MULTIPLE))
+        masks[name] = np.zeros(width, np.float32)
+        masks[name][random.permutation(width)[:kept]] = 1
+    return masks
+
+
+def measured(
+    model: str, shares: tuple[float, ...], seeds: int, batches: list[int], repeats: int
+) -> dict:
+    """Latencies of the dense network and of its compact ones."""
+    architecture = models.build(model, INPUTS[model], 10)
+    variables, random = spiking_variables(architecture), np.random.default_rng(0)
+    images = random.uniform(size=(max(batches), *INPUTS[model]))
+    images, dense = jnp.asarray(images, jnp.float32), models.Classifier(architecture)
+    networks, found, masked = [(dense, (variables, None))], [], jax.jit(dense)
+    macs = sum(layer_macs(architecture).values())
+    for removed, seed in itertools.product(shares, range(seeds)):
+        masks = even_masks(architecture, removed, seed)
+        smaller, fewer = compaction.compact(architecture, variables, masks)
+        compact, params = models.Classifier(smaller), (fewer, None)
+        logits = masked((variables, masks), images[: batches[0]])
+        difference = jax.jit(compact)(params, images[: batches[0]]) - logits
+        networks.append((compact, params))
+        left = sum(layer_macs(smaller).values()) / macs
+        found.append(
+            {
+                "removed": removed,
+                "seed": seed,
+                "kept": groups(smaller),
+                "macs_left": left,
+                "ideal_speedup": 1 / left,
+                "largest_logit_difference": float(jnp.abs(difference).max()),
+                "latency_ms": {},
+                "speedup": {},
+            }
+        )
+    record = {"input_shape": INPUTS[model], "macs": macs, "latency_ms": {}, "compact": found}
+    for batch in batches:
+        first, *rest = cost.latency_ms(networks, images[:batch], repeats)
+        record["latency_ms"][str(batch)] = first
+        for each, milliseconds in zip(found, rest, strict=True):
+            each["latency_ms"][str(batch)] = milliseconds
+            each["speedup"][str(batch)] = first / milliseconds
+    record["summary"] = [summary(found, removed) for removed in shares]
+    return record
+
+
+def summary(found: list[dict], removed: float) -> dict:
+    """Medians over the seeds."""
+    same = [each for each in found if each["removed"] == removed]
+    return {
+        "removed": removed,
+        "macs_left": statistics.median(each["macs_left"] for each in same),
+        "ideal_speedup": statistics.median(each["ideal_speedup"] for each in same),
+        "speedup": {
+            batch: statistics.median(each["speedup"][batch] for each in same)
+            for batch in same[0]["speedup"]
+        },
+    }
+
+
+def show(record: dict) -> None:
+    """The record in lines."""
+    for model, network in record["networks"].items():
+        times = [f"{ms:.2f} ms at batch {batch}" for batch, ms in network["latency_ms"].items()]
+        print(f"{model}, dense: " + ", ".join(times))
+        for row in network["summary"]:
+            gains = [f"{gain:.2f} at batch {batch}" for batch, gain in row["speedup"].items()]
+            print(
+                f"  {row['removed']:.0%} of the filters removed: x "
+                + ", ".join(gains)
+                + f"; ideal {row['ideal_speedup']:.2f}"
+            )
+
+
+def figure(record: dict) -> Figure:
+    """Latency against MACs, both as shares of the dense network's; a point a compact one."""
+    networks = record["networks"]
+    drawn = Figure(figsize=(3.9 * len(networks) + 0.6, 4.2), layout="constrained")
+    panels = drawn.subplots(1, len(networks), squeeze=False, sharey=True)[0]
+    for ax, (model, network) in zip(panels, networks.items(), strict=True):
+        height, width, channels = network["input_shape"]
+        _style(ax, f"{model}, {height} x {width} x {channels} images")
+        ax.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle="--", label="ideal")
+        marks = zip(network["latency_ms"].items(), COLOURS, MARKERS, strict=False)
+        for (batch, dense), colour, marker in marks:
+            points = [(1, dense)] + [
+                (each["macs_left"], each["latency_ms"][batch]) for each in network["compact"]
+            ]
+            x, y = zip(*[(100 * left, 100 * ms / dense) for left, ms in points], strict=True)
+            style = {"color": colour, "marker": marker, "markersize": 5, "linestyle": "none"}
+            ax.plot(x, y, label=f"batch {batch}, dense {dense:.3g} ms", **style)
+        ax.set_xlim(0, 105)
+        ax.set_xlabel("MACs (% of the dense network's)", fontsize=9, color=INK)
+        ax.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="upper left")
+    panels[0].set_ylim(bottom=0)
+    panels[0].set_ylabel("latency (% of the dense network's)", fontsize=9, color=INK)
+    return drawn
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""How many programs a CCSRP run compiles, and for how long.
+
+    python experiments/benchmarks/compilation.py [--model vgg16 --width 0.125]
+
+Two rounds of the preset `faithful`'s search, with fewer generations, on random images; the number
+of programs by name, and the seconds of compiling beside those of the search. What is compiled
+does not depend on widths, images or generations, so a narrow network shows it. Then the same in
+a second process, which finds what the first kept.
+Writes results/compilation.json. RESULTS:
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ccsrp_jax import compiles, devices, masks, models
+from ccsrp_jax.attacks import PGD
+from ccsrp_jax.coevolution import PRESETS, search_round
+from ccsrp_jax.data import Split
+from ccsrp_jax.models import Classifier
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=models.MODELS, default="vgg16")
+    parser.add_argument("--width", type=float, default=1 / 8)
+    parser.add_argument("--cache", help="(set by the script) where compiled programs are kept")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    if options.cache:
+        compiles.keep(options.cache)
+        print(json.dumps(search(options)))
+        return
+    record = {"model": options.model, "width": options.width}
+    with tempfile.TemporaryDirectory() as cache:
+        again = [sys.executable, __file__, *sys.argv[1:], "--cache", cache]
+        environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+        for name in ("first_run", "second_run"):
+            done = subprocess.run(again, check=True, stdout=subprocess.PIPE, env=environment)
+            record[name] = json.loads(done.stdout)
+            print(name, json.dumps(record[name]["rounds"]))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "compilation.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def search(options: argparse.Namespace) -> dict:
+    """Two rounds, and what each compiled."""
+    architecture = models.build(options.model, (32, 32, 3), 10, width=options.width)
+    variables = models.init(jax.random.key(0), architecture)
+    random, current = np.random.default_rng(0), masks.ones(architecture)
+    images = Split(
+        random.uniform(size=(32, 32, 32, 3)).astype(np.float32),
+        random.integers(0, 10, 32).astype(np.int32),
+    )
+    settings, rounds = dataclasses.replace(PRESETS["faithful"], generations=2), []
+    for number in (1, 2):
+        started = time.perf_counter()
+        with compiles.counting() as compiled:
+            found = search_round(
+                jax.random.fold_in(jax.random.key(1), number),
+                Classifier(architecture),
+                variables,
+                current,
+                images,
+                PGD(2 / 255, 2),
+                settings,
+                batch_size=32,
+                mesh=devices.mesh(),
+            )
+        current = found.masks
+        by_name = Counter(name for name, _ in compiled.programs)
+        rounds.append(
+            {
+                "seconds": time.perf_counter() - started,
+                "compile_seconds": compiled.seconds,
+                "programs": len(compiled.programs),
+                "scoring": compiled.named("score_members"),
+                "prefixes": compiled.named("shared_prefix"),
+                "by_name": dict(by_name.most_common()),
+            }
+        )
+    return {"groups": len(current), "rounds": rounds}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""Candidate masks scored a second: ours, without sharing, plain vmap, and SpikingJelly.
+
+    make oracles; .venv/bin/python experiments/benchmarks/population.py
+
+For every group of a network, the clean and adversarial error and cross-entropy of candidate
+masks, four ways that take turns in one run, on the same weights, images, precision and threads:
+
+  ours          `fitness.score`: what candidates share is computed once
+  unshared      the whole masked network for every candidate, one at a time
+  vmap          `jax.vmap` of the whole network over full mask trees
+  spikingjelly  at its best: multi-step neurons, time folded into the batch, the constant first
+                convolution once, channels last, inference mode, masks as multiplications, one
+                candidate at a time, at the batch size that suits it best
+
+and `racing`, ours where beaten candidates drop out, on more images; and on small images
+`white_box`, where 5 steps of PGD attack every candidate in place of the shared set. Networks are
+trained on the digits for some steps (`vgg11` on digits scaled up to 32 x 32 x 3), so that masks
+matter; the candidates are those of the preset `faithful`: each filter kept with probability 0.95,
+0.9 of them at least. A sweep is all groups, each with what its candidates share computed once for
+`--evaluations` of them, as many as a round of that preset has.
+Writes results/population.json and population.png. RESULTS:
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "oracles"))
+from twin import FoldedTwin, nchw  # noqa: E402
+
+from ccsrp_jax import (  # noqa: E402
+    compiles,
+    data,
+    evolution,
+    figures,
+    fitness,
+    masks,
+    models,
+    sharing,
+    training,
+)
+from ccsrp_jax.architecture import Spike, group_of, groups  # noqa: E402
+from ccsrp_jax.attacks import PGD  # noqa: E402
+from ccsrp_jax.data import Split  # noqa: E402
+from ccsrp_jax.evaluation import batches  # noqa: E402
+from ccsrp_jax.models import Classifier  # noqa: E402
+from ccsrp_jax.racing import Racing  # noqa: E402
+
+# name: side and channels of the images; training images, epochs, learning rate; search images,
+# batch size of ours, those that SpikingJelly may choose from; images of a race
+NETWORKS = {
+    "small": (8, 1, None, 5, 5e-3, 256, 64, (16, 32, 64, 128, 256), 288),
+    "vgg11": (32, 3, 512, 4, 1e-3, 32, 32, (16, 32), 128),
+}
+WAYS = ("ours", "unshared", "vmap", "spikingjelly")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--population", type=int, default=5, help="candidates a turn")
+    parser.add_argument("--evaluations", type=int, default=40, help="candidates of a sweep's group")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--vmap", type=int, default=2, help="candidates that vmap takes at once")
+    parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "results")
+    options = parser.parse_args()
+    torch.set_num_threads(os.cpu_count())
+    packages = ("jax", "jaxlib", "torch", "spikingjelly")
+    record = {
+        "evaluations": options.evaluations,
+        "rounds": options.rounds,
+        "threads": os.cpu_count(),
+        "device": jax.devices()[0].device_kind,
+        "machine": platform.processor() or platform.machine(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "networks": {},
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.networks:
+        record["networks"][name] = benchmark(name, options)
+        (options.out / "population.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.out / "population.png").write_bytes(figures.png(figure(record)))
+
+
+def benchmark(name: str, options: argparse.Namespace) -> dict:
+    """All groups of one network, all ways."""
+    side, channels, train_images, epochs, rate, count, batch, choices, race = NETWORKS[name]
+    splits = data.load("digits", train_images=train_images, search_images=max(count, race))
+    train, search = (scaled(split, side, channels) for split in (splits.train, splits.search))
+    architecture = models.build(
+        name, (side, side, channels), 10, mean=splits.mean * channels, std=splits.std * channels
+    )
+    classifier, whole = Classifier(architecture), masks.ones(architecture)
+    variables = training.train(
+        jax.random.key(1),
+        classifier,
+        models.init(jax.random.key(0), architecture),
+        {},
+        train,
+        training.Recipe(epochs=epochs, batch_size=64, learning_rate=rate),
+    )
+    fooled = PGD(1 / 16, 5)
+    adversarial = [
+        fooled(classifier, (variables, whole), images, labels, jax.random.key(2))[:real]
+        for images, labels, real in batches(search, batch)
+    ]
+    adversarial = Split(np.concatenate(adversarial), search.labels)
+    clean, attacked = (Split(*(part[:count] for part in s)) for s in (search, adversarial))
+    score_whole = jax.jit(lambda trees, x, y: sharing.judge(classifier((variables, trees), x), y))
+    score_all = jax.jit(jax.vmap(score_whole, in_axes=(0, None, None), out_axes=1))
+    twin = MaskedTwin(architecture, variables, (clean, attacked))
+    twin_batch = min(choices, key=twin.seconds)
+
+    rows = {}
+    with compiles.counting() as compiled:
+        for number, (group, n) in enumerate(groups(architecture).items()):
+            members = np.asarray(
+                evolution.initial_masks(
+                    jax.random.fold_in(jax.random.key(3), number),
+                    whole[group],
+                    0.95,
+                    round(0.9 * n),
+                    size=options.population + 1,
+                )
+            )[1:]
+            make = partial(fitness.make_task, classifier, variables, whole, group, batch_size=batch)
+            task = make(clean, attacked, population=options.population)
+            loaded = [[(b.images, b.labels) for b in s] for s in (task.clean, task.adversarial)]
+            trees = task.whole(jnp.asarray(members[: options.vmap]))
+
+            def unshared(member, group=group, loaded=loaded):
+                tree = dict(whole) | {group: jnp.asarray(member)}
+                return mean([[score_whole(tree, *b) for b in s] for s in loaded])
+
+            def vmapped(trees=trees, loaded=loaded):
+                return mean([[score_all(trees, *b) for b in s] for s in loaded])
+
+            def ours(task=task, members=members):
+                scores = fitness.score(task, members)
+                return np.array(
+                    [[scores.error, scores.loss], [scores.robust_error, scores.robust_loss]]
+                )
+
+            def share(task=task):
+                for b in task.clean + task.adversarial:
+                    jax.block_until_ready(task.prefix(b._replace(prefix=None)))
+
+            runs = {
+                "ours": (ours, len(members)),
+                "unshared": (partial(unshared, members[0]), 1),
+                "vmap": (vmapped, min(options.vmap, len(members))),
+                "spikingjelly": (partial(twin.score, group, members[0], twin_batch), 1),
+                "prefix": (share, 1),
+            }
+            if side < 32:
+                attacking = make(clean, None, attack=PGD(1 / 16, 5), key=jax.random.key(4))
+                runs["white_box"] = partial(fitness.score, attacking, members[:1]), 1
+            found = {way: run() for way, (run, _) in runs.items()}  # compiles, warms up
+            seconds = {way: [] for way in runs}
+            for _ in range(options.rounds):
+                for way, (run, evaluations) in runs.items():
+                    started = time.perf_counter()
+                    run()
+                    seconds[way].append((time.perf_counter() - started) / evaluations)
+            first = found["ours"][:, :, 0]
+            differences = {
+                way: np.abs(np.reshape(found[way], (2, 2, -1))[:, :, 0] - first).max(0).tolist()
+                for way in WAYS[1:]
+            }
+            rows[group] = {
+                "seconds": {way: statistics.median(times) for way, times in seconds.items()},
+                "member_chunk": task.member_chunk,
+                "error_and_loss_differ_by": differences,
+                "race": raced(make, search, adversarial, members),
+            }
+            print(name, group, {k: round(v, 4) for k, v in rows[group]["seconds"].items()})
+    return summary(rows, options, compiled) | {
+        "images": count,
+        "batch": batch,
+        "spikingjelly_batch": twin_batch,
+        "accuracy": float(1 - found["ours"][0, 0, 0]),
+    }
+
+
+def raced(make, search: Split, adversarial: Split, members: np.ndarray) -> dict:
+    """A race of the candidates over more images, beside their full evaluation."""
+    order = np.random.default_rng(0).permutation(len(search.labels))
+    shuffled = [Split(*(part[order] for part in split)) for split in (search, adversarial)]
+    task, found = make(*shuffled, population=len(members)), {}
+    for way, racing in (("full", None), ("racing", Racing(objective="loss"))):
+        started = time.perf_counter()  # all is compiled, as batches have the shape of before
+        found[way] = fitness.score(task, members, racing=racing)
+        found[way + "_seconds"] = (time.perf_counter() - started) / len(members)
+    full, racing = (
+        np.where(found[way].images < task.images, np.inf, found[way].loss + found[way].robust_loss)
+        for way in ("full", "racing")
+    )
+    return {
+        "images": task.images,
+        "seconds": found["racing_seconds"],
+        "full_seconds": found["full_seconds"],
+        "share_of_images": float(found["racing"].images.mean() / task.images),
+        "same_choice": bool(full.argmin() == racing.argmin()),
+    }
+
+
+def summary(rows: dict, options: argparse.Namespace, compiled: compiles.Compiles) -> dict:
+    """The sweep's rates and their ratios."""
+    per = {way: sum(row["seconds"][way] for row in rows.values()) for way in (*WAYS, "prefix")}
+    prefix = per.pop("prefix") / options.evaluations
+    per["ours"] += prefix
+    rates = {way: len(rows) / seconds for way, seconds in per.items()}
+    speedup = sum(row["race"]["full_seconds"] for row in rows.values()) / sum(
+        row["race"]["seconds"] for row in rows.values()
+    )
+    rates["racing"] = len(rows) / ((per["ours"] - prefix) / speedup + prefix)
+    white_box = sum(row["seconds"].get("white_box", 0) for row in rows.values())
+    result = {
+        "white_box_over_ours": white_box / per["ours"] or None,
+        "sweep_evaluations_per_second": rates,
+        "ours_over": {way: rates["ours"] / rates[way] for way in WAYS},
+        "racing_over": {way: rates["racing"] / rates[way] for way in WAYS},
+        "compiled_programs": len(compiled.programs),
+        "compile_seconds": compiled.seconds,
+        "groups": rows,
+    }
+    print(json.dumps({k: v for k, v in result.items() if k.endswith("over")}, indent=1))
+    return result
+
+
+def mean(scored: list[list]) -> np.ndarray:
+    """(2, 2, ...) by set and kind: means over the images of all batches."""
+    return np.stack([np.concatenate(jax.device_get(s), -1).mean(-1, np.float64) for s in scored])
+
+
+def scaled(split: Split, side: int, channels: int) -> Split:
+    """The digits as larger images of more channels."""
+    factor = side // split.images.shape[1]
+    images = split.images.repeat(factor, 1).repeat(factor, 2).repeat(channels, 3)
+    return Split(images, split.labels)
+
+
+class MaskedTwin:
+    """The network in SpikingJelly, with one mask that multiplies the spikes of its group."""
+
+    def __init__(self, architecture, variables, splits):
+        self.network = FoldedTwin(architecture, variables).to(memory_format=torch.channels_last)
+        self.group, self.mask = None, None
+        self.splits = splits
+        for node in architecture.nodes:
+            if isinstance(node, Spike):
+                gate = partial(self._gate, group_of(architecture)[node.name])
+                self.network.layer(node).register_forward_hook(gate)
+
+    def _gate(self, group, layer, inputs, spikes):
+        if group != self.group:
+            return None
+        return spikes * self.mask.reshape(-1, *[1] * (spikes.ndim - 3))
+
+    def score(self, group: str | None, member: np.ndarray | None, batch: int) -> np.ndarray:
+        """(2, 2): by set, error and cross-entropy."""
+        self.group, self.mask = group, None if member is None else torch.tensor(member)
+        found = []
+        with torch.inference_mode():
+            for split in self.splits:
+                wrong = loss = 0.0
+                for start in range(0, len(split.labels), batch):
+                    images, labels = (part[start : start + batch] for part in split)
+                    images = nchw(images).to(memory_format=torch.channels_last)
+                    labels = torch.from_numpy(np.array(labels)).long()
+                    logits = self.network(images)
+                    wrong += (logits.argmax(-1) != labels).sum()
+                    loss += torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+                found.append([float(wrong), float(loss)])
+        return np.array(found) / len(self.splits[0].labels)
+
+    def seconds(self, batch: int) -> float:
+        """Of one evaluation at a batch size."""
+        times = []
+        for _ in range(4):
+            started = time.perf_counter()
+            self.score(None, None, batch)
+            times.append(time.perf_counter() - started)
+        return statistics.median(times[1:])
+
+
+def figure(record: dict) -> Figure:
+    """Seconds an evaluation by group and way."""
+    styles = {
+        "spikingjelly": (figures.INK, "s"),
+        "vmap": (figures.GREY, "v"),
+        "unshared": (figures.VERMILION, "o"),
+        "ours": (figures.BLUE, "o"),
+    }
+    drawing = Figure(figsize=(4.6 * len(record["networks"]), 3.4), layout="constrained")
+    axes = drawing.subplots(1, len(record["networks"]), squeeze=False)[0]
+    for ax, (name, found) in zip(axes, record["networks"].items(), strict=True):
+        for way, (color, marker) in styles.items():
+            seconds = [row["seconds"][way] for row in found["groups"].values()]
+            ax.semilogy(list(found["groups"]), seconds, color=color, marker=marker, label=way)
+        ax.set_title(f"{name}: one candidate's evaluation", fontsize=10)
+        ax.set_xlabel("group whose mask changes")
+        ax.tick_params(labelsize=8)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("seconds (median)")
+    axes[-1].legend(frameon=False, fontsize=8)
+    return drawing
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Does a race choose the mask that the full evaluation chooses, and what does it save?
+
+    python experiments/benchmarks/racing.py
+
+The `small` network, adversarially trained on one half of the digits' training images; the other
+half are the search images. For each group, populations of candidates as the presets draw
+them first (`faithful`: 5 masks that keep each filter with probability 0.95; `snes`: 8 random ones
+that keep 85 %) are scored in full and raced, by accuracy and by cross-entropy, at three
+confidences and over images in a random order. A race's choice differs if its best mask is worse on
+all images than the best of the full evaluation; its regret is by how much (clean + robust).
+Writes results/racing.json. RESULTS:
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ccsrp_jax import data, evolution, fitness, masks, models, selection, training
+from ccsrp_jax.attacks import PGD
+from ccsrp_jax.coevolution import PRESETS, shared_adversarial_set
+from ccsrp_jax.data import Split
+from ccsrp_jax.models import Classifier
+from ccsrp_jax.racing import Racing
+
+EPS = 1 / 16
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--populations", type=int, default=60, help="of each kind and group")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    loaded = data.load("digits", search_fraction=0.5)
+    architecture = models.build(
+        "small", loaded.train.images.shape[1:], loaded.classes, mean=loaded.mean, std=loaded.std
+    )
+    classifier, whole = Classifier(architecture), masks.ones(architecture)
+    variables = training.train(
+        jax.random.key(1),
+        classifier,
+        models.init(jax.random.key(0), architecture),
+        {},
+        loaded.train,
+        training.Recipe(epochs=options.epochs, adversarial=PGD(EPS, 3), clean_epochs=3),
+    )
+    adversarial = shared_adversarial_set(
+        jax.random.key(2),
+        *(classifier, variables, whole, loaded.search, PGD(EPS, 10), PRESETS["faithful"]),
+        list(whole),
+    )
+    races = []
+    for number, (group, alive) in enumerate(whole.items()):
+        for i in range(options.populations):
+            key = jax.random.fold_in(jax.random.key(3), 1000 * number + i)
+            order = np.asarray(jax.random.permutation(key, len(loaded.search.labels)))
+            splits = [Split(*(x[order] for x in split)) for split in (loaded.search, adversarial)]
+            task = fitness.make_task(classifier, variables, whole, group, *splits, batch_size=64)
+            for preset in ("faithful", "snes"):
+                races += run(task, draw(key, alive, preset), preset)
+        print(group, len(races), "races")
+    record = {"images": len(loaded.search.labels), "rows": table(races)}
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "racing.json").write_text(json.dumps(record, indent=1) + "\n")
+    for row in record["rows"]:
+        print(row)
+
+
+def draw(key: jax.Array, alive: np.ndarray, preset: str) -> np.ndarray:
+    """A preset's first candidates."""
+    search, kept = PRESETS[preset], int(alive.sum())
+    least = evolution.floor_count(kept, search.keep_floor, search.step)
+    if preset == "faithful":
+        size = search.population + 1  # the first is the unpruned mask
+        drawn = evolution.initial_masks(key, alive, search.init_keep, least, size=size)[1:]
+    else:
+        genomes = jax.random.normal(key, (search.population, len(alive)))
+        drawn = evolution.decode(genomes, alive, least, decoder="topk")
+    return np.unique(np.asarray(drawn), axis=0)
+
+
+def run(task: fitness.Task, members: np.ndarray, preset: str) -> list[dict]:
+    """Races of one population, each beside the full evaluation."""
+    full, races = fitness.score(task, members), []
+    for objective in ("accuracy", "loss"):
+        value = selection.weighted_sum(full.objectives(objective))
+        for confidence in (0.8, 0.95, 0.99):
+            found = fitness.score(task, members, racing=Racing(confidence, objective=objective))
+            stayed = found.images == task.images
+            raced = selection.weighted_sum(found.objectives(objective))
+            regret = value[np.where(stayed, raced, np.inf).argmin()] - value.min()
+            races.append(
+                {
+                    "preset": preset,
+                    "objective": objective,
+                    "confidence": confidence,
+                    "regret": float(regret),
+                    "images": float(found.images.mean() / task.images),
+                }
+            )
+    return races
+
+
+def table(races: list[dict]) -> list[dict]:
+    """Races of one kind, summed up."""
+    rows, kinds = [], ("preset", "objective", "confidence")
+    for kind in dict.fromkeys(tuple(race[name] for name in kinds) for race in races):
+        some = [race for race in races if tuple(race[name] for name in kinds) == kind]
+        regret = np.array([race["regret"] for race in some])
+        rows.append(
+            dict(zip(kinds, kind, strict=True))
+            | {
+                "races": len(some),
+                "choice_differs": float((regret > 0).mean()),
+                "mean_regret": float(regret.mean()),
+                "largest_regret": float(regret.max()),
+                "share_of_images": float(np.mean([race["images"] for race in some])),
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()

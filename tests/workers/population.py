@@ -1,0 +1,83 @@
+"""A small population's scores and a round's search, to be run in a process of their own."""
+
+from unittest import mock
+
+import jax
+import numpy as np
+import psutil
+from conftest import busy
+from jax.sharding import Mesh
+
+from ccsrp_jax import coevolution, data, devices, fitness, masks, models
+from ccsrp_jax.attacks import PGD
+from ccsrp_jax.models import Classifier
+
+ARCHITECTURE = models.plain((4, "A", 4), (8, 8, 1), 10, time_steps=2, mean=(0.3,), std=(0.4,))
+ATTACK = PGD(0.1, 1)
+
+
+def splits() -> tuple[data.Split, data.Split]:
+    """Clean images, and noisy ones in the place of a shared adversarial set."""
+    clean = data.Split(*(part[:20] for part in data.load("digits").search))
+    noise = np.random.default_rng(0).uniform(-0.2, 0.2, clean.images.shape)
+    return clean, data.Split((clean.images + noise).clip(0, 1).astype(np.float32), clean.labels)
+
+
+def scores(mesh: Mesh | None) -> dict[str, np.ndarray]:
+    """By way and population, the fields of `Scores`."""
+    clean, noisy = splits()
+    ways = {"shared": (noisy, {}), "white": (None, {"attack": ATTACK, "key": jax.random.key(3)})}
+    members = np.random.default_rng(1).integers(0, 2, (8, 4)).astype(np.float32)
+    members[:, 0] = 1
+    found = {}
+    for way, (adversarial, options) in ways.items():
+        task = fitness.make_task(
+            Classifier(ARCHITECTURE),
+            busy(ARCHITECTURE, seed=0),
+            masks.random(jax.random.key(1), ARCHITECTURE, 0.9),
+            "conv1",
+            clean,
+            adversarial,
+            batch_size=8,
+            member_chunk=2,
+            mesh=mesh,
+            **options,
+        )
+        for population in (8, 6):
+            found[f"{way} {population}"] = np.stack(fitness.score(task, members[:population]))
+    return found
+
+
+def search_round(mesh: Mesh | None) -> dict[str, np.ndarray]:
+    """Masks and objectives by group."""
+    found = coevolution.search_round(
+        jax.random.key(0),
+        Classifier(ARCHITECTURE),
+        busy(ARCHITECTURE, seed=0),
+        masks.ones(ARCHITECTURE),
+        splits()[0],
+        ATTACK,
+        coevolution.Search(population=3, generations=2, keep_floor=0.6),
+        batch_size=8,
+        mesh=mesh,
+    )
+    chosen = {f"mask of {group}": np.asarray(mask) for group, mask in found.masks.items()}
+    return chosen | {f"{group}": result.objectives for group, result in found.found.items()}
+
+
+def save_scores(out: str) -> None:
+    """On all devices of this process; and how many of 8 rows are dealt to each."""
+    mesh = devices.mesh()
+    dealt = devices.place(mesh, np.arange(8), dealt=True)
+    shares = [len(shard.data) for shard in dealt.addressable_shards]
+    np.savez(out, devices=len(jax.devices()), shares=shares, **scores(mesh))
+
+
+def save_round(out: str, process: int) -> None:
+    """Together with another process; and what both make of their free memory."""
+    mesh = devices.mesh()
+    results = search_round(mesh)
+    free = mock.Mock(available=(process + 5) << 30)
+    with mock.patch.object(psutil, "virtual_memory", return_value=free):
+        results["free bytes"] = np.array(devices.free_bytes(mesh))
+    np.savez(out, devices=len(jax.devices()), **results)
