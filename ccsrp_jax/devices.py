@@ -3,7 +3,9 @@
 A mesh here has one axis, `MEMBERS`, over which a population is dealt out; everything else
 lies on every device. It may span the processes that `jax.distributed.initialize` joined (before
 this package is imported, as evosax then computes): all run the same script, and each gets the
-whole result.
+whole result. A CPU is one device, all of whose cores work on one member; made into as many
+devices as it has cores, by `jax.config.update("jax_num_cpu_devices", n)` before anything
+else, it works on as many members at a time, which is faster where layers are small.
 """
 
 from collections.abc import Callable
@@ -51,6 +53,8 @@ def place(mesh: Mesh | None, tree: Any, *, dealt: bool = False) -> Any:
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             data = put(jax.random.key_data(x))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        if not mesh.is_multi_process:
+            return jax.device_put(x, sharding)
         if isinstance(x, jax.Array) and x.sharding == sharding:
             return x
         x = np.asarray(x)

@@ -61,6 +61,7 @@ class Task(NamedTuple):
     macs: np.ndarray  # share of the dense network's MACs left, by number of filters kept
     attack: PGD | None
     mesh: Mesh | None
+    local: tuple[dict, MaskTree]  # the network on one device, which computes what is shared
     member_chunk: int = 1  # members a call on each device
 
     @property
@@ -69,11 +70,14 @@ class Task(NamedTuple):
         return sum(batch.real for batch in self.clean)
 
     def prefix(self, batch: Batch) -> Values:
-        """What all candidates share of a batch."""
+        """What all candidates share of a batch, on every device."""
         if batch.prefix is not None:
             return batch.prefix
-        architecture = self.classifier.architecture
-        network = architecture, self.group, self.variables, self.masks
+        return devices.place(self.mesh, self.local_prefix(batch))
+
+    def local_prefix(self, batch: Batch) -> Values:
+        """The same, computed on one device."""
+        network = self.classifier.architecture, self.group, *self.local
         return shared_prefix(*network, batch.images, batch.key)
 
     def whole(self, members: Array) -> MaskTree:
@@ -130,15 +134,15 @@ def make_task(
       key: for the attack, or a stochastic encoding, which draws once for all candidates.
 
     Raises:
-      InputError: both or neither of `adversarial` and `attack`; sets of different sizes; a batch or chunk that does not
-        fit into memory, with the largest that does.
+      InputError: both or neither of `adversarial` and `attack`; sets of different sizes; a
+        batch or chunk that does not fit into memory, with the largest that does.
     """
     if (attack is None) == (adversarial is None):
         raise InputError("scoring needs a shared adversarial set or an attack: give one of them.")
     if adversarial is not None and len(adversarial.labels) != len(clean.labels):
         raise InputError(
-            f"the adversarial set has {len(adversarial.labels)} images for {len(clean.labels)} clean "
-            "ones: give the same images, attacked."
+            f"the adversarial set has {len(adversarial.labels)} images for {len(clean.labels)} "
+            "clean ones: give the same images, attacked."
         )
     if key is None and (attack is not None or classifier.stochastic):
         raise InputError("attacks and stochastic networks draw at random: give a key.")
@@ -151,7 +155,8 @@ def make_task(
         loaded = []
         for i, (*arrays, real) in enumerate(batches(split, batch_size) if split else ()):
             key_batch = None if key is None else jax.random.fold_in(key, 2 * i + number)
-            loaded.append(Batch(*devices.place(mesh, arrays), real, devices.place(mesh, key_batch)))
+            images, labels = arrays
+            loaded.append(Batch(images, devices.place(mesh, labels), real, key_batch))
         return loaded
 
     limit = devices.free_bytes(mesh) if memory_limit is None else memory_limit
@@ -164,6 +169,7 @@ def make_task(
         _macs_left(classifier.architecture, masks, group),
         attack,
         mesh,
+        (variables, dict(masks)),
     )
     if _shared_bytes(task, task.clean[0], limit)[1]:
         kept = (
@@ -213,7 +219,7 @@ def _chunk(task: Task, population: int, asked: int | None, limit: int) -> int:
 def _shared_bytes(task: Task, batch: Batch, limit: int) -> tuple[int, bool]:
     """Memory of what all candidates share in batches of this size, and whether it is held: of
     all batches if that takes half of the limit at most, else of one."""
-    one = devices.size(jax.eval_shape(lambda: task.prefix(batch)))
+    one = devices.size(jax.eval_shape(lambda: task.local_prefix(batch)))
     sets = 2 if task.attack is None else 1
     whole = one * sets * -(-task.images // len(batch.labels))
     held = whole <= limit // 2
@@ -239,10 +245,8 @@ def call_bytes(task: Task, batch: Batch, chunk: int) -> int:
     )
     if task.attack is not None:  # its gradient step takes most
         whole, images = task.whole(members), task.copies(batch.images, len(members))
-        network = task.classifier, task.variables
-        step = devices.program_bytes(
-            member_slopes, *network, whole, images, batch.labels, batch.key
-        )
+        network, key = (task.classifier, task.variables), devices.place(task.mesh, batch.key)
+        step = devices.program_bytes(member_slopes, *network, whole, images, batch.labels, key)
         need = max(need, step + chunk * devices.size(batch.images))
     return need
 
@@ -347,7 +351,8 @@ def _score_batch(task: Task, number: int, members: np.ndarray) -> list[list[Arra
 
     def attacked(batch: Batch) -> list[Array]:
         network, scored = (task.classifier, task.variables), []
-        starts, known = task.copies(batch.images, size), (batch.labels, batch.key)
+        starts = task.copies(batch.images, size)
+        known = batch.labels, devices.place(task.mesh, batch.key)
         for chunk in chunks:
             whole = task.whole(chunk)
             images = attack_members(*network, whole, task.attack, starts, *known)

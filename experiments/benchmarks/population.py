@@ -5,9 +5,11 @@
 For every group of a network, the clean and adversarial error and cross-entropy of candidate
 masks, four ways that take turns in one run, on the same weights, images, precision and threads:
 
-  ours          `fitness.score`: what candidates share is computed once
-  unshared      the whole masked network for every candidate, one at a time
-  vmap          `jax.vmap` of the whole network over full mask trees
+  ours          `fitness.score`: what candidates share is computed once; on a CPU its cores are
+                devices that candidates are dealt out to
+  unshared      the whole masked network for every candidate, one at a time, at the batch size
+                that suits it best
+  vmap          `jax.vmap` of the whole network over full mask trees, at the same batch size
   spikingjelly  at its best: multi-step neurons, time folded into the batch, the constant first
                 convolution once, channels last, inference mode, masks as multiplications, one
                 candidate at a time, at the batch size that suits it best
@@ -29,6 +31,7 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +41,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+jax.config.update("jax_num_cpu_devices", os.cpu_count())  # before the first array
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "oracles"))
 from twin import FoldedTwin, nchw  # noqa: E402
@@ -45,6 +50,7 @@ from twin import FoldedTwin, nchw  # noqa: E402
 from ccsrp_jax import (  # noqa: E402
     compiles,
     data,
+    devices,
     evolution,
     figures,
     fitness,
@@ -61,9 +67,9 @@ from ccsrp_jax.models import Classifier  # noqa: E402
 from ccsrp_jax.racing import Racing  # noqa: E402
 
 # name: side and channels of the images; training images, epochs, learning rate; search images,
-# batch size of ours, those that SpikingJelly may choose from; images of a race
+# batch size of ours, those that the others may choose from; images of a race
 NETWORKS = {
-    "small": (8, 1, None, 5, 5e-3, 256, 64, (16, 32, 64, 128, 256), 288),
+    "small": (8, 1, None, 5, 5e-3, 256, 256, (16, 32, 64, 128, 256), 288),
     "vgg11": (32, 3, 512, 4, 1e-3, 32, 32, (16, 32), 128),
 }
 WAYS = ("ours", "unshared", "vmap", "spikingjelly")
@@ -72,27 +78,26 @@ WAYS = ("ours", "unshared", "vmap", "spikingjelly")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--population", type=int, default=5, help="candidates a turn")
+    parser.add_argument("--population", type=int, default=8, help="candidates a turn")
     parser.add_argument("--evaluations", type=int, default=40, help="candidates of a sweep's group")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vmap", type=int, default=2, help="candidates that vmap takes at once")
     parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "results")
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
+    path = options.out / "population.json"
     packages = ("jax", "jaxlib", "torch", "spikingjelly")
     record = {
-        "evaluations": options.evaluations,
-        "rounds": options.rounds,
         "threads": os.cpu_count(),
         "device": jax.devices()[0].device_kind,
         "machine": platform.processor() or platform.machine(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
-        "networks": {},
+        "networks": json.loads(path.read_text())["networks"] if path.exists() else {},
     }
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.networks:
         record["networks"][name] = benchmark(name, options)
-        (options.out / "population.json").write_text(json.dumps(record, indent=1) + "\n")
+        path.write_text(json.dumps(record, indent=1) + "\n")
     (options.out / "population.png").write_bytes(figures.png(figure(record)))
 
 
@@ -123,9 +128,19 @@ def benchmark(name: str, options: argparse.Namespace) -> dict:
     score_whole = jax.jit(lambda trees, x, y: sharing.judge(classifier((variables, trees), x), y))
     score_all = jax.jit(jax.vmap(score_whole, in_axes=(0, None, None), out_axes=1))
     twin = MaskedTwin(architecture, variables, (clean, attacked))
-    twin_batch = min(choices, key=twin.seconds)
+    twin_batch = min(choices, key=lambda size: seconds_of(lambda: twin.score(None, None, size)))
 
-    rows = {}
+    def unshared(trees, split_batches):
+        return mean([[score_whole(trees, *b) for b in s] for s in split_batches])
+
+    def load(size):
+        return [[part[:2] for part in batches(s, size)] for s in (clean, attacked)]
+
+    by_size = {size: load(size) for size in choices}
+    own_batch = min(choices, key=lambda size: seconds_of(lambda: unshared(whole, by_size[size])))
+    loaded = by_size[own_batch]
+
+    rows, mesh = {}, devices.mesh()
     with compiles.counting() as compiled:
         for number, (group, n) in enumerate(groups(architecture).items()):
             members = np.asarray(
@@ -137,16 +152,14 @@ def benchmark(name: str, options: argparse.Namespace) -> dict:
                     size=options.population + 1,
                 )
             )[1:]
-            make = partial(fitness.make_task, classifier, variables, whole, group, batch_size=batch)
+            make = partial(
+                fitness.make_task, classifier, variables, whole, group, batch_size=batch, mesh=mesh
+            )
             task = make(clean, attacked, population=options.population)
-            loaded = [[(b.images, b.labels) for b in s] for s in (task.clean, task.adversarial)]
-            trees = task.whole(jnp.asarray(members[: options.vmap]))
+            trees = trees_of(whole, group, members[: options.vmap])
+            tree = dict(whole) | {group: jnp.asarray(members[0])}
 
-            def unshared(member, group=group, loaded=loaded):
-                tree = dict(whole) | {group: jnp.asarray(member)}
-                return mean([[score_whole(tree, *b) for b in s] for s in loaded])
-
-            def vmapped(trees=trees, loaded=loaded):
+            def vmapped(trees=trees):
                 return mean([[score_all(trees, *b) for b in s] for s in loaded])
 
             def ours(task=task, members=members):
@@ -161,14 +174,14 @@ def benchmark(name: str, options: argparse.Namespace) -> dict:
 
             runs = {
                 "ours": (ours, len(members)),
-                "unshared": (partial(unshared, members[0]), 1),
+                "unshared": (partial(unshared, tree, loaded), 1),
                 "vmap": (vmapped, min(options.vmap, len(members))),
                 "spikingjelly": (partial(twin.score, group, members[0], twin_batch), 1),
                 "prefix": (share, 1),
             }
             if side < 32:
                 attacking = make(clean, None, attack=PGD(1 / 16, 5), key=jax.random.key(4))
-                runs["white_box"] = partial(fitness.score, attacking, members[:1]), 1
+                runs["white_box"] = partial(fitness.score, attacking, members[:4]), 4
             found = {way: run() for way, (run, _) in runs.items()}  # compiles, warms up
             seconds = {way: [] for way in runs}
             for _ in range(options.rounds):
@@ -189,8 +202,12 @@ def benchmark(name: str, options: argparse.Namespace) -> dict:
             }
             print(name, group, {k: round(v, 4) for k, v in rows[group]["seconds"].items()})
     return summary(rows, options, compiled) | {
+        "population": options.population,
+        "evaluations": options.evaluations,
+        "rounds": options.rounds,
         "images": count,
         "batch": batch,
+        "unshared_and_vmap_batch": own_batch,
         "spikingjelly_batch": twin_batch,
         "accuracy": float(1 - found["ours"][0, 0, 0]),
     }
@@ -242,6 +259,12 @@ def summary(rows: dict, options: argparse.Namespace, compiled: compiles.Compiles
     return result
 
 
+def trees_of(whole: masks.MaskTree, group: str, members: np.ndarray) -> masks.MaskTree:
+    """The mask tree of every member."""
+    repeated = {name: jnp.repeat(mask[None], len(members), 0) for name, mask in whole.items()}
+    return repeated | {group: jnp.asarray(members)}
+
+
 def mean(scored: list[list]) -> np.ndarray:
     """(2, 2, ...) by set and kind: means over the images of all batches."""
     return np.stack([np.concatenate(jax.device_get(s), -1).mean(-1, np.float64) for s in scored])
@@ -288,14 +311,15 @@ class MaskedTwin:
                 found.append([float(wrong), float(loss)])
         return np.array(found) / len(self.splits[0].labels)
 
-    def seconds(self, batch: int) -> float:
-        """Of one evaluation at a batch size."""
-        times = []
-        for _ in range(4):
-            started = time.perf_counter()
-            self.score(None, None, batch)
-            times.append(time.perf_counter() - started)
-        return statistics.median(times[1:])
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """Median of three calls after one."""
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
 
 
 def figure(record: dict) -> Figure:
