@@ -70,7 +70,7 @@ from ccsrp_jax.racing import Racing  # noqa: E402
 # batch size of ours, those that the others may choose from; images of a race
 NETWORKS = {
     "small": (8, 1, None, 5, 5e-3, 256, 256, (16, 32, 64, 128, 256), 288),
-    "vgg11": (32, 3, 512, 4, 1e-3, 32, 32, (16, 32), 128),
+    "vgg11": (32, 3, 512, 4, 5e-3, 32, 32, (16, 32), 128),
 }
 WAYS = ("ours", "unshared", "vmap", "spikingjelly")
 
@@ -218,6 +218,7 @@ def raced(make, search: Split, adversarial: Split, members: np.ndarray) -> dict:
     order = np.random.default_rng(0).permutation(len(search.labels))
     shuffled = [Split(*(part[order] for part in split)) for split in (search, adversarial)]
     task, found = make(*shuffled, population=len(members)), {}
+    jax.block_until_ready([batch.prefix for batch in task.clean + task.adversarial])
     for way, racing in (("full", None), ("racing", Racing(objective="loss"))):
         started = time.perf_counter()  # all is compiled, as batches have the shape of before
         found[way] = fitness.score(task, members, racing=racing)
