@@ -613,17 +613,16 @@ def test_a_stochastic_input_varies_in_time_and_so_does_all_that_reads_it(network
 
 
 @pytest.mark.parametrize("encoding", ("poisson", "gaussian"))
-def test_costs_and_fitness_refuse_a_stochastic_network(network, digits, images, encoding):
+def test_costs_and_fitness_need_a_key_for_a_stochastic_network(network, digits, images, encoding):
     architecture, variables = stochastic(network, encoding)
     assert cost.macs(architecture) == cost.macs(network[0])
     assert cost.params(architecture) == cost.params(network[0])
     whole = masks.ones(architecture)
     with pytest.raises(InputError, match="draws at random"):
         cost.synops(architecture, variables, images)
-    with pytest.raises(InputError, match="draws at random"):
-        fitness.make_task(
-            architecture, variables, whole, next(iter(whole)), digits.search, digits.search, 16
-        )
+    with pytest.raises(InputError, match="draw at random: give a key"):
+        network = Classifier(architecture), variables, whole
+        fitness.make_task(*network, next(iter(whole)), digits.search, digits.search)
 
 
 def biased(params, images, *, key):

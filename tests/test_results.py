@@ -41,3 +41,37 @@ def test_the_standard_suite_is_no_weaker_than_autoattack():
         assert network["largest_gradient_difference"] < 1e-3
         assert network["ours"] <= network["autoattack"] + 0.01
         assert network["ours"] < network["pgd_20"]
+
+
+def test_scoring_beats_the_others_by_what_was_aimed_at():
+    networks = json.loads((RESULTS / "population.json").read_text())["networks"]
+    for name, peer in (("small", 3.5), ("vgg11", 1.5)):
+        over = networks[name]["ours_over"]
+        assert over["spikingjelly"] >= peer and over["unshared"] >= 1.7
+        for group in networks[name]["groups"].values():  # they compute the same
+            assert max(error for error, _ in group["error_and_loss_differ_by"].values()) == 0
+
+
+def test_later_rounds_compile_nothing():
+    record = json.loads((RESULTS / "compilation.json").read_text())
+    for run in (record["first_run"], record["second_run"]):
+        first, second = run["rounds"]
+        assert first["scoring"] == first["prefixes"] == run["groups"]
+        assert second["programs"] == 0
+    assert (
+        record["second_run"]["rounds"][0]["compile_seconds"]
+        < 0.2 * (record["first_run"]["rounds"][0]["compile_seconds"])
+    )
+
+
+def test_the_readme_says_what_the_benchmarks_found():
+    text = (RESULTS.parents[1] / "README.md").read_text()
+    for name, network in json.loads((RESULTS / "population.json").read_text())["networks"].items():
+        cells = (network["ours_over"][way] for way in ("spikingjelly", "unshared", "vmap"))
+        assert f"| {name} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |" in text
+
+
+def test_races_choose_as_the_full_evaluation_does():
+    for row in json.loads((RESULTS / "racing.json").read_text())["rows"]:
+        assert row["choice_differs"] <= 1 - row["confidence"]
+        assert row["share_of_images"] < 1

@@ -8,7 +8,12 @@ them first (`faithful`: 5 masks that keep each filter with probability 0.95; `sn
 that keep 85 %) are scored in full and raced, by accuracy and by cross-entropy, at three
 confidences and over images in a random order. A race's choice differs if its best mask is worse on
 all images than the best of the full evaluation; its regret is by how much (clean + robust).
-Writes results/racing.json. RESULTS:
+Writes results/racing.json.
+
+With --populations 20 (720 races, about 10 minutes beside other work): at 95 and 99 % confidence
+none of 480 choices differed, at 80 % 3 of 240 did, the worst by 0.018. At 95 % a race looks at 36 %
+(faithful) and 45 % (snes) of the images by cross-entropy, at 80 and 70 % by accuracy, in which
+candidates of one network seldom differ.
 """
 
 import argparse
