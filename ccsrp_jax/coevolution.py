@@ -184,12 +184,11 @@ def shared_adversarial_set(
     """
     key_mutate, key_attack = jax.random.split(key)
     variants = [masks]
-    mutate = jax.jit(evolution.mutate)  # its scan would be compiled in every call
     for number, group in enumerate(mutated):
         key_variant = jax.random.fold_in(key_mutate, number)
         alive = masks[group]
         least = _least_kept(np.asarray(alive), search.keep_floor)
-        child = mutate(key_variant, alive, alive, search.mutation_rate, least)
+        child = evolution.mutate(key_variant, alive, alive, search.mutation_rate, least)
         variants.append(masks | {group: child})
     total = len(clean.labels)
     variants = variants[:total]  # each gets an image at least
@@ -403,12 +402,13 @@ def search_round(
         shared_sets = {g: shared(i, [g] * variants) for i, g in enumerate(prunable)}
 
     found, images = {}, dict.fromkeys(prunable, 0)
+    race = search.race if search.racing else None
     for number, group in enumerate(prunable):
         key_group = jax.random.fold_in(key_search, number)
         key_task, key_order = jax.random.split(jax.random.fold_in(key_search, 10**6 + number))
         white_box = search.white_box_steps and replace(attack, steps=search.white_box_steps)
         splits = clean, shared_sets.get(group)
-        if search.racing:  # a head of the images then says something about all of them
+        if race:  # a head of the images then says something about all of them
             order = np.asarray(jax.random.permutation(key_order, len(clean.labels)))
             splits = [split and Split(*(part[order] for part in split)) for split in splits]
         task = fitness.make_task(
@@ -429,9 +429,8 @@ def search_round(
             points = np.empty((len(members), 3))
             pruned = members.sum(-1) < np.asarray(masks[task.group]).sum()
             # the unpruned mask is never chosen, and must not beat those that may be
-            for part in (pruned, ~pruned) if search.racing else (np.ones_like(pruned),):
+            for part in (pruned, ~pruned) if race else (np.ones_like(pruned),):
                 if part.any():
-                    race = search.race if search.racing else None
                     scores = fitness.score(task, members[part], racing=race)
                     images[task.group] += int(scores.images.sum())
                     points[part] = _behind(scores, task.images, search)

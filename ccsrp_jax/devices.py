@@ -35,11 +35,16 @@ def mesh(devices: int | None = None) -> Mesh | None:
     count = len(there) if devices is None else devices
     if not 1 <= count <= len(there):
         raise InputError(
-            f"{count} devices asked for, and JAX sees {len(there)}: ask for 1 to that."
+            f"{count} devices asked for where JAX sees {len(there)}: ask for 1 to {len(there)}."
         )
     if count == 1:
         return None
     return jax.make_mesh((count,), (MEMBERS,), (AxisType.Auto,), devices=there[:count])
+
+
+def count(mesh: Mesh | None) -> int:
+    """Devices of a mesh; one without."""
+    return 1 if mesh is None else mesh.size
 
 
 def place(mesh: Mesh | None, tree: Any, *, dealt: bool = False) -> Any:

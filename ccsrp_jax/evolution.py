@@ -81,6 +81,7 @@ class BitFlip(base.PopulationBasedAlgorithm):
         return state.replace(population=pool[best], fitness=pool_fitness[best])
 
 
+@jax.jit
 def mutate(
     key: Array,
     parent: Float[Array, "n"],

@@ -153,9 +153,8 @@ def make_task(
 
     def load(split: Split | None, number: int) -> list[Batch]:
         loaded = []
-        for i, (*arrays, real) in enumerate(batches(split, batch_size) if split else ()):
+        for i, (images, labels, real) in enumerate(batches(split, batch_size) if split else ()):
             key_batch = None if key is None else jax.random.fold_in(key, 2 * i + number)
-            images, labels = arrays
             loaded.append(Batch(images, devices.place(mesh, labels), real, key_batch))
         return loaded
 
@@ -171,18 +170,17 @@ def make_task(
         mesh,
         (variables, dict(masks)),
     )
+
+    def hold(loaded: list[Batch]) -> list[Batch]:
+        return [batch._replace(prefix=task.prefix(batch)) for batch in loaded]
+
     if _shared_bytes(task, task.clean[0], limit)[1]:
-        kept = (
-            [batch._replace(prefix=task.prefix(batch)) for batch in loaded]
-            for loaded in (task.clean, task.adversarial)
-        )
-        task = task._replace(clean=next(kept), adversarial=next(kept))
+        task = task._replace(clean=hold(task.clean), adversarial=hold(task.adversarial))
     return task._replace(member_chunk=_chunk(task, population, member_chunk, limit))
 
 
 def _chunk(task: Task, population: int, asked: int | None, limit: int) -> int:
     """Members a call on each device."""
-    count = 1 if task.mesh is None else task.mesh.size
     call = CALL_MACS.get(jax.default_backend(), CALL_MACS_ELSEWHERE)
     batch, group = len(task.clean[0].labels), task.group
     architecture = task.classifier.architecture
@@ -190,7 +188,9 @@ def _chunk(task: Task, population: int, asked: int | None, limit: int) -> int:
         member = batch * suffix_macs(architecture, group)
     else:  # the whole network, for every member
         member = batch * architecture.time_steps * sum(cost.macs(architecture).values())
-    wanted = asked or max(1, min(-(-population // count), int(call / max(member, 1))))
+    wanted = asked or max(
+        1, min(-(-population // devices.count(task.mesh)), int(call / max(member, 1)))
+    )
 
     def need(chunk: int, batch: Batch = task.clean[0]) -> int:
         return call_bytes(task, batch, chunk) + _shared_bytes(task, batch, limit)[0]
@@ -230,7 +230,7 @@ def call_bytes(task: Task, batch: Batch, chunk: int) -> int:
     """Memory a device that a call with `chunk` members takes beside what they share, predicted
     by compiling it."""
     n = task.masks[task.group].shape[0]
-    members = np.ones((chunk * (1 if task.mesh is None else task.mesh.size), n), np.float32)
+    members = np.ones((chunk * devices.count(task.mesh), n), np.float32)
     members = devices.place(task.mesh, members, dealt=True)
     need = devices.program_bytes(
         score_members,
@@ -329,7 +329,7 @@ def score(task: Task, members: Float[np.ndarray, "M n"], *, racing: Racing | Non
 def _score_batch(task: Task, number: int, members: np.ndarray) -> list[list[Array]]:
     """By set, the (2, m, B) values of every chunk of members on a batch; the last chunk is
     filled up."""
-    size = task.member_chunk * (1 if task.mesh is None else task.mesh.size)
+    size = task.member_chunk * devices.count(task.mesh)
     fill = np.arange(-(-len(members) // size) * size) % len(members)
     chunks = [
         devices.place(task.mesh, members[at].astype(np.float32), dealt=True)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ccsrp_jax import (
@@ -49,6 +50,7 @@ class Run(NamedTuple):
     key: Array  # every stage folds its own number in, so a resumed run draws the same
     folder: Path
     terminal: Terminal
+    mesh: Mesh | None
     compiled: compiles.Compiles  # so far, in this process
 
 
@@ -72,7 +74,7 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
         search_images=config.search_images,
         test_images=config.test_images,
     )
-    devices.mesh(config.devices)  # refuses too many early
+    mesh = devices.mesh(config.devices)
     architecture = models.build(
         config.model,
         data.train.images.shape[1:],
@@ -88,7 +90,7 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
     classifier = Classifier(architecture, config.surrogate)
     with compiles.counting() as compiled:
         key = jax.random.key(config.seed)
-        job = Run(config, data, classifier, key, folder, terminal, compiled)
+        job = Run(config, data, classifier, key, folder, terminal, mesh, compiled)
         return _carry_out(job, started)
 
 
@@ -107,8 +109,8 @@ def _carry_out(job: Run, started: float) -> dict:
     )
     checkpoints = rundir.Checkpoints(folder)
     restored = checkpoints.latest(fresh)
-    _check_memory(job, fresh)
     if restored is None:
+        _check_memory(job, fresh)
         _forget_unfinished(job, [], done=-1)
         state = train_dense(job, fresh)
         archive = [archive_row(job, state, 0, {})]
@@ -182,7 +184,7 @@ def _check_memory(job: Run, state: State) -> None:
         batch_size=config.batch_size,
         population=config.search.population,
         member_chunk=config.member_chunk,
-        mesh=devices.mesh(config.devices),
+        mesh=job.mesh,
     )
 
 
@@ -211,7 +213,7 @@ def prune_round(job: Run, state: State, number: int) -> tuple[State, dict]:
             config.search,
             batch_size=config.batch_size,
             member_chunk=config.member_chunk,
-            mesh=devices.mesh(config.devices),
+            mesh=job.mesh,
             report=tell,
         )
     state = state._replace(masks=found.masks)
