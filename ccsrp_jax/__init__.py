@@ -20,7 +20,8 @@ from ccsrp_jax.data import load as load_data
 from ccsrp_jax.errors import InputError
 from ccsrp_jax.evaluation import correct, predict
 from ccsrp_jax.fitness import Scores, Task, make_task, score
-from ccsrp_jax.models import MODELS, Classifier, SpikingNetwork, build, init, plain
+from ccsrp_jax.models import MODELS, build, init, plain
+from ccsrp_jax.network import Classifier, SpikingNetwork
 from ccsrp_jax.neurons import LIF, Surrogate, lif, spike
 from ccsrp_jax.racing import Racing
 from ccsrp_jax.smoothing import Smoothing, certify

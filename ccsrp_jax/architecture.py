@@ -16,7 +16,7 @@ from ccsrp_jax.errors import InputError, check_number, unknown
 from ccsrp_jax.neurons import LIF
 
 IMAGE = "image"  # the name under which the first nodes read the input
-ENCODINGS = ("direct", "poisson", "gaussian")
+ENCODINGS = ("direct", "poisson", "gaussian", "frames")
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,16 @@ class Dense:
 
 @dataclass(frozen=True)
 class Norm:
-    """Batch normalisation over batch, space and time."""
+    """Batch normalisation over batch, space and time.
+
+    Attributes:
+      scale: where its learned scale starts; alpha V_th makes it threshold-dependent (tdBN,
+        Zheng et al., AAAI 2021, arXiv 2011.05280).
+    """
 
     name: str
     input: str
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -94,13 +100,15 @@ class Architecture:
 
     Attributes:
       nodes: in topological order; the last is the classifier, a `Dense`.
-      input_shape: (H, W, C) of the image.
+      input_shape: (H, W, C) of the image; for `frames` its channels are T times those that
+        the network sees.
       time_steps: T, the number of steps that the network runs for an image.
       neuron: constants of every LIF layer.
       mean, std: per channel, subtracted from and divided into images in [0, 1].
       encoding: what the network sees of an image in [0, 1] in each step: `direct`, the image
         itself; `poisson`, 1 with the pixel's value as probability, else 0; `gaussian`, the
-        image and noise (randomized smoothing coding, RSC-SNN, arXiv 2407.20099).
+        image and noise (randomized smoothing coding, RSC-SNN, arXiv 2407.20099); `frames`, the
+        next C / T of the image's channels, as of binned events.
       noise: standard deviation of the `gaussian` encoding, in pixel units.
     """
 
@@ -110,7 +118,7 @@ class Architecture:
     neuron: LIF = LIF()
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
-    encoding: Literal["direct", "poisson", "gaussian"] = "direct"
+    encoding: Literal["direct", "poisson", "gaussian", "frames"] = "direct"
     noise: float = 0.1
 
     def __post_init__(self) -> None:
@@ -118,6 +126,11 @@ class Architecture:
         check_number("noise", self.noise, 0)
         if self.encoding not in ENCODINGS:
             raise unknown("encoding", self.encoding, ENCODINGS)
+        if self.encoding == "frames" and self.input_shape[-1] % self.time_steps:
+            raise InputError(
+                f"{self.input_shape[-1]} channels are not divisible into {self.time_steps} frames: "
+                "bin the events into as many frames as time steps."
+            )
         known = [IMAGE]
         for node in self.nodes:
             for name in inputs(node):
@@ -132,7 +145,7 @@ class Architecture:
     @property
     def stochastic(self) -> bool:
         """Whether two passes over an image may differ."""
-        return self.encoding != "direct"
+        return self.encoding in ("poisson", "gaussian")
 
     @property
     def classes(self) -> int:
@@ -167,7 +180,9 @@ def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     Raises:
       InputError: where a pooling or convolution leaves nothing, or branches differ.
     """
-    known = {IMAGE: architecture.input_shape}
+    h, w, c = architecture.input_shape
+    frames = architecture.time_steps if architecture.encoding == "frames" else 1
+    known = {IMAGE: (h, w, c // frames)}
     for node in architecture.nodes:
         shape = known[node.input]
         match node:
@@ -257,10 +272,29 @@ def groups(architecture: Architecture) -> dict[str, int]:
 
 
 @cache
+def coupled(architecture: Architecture) -> frozenset[str]:
+    """Groups that an addition couples: residual streams, read and written by several layers."""
+    member = group_of(architecture)
+    return frozenset(member[node.name] for node in architecture.nodes if isinstance(node, Add))
+
+
+@cache
+def kernel_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Shape of every kernel, by the name of its convolution or dense layer."""
+    shape = shapes(architecture)
+    return {
+        node.name: (*window, shape[node.input][-1], node.width)
+        for node in architecture.nodes
+        if isinstance(node, Conv | Dense)
+        for window in [(node.kernel, node.kernel) if isinstance(node, Conv) else ()]
+    }
+
+
+@cache
 def varies_in_time(architecture: Architecture) -> dict[str, bool]:
     """Whether a node's output changes over the steps: it does once it has met a LIF layer, and
-    from the start where the encoding is stochastic."""
-    varies = {IMAGE: architecture.stochastic}
+    from the start where the encoding gives each step an input of its own."""
+    varies = {IMAGE: architecture.encoding != "direct"}
     for node in architecture.nodes:
         varies[node.name] = isinstance(node, Spike) or any(varies[name] for name in inputs(node))
     return varies

@@ -1,7 +1,7 @@
 """Adversarial attacks in pixel space: balls, losses, gradients, and PGD with its relatives.
 
 A classifier is a hashable `logits(params, images)` on images in [0, 1], normalisation
-inside; what is differentiated in place of its spikes is part of it (`models.Classifier`), so
+inside; what is differentiated in place of its spikes is part of it (`network.Classifier`), so
 an attack needs not use the surrogate of training. More that it may have:
 
   * `stochastic`, true if two passes may differ; it is then called with `key=`;

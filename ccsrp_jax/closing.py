@@ -16,7 +16,7 @@ from ccsrp_jax.attacks import PGD, SHORT_PGD_CAVEAT
 from ccsrp_jax.config import Config
 from ccsrp_jax.data import Dataset, Split, unit
 from ccsrp_jax.masks import MaskTree
-from ccsrp_jax.models import Classifier
+from ccsrp_jax.network import Classifier
 from ccsrp_jax.suite import View
 from ccsrp_jax.terminal import Terminal
 
@@ -31,11 +31,16 @@ PACKAGES = ("ccsrp-jax", "jax", "jaxlib", "flax", "optax", "evosax", "numpy")
 
 
 def costs(
-    architecture: Architecture, variables: dict, network_masks: MaskTree | None, split: Split
+    architecture: Architecture,
+    variables: dict,
+    network_masks: MaskTree | None,
+    split: Split,
+    key: Array,
 ) -> dict:
-    """What a network costs; SynOps are those of the split's first images."""
+    """What a network costs; SynOps are those of the split's first images, the key for their
+    encoding."""
     images = unit(jnp.asarray(split.images[:COST_IMAGES]))
-    synops = cost.synops(architecture, variables, images, network_masks)
+    synops = cost.synops(architecture, variables, images, network_masks, key=key)
     return {
         "macs": sum(cost.macs(architecture, network_masks).values()),
         "params": sum(cost.params(architecture, network_masks).values()),
@@ -60,7 +65,7 @@ def measure(
       config: settings of the run.
       data: its data.
       networks: files of the networks, by name.
-      key: of the attacks.
+      key: of the attacks and of stochastic encodings.
       folder: where each network's suite is recorded as it goes.
       terminal: for progress.
 
@@ -72,6 +77,7 @@ def measure(
         name: View(Classifier(architecture, config.surrogate), (variables, None))
         for name, (architecture, variables) in loaded.items()
     }
+    key_costs, key_latency = jax.random.split(jax.random.fold_in(key, 10**6))
     robustness, measured = {}, {}
     for name, (architecture, variables) in loaded.items():
         terminal.line(f"{name:<9} {config.attack.suite} suite on the test images")
@@ -92,7 +98,7 @@ def measure(
             "robust_accuracy": found.outcome.robust_accuracy,
             "pgd_accuracy": found.outcome.reference,
             "reliable": found.verdict.reliable,
-            **costs(architecture, variables, None, test),
+            **costs(architecture, variables, None, test, key_costs),
         }
     fill = np.arange(config.latency_batch) % len(test.labels)
     latencies = cost.latency_ms(
@@ -101,6 +107,7 @@ def measure(
             for architecture, variables in loaded.values()
         ],
         unit(jnp.asarray(test.images[fill])),
+        key=key_latency,
     )
     for values, latency in zip(measured.values(), latencies, strict=True):
         values["latency_ms"] = latency

@@ -22,11 +22,12 @@ from jaxtyping import Array
 
 from ccsrp_jax import evolution, fitness, selection
 from ccsrp_jax import masks as masking
+from ccsrp_jax.architecture import Architecture, coupled, groups
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.data import Split, unit
 from ccsrp_jax.errors import InputError, check_number, unknown
 from ccsrp_jax.masks import MaskTree
-from ccsrp_jax.models import Classifier
+from ccsrp_jax.network import Classifier
 from ccsrp_jax.racing import Racing
 
 CHOICES = {
@@ -71,6 +72,8 @@ class Search:
       white_box_steps: if above 0, every candidate is attacked itself with so many PGD steps,
         in place of the shared set (ours). A candidate then costs 2 or 3 times as many passes of
         the whole network as there are steps, and not a part of one.
+      residual_streams: also prune groups that additions couple, all layers that write into a
+        residual stream at once (ours); CCEP leaves them alone.
       racing: candidates that are beaten beyond chance drop out before they have seen all
         search images (ours); see `racing.Racing`.
       racing_confidence: that the best candidate of a race stays in it.
@@ -90,6 +93,7 @@ class Search:
     macs_weight: float = 0.0
     shared_set: Literal["pooled", "per_layer"] = "pooled"
     white_box_steps: int = 0
+    residual_streams: bool = False
     racing: bool = False
     racing_confidence: float = 0.95
 
@@ -134,9 +138,15 @@ class Search:
         """Filters are removed down to a multiple of this many."""
         return self.multiple if self.strategy != "BitFlip" and self.decoder == "topk" else 1
 
-    def prunable(self, masks: MaskTree) -> list[str]:
-        """Groups that can still lose a filter, in the order of `masks`."""
-        return [name for name, mask in masks.items() if mask.sum() > self.step]
+    def prunable(self, architecture: Architecture, masks: MaskTree) -> list[str]:
+        """Groups that may lose a filter, and can, in the order of `masks`."""
+        widths = groups(architecture)
+        kept = frozenset() if self.residual_streams else coupled(architecture)
+        return [
+            name
+            for name, mask in masks.items()
+            if name in widths and name not in kept and mask.sum() > self.step
+        ]
 
 
 # By name: the ancestor's search as far as it is known, and the one that `make run` uses,
@@ -150,6 +160,7 @@ PRESETS = {
         keep_floor=0.85,
         multiple=4,
         objective="loss",
+        residual_streams=True,
     ),
 }
 
@@ -384,7 +395,7 @@ def search_round(
     key_shared, key_search = jax.random.split(key)
     # in the architecture's order, which a restored mask tree may not be in
     masks = masking.ones(classifier.architecture) | dict(masks)
-    prunable = search.prunable(masks)
+    prunable = search.prunable(classifier.architecture, masks)
 
     def shared(number: int, mutated: list[str]) -> Split:
         key_set = jax.random.fold_in(key_shared, number)

@@ -10,16 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 
 from ccsrp_jax import masks as masking
-from ccsrp_jax.architecture import (
-    IMAGE,
-    Architecture,
-    Conv,
-    Dense,
-    Flatten,
-    Norm,
-    group_of,
-    shapes,
-)
+from ccsrp_jax.architecture import Architecture, Conv, Dense, Norm
 from ccsrp_jax.errors import InputError
 from ccsrp_jax.files import write_whole
 
@@ -34,24 +25,23 @@ def compact(
     one's spikes (of the kept filters) and logits, to the order of float sums. Groups
     without a mask stay whole.
 
+    Masks of weights are multiplied into the kernels: zeros stay, and save a dense machine nothing.
+
     Returns:
       The smaller architecture and its variables.
 
     Raises:
       InputError: the masks do not fit, or a group would keep no filter.
     """
-    masking.check(architecture, masks)
-    member, shape = group_of(architecture), shapes(architecture)
-    kept = {IMAGE: np.arange(architecture.input_shape[-1])}  # node name -> channels kept
+    kept = {name: np.flatnonzero(bits) for name, bits in masking.alive(architecture, masks).items()}
     nodes, params, stats = [], dict(variables["params"]), dict(variables.get("batch_stats", {}))
     for node in architecture.nodes:
-        into = kept[node.input]
-        out = into
+        into, out = kept[node.input], kept[node.name]
         match node:
             case Conv() | Dense():
-                mask = masks.get(member[node.name], np.ones(node.width))
-                out = np.flatnonzero(np.asarray(mask))
                 layer = dict(params[node.name])
+                if (weights := masks.get(masking.kernel(node.name))) is not None:
+                    layer["kernel"] = layer["kernel"] * weights
                 layer["kernel"] = layer["kernel"][..., into, :][..., out]
                 if "bias" in layer:
                     layer["bias"] = layer["bias"][out]
@@ -60,10 +50,6 @@ def compact(
             case Norm(name):
                 params[name] = {key: value[out] for key, value in params[name].items()}
                 stats[name] = {key: value[out] for key, value in stats[name].items()}
-            case Flatten(input=source):
-                features = np.arange(np.prod(shape[source])).reshape(shape[source])
-                out = features[..., into].ravel()
-        kept[node.name] = out
         nodes.append(node)
     smaller = dataclasses.replace(architecture, nodes=tuple(nodes))
     return smaller, {"params": params, "batch_stats": stats}

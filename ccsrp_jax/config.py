@@ -27,29 +27,67 @@ class Training:
 
     Attributes:
       epochs: of the dense network.
+      checkpoint_epochs: the dense network's training can be resumed from every so many epochs; 0
+        trains it in one go.
       clean_epochs: how many of them, at the start, use clean images.
       finetune_epochs: after every round.
       batch_size: images a step.
       learning_rate: peak rate of the dense network's training.
       finetune_learning_rate: peak rate of fine-tuning.
-      weight_decay: decoupled, on kernels only.
+      warmup: share of the steps in which the rate rises; a cosine then takes it to 0.
+      weight_decay: on kernels only, decoupled for AdamW, in the gradient for SGD.
+      optimizer: `adamw` or `sgd`.
+      momentum: of SGD.
+      clip_norm: longer gradients are cut to this length; 0 cuts none.
+      loss: `ce`, cross-entropy of the mean output over time, or `tet`, temporal efficient
+        training (Deng et al., ICLR 2022).
+      tet_weight: of that loss's second term, which keeps outputs near the threshold.
+      label_smoothing: share of the target spread over all classes.
+      ema: decay of a moving average of the weights, which is then the result; 0 for none.
+      precision: type that convolutions and dense layers compute in; all state is float32.
+      remat: saves a GPU's memory for time in the backward pass: `none`; `time` keeps layers'
+        outputs and spikes; `layers` keeps spikes alone.
       clean_weight: weight of the clean images' loss beside the adversarial one's.
       adversarial: train and fine-tune on PGD examples.
-      attack_steps: steps of that PGD.
+      attack_steps: steps of that PGD; 1 is FGSM from a random start.
+      trades: beta of TRADES (Zhang et al., ICML 2019), clean loss + beta KL(clean || attacked);
+        0 trains on the attacked images.
+      trades_temperature: of that KL.
+      orthogonal: beta of SNN-RAT's orthogonal weights, 0.004 in its scripts, which have no weight
+        decay; 0 is off.
+      sparse_gradient: weight of the sparse gradients' penalty (SR, ICML 2024); 0 is off.
+      membrane: weight of the penalty on potentials near the threshold (MPD-SGR, AAAI 2026); 0
+        is off.
       augmentation: `auto` takes what the data set calls for.
     """
 
     epochs: int = 20
+    checkpoint_epochs: int = 10
     clean_epochs: int = 3
     finetune_epochs: int = 24
     batch_size: int = 128
     learning_rate: float = 5e-3
     finetune_learning_rate: float = 5e-3
+    warmup: float = 0.1
     weight_decay: float = 1e-4
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
+    clip_norm: float = 1.0
+    loss: Literal["ce", "tet"] = "ce"
+    tet_weight: float = 0.05
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "time", "layers"] = "none"
     clean_weight: float = 0.0
     adversarial: bool = True
     attack_steps: int = 3
-    augmentation: Literal["auto", "none", "shift", "crop_flip"] = "auto"
+    trades: float = 0.0
+    trades_temperature: float = 1.0
+    orthogonal: float = 0.0
+    sparse_gradient: float = 0.0
+    membrane: float = 0.0
+    augmentation: Literal["auto", "none", "shift", "crop_flip", "crop_flip_cutout"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -82,10 +120,22 @@ class Config:
 
     Attributes:
       dataset: `digits`, a TFDS image-classification set (`cifar10`, `mnist`,
-        `svhn_cropped`, ...), or the path of an .npz with x_train, y_train, x_test, y_test.
-      data_dir: where TFDS sets lie prepared.
-      model: `small` (for digits), `medium` (28 or 32 pixels, on a CPU), `vgg11` or `vgg16`.
-      time_steps: T, steps that the network runs for an image.
+        `svhn_cropped`, ...), the path of an .npz with x_train, y_train, x_test, y_test, `nmnist`,
+        or the path of an .npz with recordings of events (see `data.load`).
+      data_dir: where TFDS sets lie prepared, or N-MNIST's folders Train and Test.
+      model: `small` (for digits); `medium` or `resnet8` (28 to 34 pixels, on a CPU); `vgg11`,
+        `vgg16`, `6conv2fc`, `resnet18`, `resnet19` or `sew_resnet18`.
+      width: multiplies the numbers of filters of the model.
+      norm: `bn`, or `tdbn`, threshold-dependent; by default the model's own.
+      time_steps: T, steps that the network runs for an image, and frames of a recording.
+      encoding: what the network sees of an image in each step: `direct`, the image; `poisson`,
+        spikes drawn at its grey levels; `gaussian`, the image and noise. Recordings of events
+        come as frames, a step each, and take none of them. What draws at random is slower to
+        judge: 16 passes vote on an answer, and the suite averages 10 gradients or more, while
+        PGD in training and on the search images draws once a step.
+      noise: standard deviation of the `gaussian` encoding, in pixel units.
+      dense: file of a trained network to begin with (`networks/round00.safetensors` of another
+        run); model, width, norm, neuron and encoding are then its own, and nothing is trained.
       seed: of splits, weights, batches, attacks and search.
       search_fraction: share of the training images held out for everything that selects
         (CCEP: 0.2).
@@ -99,10 +149,12 @@ class Config:
       batch_size: images a call in scoring and evaluation.
       member_chunk: candidate masks a call on each device in scoring; by default what suits
         the device and fits into its memory.
-      devices: how many of them score candidates; by default all there are.
+      devices: how many of them share batches in training and candidates in scoring; by default
+        all there are. JAX_NUM_CPU_DEVICES in the environment makes devices of a CPU's cores.
       latency_batch: images a forward pass when latency is measured.
       run_dir: where the run is written; by default a new runs/DATASET-MODEL-TIME, or with
         --resume the latest run there.
+      tensorboard: also write the metrics for TensorBoard, under the run's directory.
       resume: continue the run from its last checkpoint.
       preset: `snes`, or `faithful` to the ancestor's search; the flags below change it.
       config: a TOML or JSON file with any of these settings; flags override it.
@@ -111,7 +163,12 @@ class Config:
     dataset: str = "digits"
     data_dir: str | None = None
     model: str = "small"
+    width: float = 1.0
+    norm: Literal["bn", "tdbn"] | None = None
     time_steps: int = 4
+    encoding: Literal["direct", "poisson", "gaussian"] = "direct"
+    noise: float = 0.1
+    dense: str | None = None
     seed: int = 0
     search_fraction: float = 0.2
     train_images: int | None = None
@@ -125,6 +182,7 @@ class Config:
     devices: int | None = None
     latency_batch: int = 256
     run_dir: str | None = None
+    tensorboard: bool = False
     resume: bool = False
     preset: str = "snes"
     config: str | None = None
@@ -142,11 +200,14 @@ class Config:
         for name in ("time_steps", "batch_size", "member_chunk", "devices", "latency_batch"):
             value = getattr(self, name)
             check_number(name, 1 if value is None else value, 1)
+        check_number("width", self.width, 0, above=True)
+        check_number("noise", self.noise, 0)
         check_number("seed", self.seed, 0, 2**32 - 1)
         check_number("rounds", self.rounds, 0)
         check_number("target_macs", self.target_macs, 0, 1)
         check_number("tolerance", self.tolerance, 0, 1)
         check_number("attack_steps", self.training.attack_steps, 1)
+        check_number("checkpoint_epochs", self.training.checkpoint_epochs, 0)
         check_number("finetune_epochs", self.training.finetune_epochs, 0)
         # building the library's own objects checks their values
         _ = self.recipe, self.finetune_recipe, self.search_attack, self.test_attack
@@ -156,15 +217,8 @@ class Config:
         """Of the dense network's training."""
         t = self.training
         attack = PGD(self.attack.eps, t.attack_steps) if t.adversarial else None
-        return Recipe(
-            epochs=t.epochs,
-            batch_size=t.batch_size,
-            learning_rate=t.learning_rate,
-            weight_decay=t.weight_decay,
-            adversarial=attack,
-            clean_epochs=t.clean_epochs,
-            clean_weight=t.clean_weight,
-        )
+        same = {each.name for each in dataclasses.fields(Recipe)} - {"adversarial"}
+        return Recipe(adversarial=attack, **{name: getattr(t, name) for name in sorted(same)})
 
     @property
     def finetune_recipe(self) -> Recipe:
@@ -190,7 +244,7 @@ LATEST = "runs/latest"  # a link to the newest run
 
 # What may differ between a run and its continuation: where things lie and run, not what is
 # computed.
-PLACES = ("data_dir", "run_dir", "resume", "config", "member_chunk", "devices")
+PLACES = ("data_dir", "run_dir", "resume", "config", "member_chunk", "devices", "tensorboard")
 
 
 def settings(config: Config) -> dict:

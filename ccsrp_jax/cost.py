@@ -7,15 +7,17 @@ Conventions:
              with non-spiking networks.
   SynOps     additions caused by spikes, for one image over all T steps: a non-zero input
              counts once for every surviving synapse that it meets, stride and padding
-             respected. The layer that reads the image does MACs and is left out. After
-             average pooling an input is a fraction of a spike: it counts as one addition,
-             which flatters networks that pool so.
-  energy     45 nm, 32 bit: 4.6 pJ a MAC of the layer that reads the image (done once, as
-             its input is constant in time) and 0.9 pJ a SynOp. Membrane updates, memory
-             traffic and routing are ignored: a proxy for comparing networks.
+             respected. A layer that reads images, direct or with Gaussian noise, does MACs
+             and is left out; Poisson spikes and frames of events are counted. After average
+             pooling an input is a fraction of a spike, and where spikes add it is more than
+             one: it counts as one addition, which flatters networks that do so.
+  energy     45 nm, 32 bit: 4.6 pJ a MAC of a layer that reads images (done once where they
+             are constant in time) and 0.9 pJ a SynOp. Membrane updates, memory traffic and
+             routing are ignored: a proxy for comparing networks.
   latency    median wall time of one jitted forward pass over all T steps.
 
-Every function takes masks, and gives for masked networks what the compact one would cost.
+Every function takes masks, and gives for masked networks what the compact one would cost. Masks
+of weights save parameters and SynOps; a dense machine does their MACs all the same.
 """
 
 import time
@@ -29,18 +31,19 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ccsrp_jax.architecture import (
+    IMAGE,
     Architecture,
     Conv,
     Dense,
-    Flatten,
     Norm,
+    Spike,
     group_of,
     shapes,
     varies_in_time,
 )
-from ccsrp_jax.attacks import Logits
-from ccsrp_jax.masks import MaskTree, widths
-from ccsrp_jax.models import SpikingNetwork
+from ccsrp_jax.attacks import Logits, keyed
+from ccsrp_jax.masks import MaskTree, alive, kernel
+from ccsrp_jax.network import SpikingNetwork
 
 PICOJOULE_PER_MAC = 4.6  # 32-bit float multiply and add at 45 nm (Horowitz, ISSCC 2014)
 PICOJOULE_PER_SYNOP = 0.9  # the add alone
@@ -48,13 +51,7 @@ PICOJOULE_PER_SYNOP = 0.9  # the add alone
 
 def _channels(architecture: Architecture, masks: MaskTree | None) -> dict[str, int]:
     """Channels (features, once flattened) of every node's output that survive the masks."""
-    member, kept, shape = group_of(architecture), widths(architecture, masks), shapes(architecture)
-    count = {name: kept.get(group, shape[group][-1]) for name, group in member.items()}
-    for node in architecture.nodes:
-        if isinstance(node, Flatten):
-            h, w, _ = shape[node.input]
-            count[node.name] = h * w * count[node.input]
-    return count
+    return {name: int(bits.sum()) for name, bits in alive(architecture, masks).items()}
 
 
 def macs(architecture: Architecture, masks: MaskTree | None = None) -> dict[str, int]:
@@ -72,19 +69,37 @@ def macs(architecture: Architecture, masks: MaskTree | None = None) -> dict[str,
 
 
 def params(architecture: Architecture, masks: MaskTree | None = None) -> dict[str, int]:
-    """Trainable parameters by layer, batch norm's scale and shift included."""
-    channels = _channels(architecture, masks)
+    """Trainable parameters by layer; batch norm's scale and shift, and learned leaks, included."""
+    lives, channels = alive(architecture, masks), _channels(architecture, masks)
     cost = {}
     for node in architecture.nodes:
         out = channels[node.name]
         match node:
-            case Conv(name=name, kernel=k, bias=bias):
-                cost[name] = k * k * channels[node.input] * out + bias * out
-            case Dense(name=name, bias=bias):
-                cost[name] = channels[node.input] * out + bias * out
+            case Conv(bias=bias) | Dense(bias=bias):
+                weights = (masks or {}).get(kernel(node.name))
+                if weights is None:
+                    window = node.kernel**2 if isinstance(node, Conv) else 1
+                    kept = window * channels[node.input] * out
+                else:
+                    weights = np.asarray(weights)[..., lives[node.input], :][..., lives[node.name]]
+                    kept = int(weights.sum())
+                cost[node.name] = kept + bias * out
             case Norm(name=name):
                 cost[name] = 2 * out
+            case Spike(name=name) if architecture.neuron.learned:
+                cost[name] = 1
     return cost
+
+
+def _counted(architecture: Architecture) -> list[Conv | Dense]:
+    """Layers whose inputs are events, which do SynOps."""
+    varies = varies_in_time(architecture)
+    noisy = {IMAGE} if architecture.encoding == "gaussian" else set()
+    return [
+        node
+        for node in architecture.nodes
+        if isinstance(node, Conv | Dense) and varies[node.input] and node.input not in noisy
+    ]
 
 
 def synops(
@@ -92,46 +107,53 @@ def synops(
     variables: dict,
     images: Float[Array, "B H W C"],
     masks: MaskTree | None = None,
+    *,
+    key: Array | None = None,
 ) -> dict[str, float]:
-    """SynOps by layer, mean over the images."""
-    channels, varies = _channels(architecture, masks), varies_in_time(architecture)
-    layers = [
-        node for node in architecture.nodes if isinstance(node, Conv | Dense) and varies[node.input]
-    ]
-    meets = jax.device_get(_synapse_positions(architecture, variables, images, masks))
-    return {node.name: float(meets[node.name]) * channels[node.name] for node in layers}
+    """SynOps by layer, mean over the images; a stochastic encoding needs a key."""
+    channels, met = _channels(architecture, masks), {}
+    synapses = jax.device_get(_synapses(architecture, variables, images, masks, key))
+    for node in _counted(architecture):
+        each = 1 if masks and kernel(node.name) in masks else channels[node.name]
+        met[node.name] = float(synapses[node.name]) * each
+    return met
 
 
 @partial(jax.jit, static_argnums=0)
-def _synapse_positions(architecture, variables, images, masks):
-    """By layer, how many output positions the non-zero inputs reach, mean over images."""
-    varies = varies_in_time(architecture)
-    layers = [
-        node for node in architecture.nodes if isinstance(node, Conv | Dense) and varies[node.input]
-    ]
-    network = SpikingNetwork(architecture)
-    values, _ = network.apply(
-        variables,
-        network.apply(variables, images, method="encode"),
-        masks,
-        keep=[node.input for node in layers],
-        method="walk",
+def _synapses(architecture, variables, images, masks, key):
+    """By layer, the synapses that the non-zero inputs meet, mean over images: for one output
+    channel where the kernel is whole, else for all of them."""
+    network, masks = SpikingNetwork(architecture), masks or {}
+    member, layers = group_of(architecture), _counted(architecture)
+    values = network.apply(variables, images, key, method="encode")
+    rest, _ = network.apply(
+        variables, values, masks, keep=[node.input for node in layers], method="walk"
     )
-    reach = {}
+    values = values | rest
+    zero = (0 - jnp.array(architecture.mean)) / jnp.array(architecture.std)  # normalised
+    met = {}
     for node in layers:
-        events = (values[node.input] != 0).astype(jnp.float32)
+        silence = zero if node.input == IMAGE else 0.0
+        events = (jnp.abs(values[node.input] - silence) > 1e-6).astype(jnp.float32)
+        weights = masks.get(kernel(node.name))
+        if weights is not None and member[node.name] in masks:
+            weights = weights * masks[member[node.name]]
         if isinstance(node, Conv):
             k, pad = node.kernel, (node.kernel // 2, node.kernel // 2)
-            per_position = events.reshape(-1, *events.shape[2:]).sum(-1, keepdims=True)
+            events = events.reshape(-1, *events.shape[2:])
+            if weights is None:
+                events, weights = events.sum(-1, keepdims=True), jnp.ones((k, k, 1, 1))
             events = jax.lax.conv_general_dilated(
-                per_position,
-                jnp.ones((k, k, 1, 1)),
+                events,
+                weights.astype(jnp.float32),
                 (node.stride, node.stride),
                 (pad, pad),
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
-        reach[node.name] = events.sum() / images.shape[0]
-    return reach
+        elif weights is not None:
+            events = events @ weights.astype(jnp.float32)
+        met[node.name] = events.sum() / images.shape[0]
+    return met
 
 
 def energy_nj(
@@ -139,6 +161,7 @@ def energy_nj(
 ) -> float:
     """Energy of one image in nanojoule, from `synops`; see the module's conventions."""
     analog = sum(n for name, n in macs(architecture, masks).items() if name not in synops_by_layer)
+    analog *= architecture.time_steps if architecture.encoding == "gaussian" else 1
     picojoule = PICOJOULE_PER_MAC * analog + PICOJOULE_PER_SYNOP * sum(synops_by_layer.values())
     return picojoule / 1000
 
@@ -147,6 +170,8 @@ def latency_ms(
     networks: Sequence[tuple[Logits, Any]],
     images: Float[Array, "B H W C"],
     repeats: int = 30,
+    *,
+    key: Array | None = None,
 ) -> list[float]:
     """Median milliseconds of a forward pass over the batch, for each network.
 
@@ -157,12 +182,14 @@ def latency_ms(
         `(Classifier(architecture), (variables, masks))`.
       images: the batch.
       repeats: timed passes of each, after three that are not.
+      key: for those that draw at random; drawing is part of their time.
     """
     passes = [jax.jit(logits) for logits, _ in networks]
+    extra = [keyed(logits, key) for logits, _ in networks]
     times = np.zeros((repeats + 3, len(networks)))
     for row in times:
         for i, (forward, (_, params)) in enumerate(zip(passes, networks, strict=True)):
             start = time.perf_counter()
-            jax.block_until_ready(forward(params, images))
+            jax.block_until_ready(forward(params, images, **extra[i]))
             row[i] = 1000 * (time.perf_counter() - start)
     return np.median(times[3:], axis=0).tolist()

@@ -22,7 +22,7 @@ from ccsrp_jax.data import Split
 from ccsrp_jax.errors import InputError, check_number
 from ccsrp_jax.evaluation import batches, even
 from ccsrp_jax.masks import MaskTree
-from ccsrp_jax.models import Classifier, Values
+from ccsrp_jax.network import Classifier, Values
 from ccsrp_jax.racing import Racing
 from ccsrp_jax.sharing import (
     attack_members,

@@ -124,11 +124,12 @@ def respond(
     backward: Backward,
     time_steps: int,
     seen: Sequence[Distances] | None = None,
+    leak: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, "R *N"], Float[Array, "R *N"], tuple[Distances, ...] | None]:
     """A layer of LIF neurons, `neurons.lif`, with that backward pass.
 
     Args:
-      current, neuron, time_steps: as for `lif`.
+      current, neuron, time_steps, leak: as for `lif`.
       backward: what to differentiate through.
       seen: for `AdaptiveSharpness`, the statistics of the iterations before, a step each.
 
@@ -136,13 +137,14 @@ def respond(
       Spikes and membrane potentials, R = T, or for `Relu` its activations twice, R = S; and
       for `AdaptiveSharpness` the statistics with this iteration in them.
     """
-    gain = 1 / (neuron.threshold * (neuron.tau if neuron.decay_input else 1))
+    tau = neuron.tau if leak is None else 1 / stop_gradient(leak)
+    gain = 1 / (neuron.threshold * (tau if neuron.decay_input else 1))
     x = current.astype(jnp.float32)
     match backward:
         case Surrogate():
-            return *lif(current, neuron, backward, time_steps), None
+            return *lif(current, neuron, backward, time_steps, leak), None
         case StraightThrough():
-            return *lif(current, neuron, _straight_spike, time_steps), None
+            return *lif(current, neuron, _straight_spike, time_steps, leak), None
         case AdaptiveSharpness():
             seen, after = seen or backward.fresh(time_steps, current.shape[1:]), []
 
@@ -150,19 +152,19 @@ def respond(
                 after.append(backward.update(seen[t], v))
                 return spike_of_width(v, backward.width(after[-1]), "atan")
 
-            spikes, potentials = lif(current, neuron, fire, time_steps)
+            spikes, potentials = lif(current, neuron, fire, time_steps, leak)
             return spikes, potentials, tuple(after)
         case Relu():
             rate = jax.nn.relu(gain * x).astype(current.dtype)
             return rate, rate, None
-    spikes, potentials = stop_gradient(lif(current, neuron, Surrogate(), time_steps))
+    spikes, potentials = stop_gradient(lif(current, neuron, Surrogate(), time_steps, leak))
     if isinstance(backward, RateGradient):
         mean = x.mean(0) * gain
         if backward.rule == "bptr":
             slope = spikes.any(0).astype(jnp.float32)
         else:
-            leak, g = 1 - 1 / neuron.tau, 0.2
-            slope = jnp.where(mean < 1 - leak, g, (1 - g + g * leak) / (leak + 1))
+            kept, g = 1 - 1 / tau, 0.2
+            slope = jnp.where(mean < 1 - kept, g, (1 - g + g * kept) / (kept + 1))
             slope = jnp.where((mean >= 0) & (mean <= 2), slope, 0.0)
         moved = mean * stop_gradient(slope)
         surrogate_spikes = jnp.broadcast_to(moved, spikes.shape)

@@ -3,12 +3,8 @@
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Array
 
 from ccsrp_jax import (
     closing,
@@ -17,41 +13,28 @@ from ccsrp_jax import (
     cost,
     devices,
     evolution,
-    fitness,
     masks,
     models,
     report,
     rundir,
-    training,
 )
-from ccsrp_jax.attacks import PGD
-from ccsrp_jax.coevolution import search_round
+from ccsrp_jax.architecture import Architecture
+from ccsrp_jax.board import Board
 from ccsrp_jax.config import LATEST, Config, settings
 from ccsrp_jax.data import Dataset, Split, load
-from ccsrp_jax.evaluation import correct, even
-from ccsrp_jax.masks import MaskTree
-from ccsrp_jax.models import Classifier
+from ccsrp_jax.errors import InputError
+from ccsrp_jax.network import Classifier
+from ccsrp_jax.stages import (
+    Run,
+    State,
+    archive_row,
+    check_memory,
+    forget_unfinished,
+    network_file,
+    prune_round,
+    train_dense,
+)
 from ccsrp_jax.terminal import Terminal
-
-
-class State(NamedTuple):
-    """All that a round needs of the rounds before it; one pytree, checkpointed."""
-
-    variables: dict
-    masks: MaskTree
-
-
-class Run(NamedTuple):
-    """What stays the same through a run."""
-
-    config: Config
-    data: Dataset
-    classifier: Classifier
-    key: Array  # every stage folds its own number in, so a resumed run draws the same
-    folder: Path
-    terminal: Terminal
-    mesh: Mesh | None
-    compiled: compiles.Compiles  # so far, in this process
 
 
 def run(config: Config, terminal: Terminal | None = None) -> dict:
@@ -73,25 +56,61 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
         train_images=config.train_images,
         search_images=config.search_images,
         test_images=config.test_images,
+        time_steps=config.time_steps,
     )
     mesh = devices.mesh(config.devices)
-    architecture = models.build(
-        config.model,
-        data.train.images.shape[1:],
-        data.classes,
-        time_steps=config.time_steps,
-        neuron=config.neuron,
-        mean=data.mean,
-        std=data.std,
-    )
+    if data.encoding != "direct" and config.encoding != "direct":
+        raise InputError(
+            f"{data.name} comes as {data.encoding}, one a step, and takes no {config.encoding} "
+            "encoding: leave out --encoding."
+        )
+    trained = None
+    if config.dense:
+        architecture, trained = _begin_with(Path(config.dense), data)
+    else:
+        architecture = _build(config, data)
+    board = Board(folder) if config.tensorboard else None
     rundir.prepare(folder, settings(config), data.record)
     if config.run_dir is None:
         rundir.point_latest(folder)
     classifier = Classifier(architecture, config.surrogate)
     with compiles.counting() as compiled:
         key = jax.random.key(config.seed)
-        job = Run(config, data, classifier, key, folder, terminal, mesh, compiled)
+        job = Run(config, data, classifier, trained, key, folder, terminal, mesh, board, compiled)
         return _carry_out(job, started)
+
+
+def _build(config: Config, data: Dataset) -> Architecture:
+    norm = {"norm": config.norm} if config.norm else {}
+    return models.build(
+        config.model,
+        data.train.images.shape[1:],
+        data.classes,
+        width=config.width,
+        time_steps=config.time_steps,
+        neuron=config.neuron,
+        mean=data.mean,
+        std=data.std,
+        encoding=config.encoding if data.encoding == "direct" else data.encoding,
+        noise=config.noise,
+        **norm,
+    )
+
+
+def _begin_with(path: Path, data: Dataset) -> tuple[Architecture, dict]:
+    """A trained network that fits the data."""
+    architecture, variables = compaction.load(path)
+    is_for = architecture.input_shape, architecture.classes
+    framed = "frames" in (architecture.encoding, data.encoding)
+    if is_for != (data.train.images.shape[1:], data.classes) or (
+        framed and architecture.encoding != data.encoding
+    ):
+        raise InputError(
+            f"{path} is for images of {is_for[0]} and {is_for[1]} classes "
+            f"({architecture.encoding}), and {data.name} has {data.train.images.shape[1:]} and "
+            f"{data.classes} ({data.encoding}): give a network for this data."
+        )
+    return architecture, variables
 
 
 def _carry_out(job: Run, started: float) -> dict:
@@ -104,29 +123,32 @@ def _carry_out(job: Run, started: float) -> dict:
         f"{sum(cost.macs(architecture).values()):,} MACs; {folder}"
     )
 
-    fresh = State(
-        models.init(jax.random.fold_in(job.key, 0), architecture), masks.ones(architecture)
-    )
+    variables = job.trained or models.init(jax.random.fold_in(job.key, 0), architecture)
+    fresh = State(variables, masks.ones(architecture))
     checkpoints = rundir.Checkpoints(folder)
     restored = checkpoints.latest(fresh)
     if restored is None:
-        _check_memory(job, fresh)
-        _forget_unfinished(job, [], done=-1)
-        state = train_dense(job, fresh)
+        check_memory(job, fresh)
+        if job.trained:
+            forget_unfinished(job, [], done=-1)
+            state = fresh
+        else:
+            state, started = train_dense(job, fresh, started)
         archive = [archive_row(job, state, 0, {})]
         save(job, checkpoints, 0, state, archive, started)
+        rundir.forget_epoch(folder)
         done = 0
     else:
         done, state, record = restored
         state, archive = State(*state), record["archive"]
         started -= record["seconds"]
-        _forget_unfinished(job, archive, done)
+        forget_unfinished(job, archive, done)
         terminal.line(f"resumed after round {done}" if done else "resumed after training")
 
     dense_macs = archive[0]["macs"]
     for number in range(done + 1, config.rounds + 1):
         small_enough = archive[-1]["macs"] <= config.target_macs * dense_macs
-        if small_enough or not config.search.prunable(state.masks):
+        if small_enough or not config.search.prunable(architecture, state.masks):
             break
         state, estimate = prune_round(job, state, number)
         archive.append(archive_row(job, state, number, estimate))
@@ -136,8 +158,8 @@ def _carry_out(job: Run, started: float) -> dict:
     rundir.write_rows(
         folder / "archive.jsonl", [row | {"chosen": row["round"] == chosen} for row in archive]
     )
-    compaction.save(folder / "pruned.safetensors", *compaction.load(_network(job, chosen)))
-    networks = {"dense": _network(job, 0), "pruned": _network(job, chosen)}
+    compaction.save(folder / "pruned.safetensors", *compaction.load(network_file(job, chosen)))
+    networks = {"dense": network_file(job, 0), "pruned": network_file(job, chosen)}
     key = jax.random.fold_in(job.key, 4000)
     measured = closing.measure(config, data, networks, key, folder, terminal)
     summary = {
@@ -155,133 +177,6 @@ def _carry_out(job: Run, started: float) -> dict:
     page = report.write(folder)
     closing.show(terminal, summary, page)
     return summary
-
-
-def train_dense(job: Run, state: State) -> State:
-    """Trains the dense network."""
-    variables = _train(job, state, job.config.recipe, 1, "training", {"stage": "train"})
-    return state._replace(variables=variables)
-
-
-def _check_memory(job: Run, state: State) -> None:
-    """Refuses a batch or chunk that the search could not hold, before hours of training.
-
-    It compiles the scoring of the first group, which computes most; the search uses that.
-    """
-    config, search = job.config, job.data.search
-    groups = config.search.prunable(state.masks)
-    if not (config.rounds and groups):
-        return
-    size = even(len(search.labels), config.batch_size)
-    head = Split(search.images[:size], search.labels[:size])
-    fitness.make_task(
-        job.classifier,
-        state.variables,
-        state.masks,
-        groups[0],
-        head,
-        head,
-        batch_size=config.batch_size,
-        population=config.search.population,
-        member_chunk=config.member_chunk,
-        mesh=job.mesh,
-    )
-
-
-def prune_round(job: Run, state: State, number: int) -> tuple[State, dict]:
-    """One round of search, splice and fine-tuning; also how far the search's estimate was off.
-
-    That is, before fine-tuning, the spliced network's accuracy on the shared adversarial set
-    against that under the same attack, white-box, on the same search images.
-    """
-    config, started, compiling = job.config, time.perf_counter(), job.compiled.seconds
-    generations = len(config.search.prunable(state.masks)) * config.search.generations
-    with job.terminal.stage(f"round {number}: search", generations) as advance:
-
-        def tell(group: str, generation: int, best: float, evaluations: int) -> None:
-            advance(note=f"{group} {best:.4f}")
-            row = {"group": group, "generation": generation, "best_fitness": best}
-            _log(job, {"stage": "search", "round": number} | row | {"evaluations": evaluations})
-
-        found = search_round(
-            jax.random.fold_in(job.key, 1000 + number),
-            job.classifier,
-            state.variables,
-            state.masks,
-            job.data.search,
-            config.search_attack,
-            config.search,
-            batch_size=config.batch_size,
-            member_chunk=config.member_chunk,
-            mesh=job.mesh,
-            report=tell,
-        )
-    state = state._replace(masks=found.masks)
-    dead = {name: result.not_finite for name, result in found.found.items() if result.not_finite}
-    if dead:
-        told = ", ".join(f"{count} of {name}" for name, count in dead.items())
-        job.terminal.line(f"round {number}: masks whose logits are not finite: {told}")
-    shared = [
-        correct(job.classifier, tuple(state), split, batch_size=config.batch_size)
-        for split in found.distinct_sets()
-    ]
-    key = jax.random.fold_in(job.key, 5000 + number)
-    _, white_box = _accuracies(job, state, config.search_attack, key)
-    estimate = {"white_box_accuracy": white_box}
-    if shared:  # candidates were not attacked one by one
-        estimate["shared_accuracy"] = float(np.mean(np.concatenate(shared)))
-        estimate["shared_gap"] = estimate["shared_accuracy"] - white_box
-    seconds = {
-        "search_seconds": time.perf_counter() - started,
-        "search_compile_seconds": job.compiled.seconds - compiling,
-    }
-    variables = _train(
-        job,
-        state,
-        config.finetune_recipe,
-        2000 + number,
-        f"round {number}: fine-tuning",
-        {"stage": "finetune", "round": number},
-    )
-    evaluations = sum(result.evaluations for result in found.found.values())
-    seconds["seconds"] = time.perf_counter() - started
-    counted = {
-        "evaluations": evaluations,
-        "scored_images": sum(found.images.values()),
-        "not_finite": sum(dead.values()),
-    }
-    _log(job, {"stage": "round", "round": number} | counted | seconds)
-    return state._replace(variables=variables), estimate
-
-
-def archive_row(job: Run, state: State, number: int, estimate: dict) -> dict:
-    """A trade-off point, measured on the search images; its network is saved beside it."""
-    architecture, search = job.classifier.architecture, job.data.search
-    key = jax.random.fold_in(job.key, 3000 + number)
-    name = f"round {number}" if number else "dense"
-    with job.terminal.stage(f"{name}: attack", len(search.labels)) as advance:
-        accuracy, robust = _accuracies(job, state, job.config.test_attack, key, progress=advance)
-    row = {
-        "round": number,
-        "kept": masks.widths(architecture, state.masks),
-        "filters": masks.widths(architecture, None),
-        "accuracy": accuracy,
-        "robust_accuracy": robust,
-        **closing.costs(architecture, *state, search),
-        **dict.fromkeys(("shared_accuracy", "white_box_accuracy", "shared_gap")),
-        **estimate,
-    }
-    network = compaction.compact(architecture, state.variables, state.masks)
-    path = _network(job, number)
-    path.parent.mkdir(exist_ok=True)
-    compaction.save(path, *network)
-    kept = " ".join(f"{n}/{row['filters'][group]}" for group, n in row["kept"].items())
-    job.terminal.line(
-        f"{name:<9} search accuracy {row['accuracy']:.3f}  "
-        f"PGD-{job.config.attack.test_steps} {row['robust_accuracy']:.3f}  "
-        f"MACs {row['macs']:,}  filters {kept}"
-    )
-    return row
 
 
 def choose(archive: list[dict], tolerance: float) -> int:
@@ -313,39 +208,6 @@ def save(
     rundir.write_rows(job.folder / "archive.jsonl", archive)
 
 
-def _accuracies(job: Run, state: State, attack: PGD, key: Array, **options) -> tuple[float, float]:
-    """On the search images: clean accuracy, and the share that is right after an attack too."""
-    judged, size = (job.classifier, tuple(state), job.data.search), job.config.batch_size
-    clean = correct(*judged, batch_size=size)
-    attacked = correct(*judged, attack=attack, key=key, batch_size=size, **options)
-    return float(clean.mean()), float((clean & attacked).mean())
-
-
-def _train(job: Run, state: State, recipe: training.Recipe, fold: int, title: str, tags: dict):
-    augmentation = job.config.training.augmentation
-    if augmentation == "auto":
-        augmentation = job.data.augmentation
-    began = time.perf_counter()
-    steps = training.steps_an_epoch(recipe, len(job.data.train.labels))
-    with job.terminal.stage(title, recipe.epochs * steps) as advance:
-
-        def tell(epoch: training.Epoch) -> None:
-            advance(0, note=f"loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}")
-            _log(job, tags | epoch._asdict() | {"seconds": time.perf_counter() - began})
-
-        return training.train(
-            jax.random.fold_in(job.key, fold),
-            job.classifier,
-            state.variables,
-            state.masks,
-            job.data.train,
-            recipe,
-            augmentation=augmentation,
-            report=tell,
-            progress=advance,
-        )
-
-
 def _folder(config: Config) -> Path:
     if config.run_dir:
         return Path(config.run_dir)
@@ -357,20 +219,3 @@ def _folder(config: Config) -> Path:
 
 def _splits(data: Dataset) -> list[tuple[str, Split]]:
     return [("training", data.train), ("search", data.search), ("test", data.test)]
-
-
-def _network(job: Run, number: int) -> Path:
-    return job.folder / "networks" / f"round{number:02d}.safetensors"
-
-
-def _log(job: Run, row: dict) -> None:
-    rundir.append_row(job.folder / "metrics.jsonl", row)
-
-
-def _forget_unfinished(job: Run, archive: list[dict], done: int) -> None:
-    """Brings the logs back to the last checkpoint."""
-    rows = rundir.read_rows(job.folder / "metrics.jsonl")
-    rundir.write_rows(
-        job.folder / "metrics.jsonl", [row for row in rows if row.get("round", 0) <= done]
-    )
-    rundir.write_rows(job.folder / "archive.jsonl", archive)

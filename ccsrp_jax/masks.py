@@ -5,6 +5,9 @@ population of them, for all groups or for one:
 
     jax.vmap(apply, in_axes=(None, None, 0))(variables, images, population)
     jax.vmap(apply, in_axes=(None, None, {"conv1": 0, "conv2": None}))(...)
+
+The same tree may hold masks of single weights: under the name of a convolution or dense layer
+and "/kernel", an array of the kernel's shape, in (k, k, in, out) or (in, out).
 """
 
 from collections.abc import Mapping
@@ -14,10 +17,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ccsrp_jax.architecture import Architecture, groups
+from ccsrp_jax.architecture import (
+    IMAGE,
+    Architecture,
+    Conv,
+    Dense,
+    Flatten,
+    group_of,
+    groups,
+    kernel_shapes,
+    shapes,
+)
 from ccsrp_jax.errors import InputError, unknown
 
 MaskTree = Mapping[str, Array | np.ndarray]
+
+
+KERNEL = "/kernel"  # ends the name of a mask of weights
+
+
+def kernel(layer: str) -> str:
+    """Under what name a mask of that layer's weights stands in a `MaskTree`."""
+    return layer + KERNEL
 
 
 def ones(architecture: Architecture) -> MaskTree:
@@ -42,8 +63,18 @@ def check_fit(architecture: Architecture, masks: MaskTree) -> None:
     Raises:
       InputError: naming the group.
     """
-    widths = groups(architecture)
+    widths, kernels = groups(architecture), kernel_shapes(architecture)
     for name, mask in masks.items():
+        if name.endswith(KERNEL):
+            layer = name.removesuffix(KERNEL)
+            if layer not in kernels:
+                raise unknown("layer of a weight mask", layer, kernels)
+            if mask.shape != kernels[layer]:
+                raise InputError(
+                    f"mask {name!r} has shape {mask.shape}: expected the kernel's, "
+                    f"{kernels[layer]}."
+                )
+            continue
         if name not in widths:
             raise unknown("mask group", name, widths)
         if mask.shape != (widths[name],):
@@ -62,9 +93,28 @@ def check(architecture: Architecture, masks: MaskTree) -> None:
     for name, mask in masks.items():
         bits = np.asarray(mask)
         if not np.isin(bits, (0, 1)).all():
-            raise InputError(f"mask {name!r} holds values other than 0 and 1: give a 0/1 vector.")
-        if not bits.any():
+            raise InputError(f"mask {name!r} holds values other than 0 and 1: give a 0/1 array.")
+        if not (bits.any() or name.endswith(KERNEL)):
             raise InputError(f"mask {name!r} keeps no filter: keep at least one in every group.")
+
+
+def alive(architecture: Architecture, masks: MaskTree | None) -> dict[str, np.ndarray]:
+    """By node, which channels (features, once flattened) of its output survive the masks."""
+    masks = masks or {}
+    check(architecture, masks)
+    member, shape = group_of(architecture), shapes(architecture)
+    known = {IMAGE: np.ones(shape[IMAGE][-1], bool)}
+    for node in architecture.nodes:
+        match node:
+            case Conv() | Dense():
+                known[node.name] = np.asarray(
+                    masks.get(member[node.name], np.ones(node.width)), bool
+                )
+            case Flatten(input=source):
+                known[node.name] = np.broadcast_to(known[source], shape[source]).ravel()
+            case _:
+                known[node.name] = known[node.input]
+    return known
 
 
 def widths(architecture: Architecture, masks: MaskTree | None) -> dict[str, int]:

@@ -66,6 +66,8 @@ class LIF:
       reset: `hard`, `soft` or `soft_delayed`.
       decay_input: whether the input is divided by tau too.
       detach_reset: whether gradients stop at the reset.
+      learned: whether every layer learns its own 1 / tau, the sigmoid of a parameter that starts
+        at the given tau (PLIF, Fang et al., ICCV 2021, arXiv 2007.05785).
     """
 
     tau: float = 2.0
@@ -73,6 +75,7 @@ class LIF:
     reset: Literal["hard", "soft", "soft_delayed"] = "hard"
     decay_input: bool = True
     detach_reset: bool = False
+    learned: bool = False
 
     def __post_init__(self) -> None:
         if not self.tau >= 1:
@@ -80,6 +83,10 @@ class LIF:
         check_number("LIF threshold", self.threshold, 0, above=True)
         if self.reset not in ("hard", "soft", "soft_delayed"):
             raise unknown("reset", self.reset, ("hard", "soft", "soft_delayed"))
+        if self.learned and not 1 < self.tau < math.inf:
+            raise InputError(
+                f"LIF tau {self.tau} is where a learned leak starts: give a finite value above 1."
+            )
 
 
 def spike(v: Float[Array, "*N"], surrogate: Surrogate) -> Float[Array, "*N"]:
@@ -106,7 +113,11 @@ Fire = Callable[[Float[Array, "*N"], int], Float[Array, "*N"]]
 
 
 def lif(
-    current: Float[Array, "S *N"], neuron: LIF, surrogate: Surrogate | Fire, time_steps: int
+    current: Float[Array, "S *N"],
+    neuron: LIF,
+    surrogate: Surrogate | Fire,
+    time_steps: int,
+    leak: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, "T *N"], Float[Array, "T *N"]]:
     """Runs a layer of LIF neurons over time, from rest.
 
@@ -119,6 +130,7 @@ def lif(
       surrogate: what the backward pass puts in place of the spike's derivative, or a spike
         function that has one of its own.
       time_steps: T.
+      leak: what takes the place of 1 / tau, where it is learned.
 
     Returns:
       Spikes in the dtype of `current`, and membrane potentials before the reset in
@@ -136,7 +148,10 @@ def lif(
     spikes, potentials = [], []
     for t in range(time_steps):
         x = x_SxN[t if x_SxN.shape[0] > 1 else 0]
-        v = v + (x - v) / neuron.tau if neuron.decay_input else v * (1 - 1 / neuron.tau) + x
+        if neuron.decay_input:
+            v = v + ((x - v) / neuron.tau if leak is None else (x - v) * leak)
+        else:
+            v = v * (1 - (1 / neuron.tau if leak is None else leak)) + x
         v = v - late_reset
         s = fire(v - neuron.threshold, t)
         spikes.append(s)

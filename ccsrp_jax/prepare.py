@@ -41,6 +41,11 @@ def prepare(name: str, data_dir: str | None = None) -> None:
 
     if name == "digits" or name.endswith(".npz"):
         raise InputError(f"{name} needs no preparing: give it as the data set as it is.")
+    if name == "nmnist":
+        raise InputError(
+            "nmnist is no TFDS set: unpack its official archives, Train.zip and Test.zip, into the "
+            "folder that you give as --data-dir."
+        )
     _check_name(name)
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(
@@ -150,11 +155,11 @@ def _check_name(name: str) -> None:
     # the community's sets would be looked up in the cloud
     known = tfds.list_builders(with_community_datasets=False)
     if name.split("/")[0] not in known or not re.fullmatch(TFDS_NAME, name):
-        near = difflib.get_close_matches(name, ["digits", *known], n=3, cutoff=0.4)
+        near = difflib.get_close_matches(name, ["digits", "nmnist", *known], n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "check the spelling."
         raise InputError(
-            f"unknown data set {name!r}: expected digits, a path that ends in .npz or the name "
-            f"of a TFDS set; {hint}"
+            f"unknown data set {name!r}: expected digits, nmnist, a path that ends in .npz or the "
+            f"name of a TFDS set; {hint}"
         )
 
 

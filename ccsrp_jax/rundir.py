@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax import serialization
 
 from ccsrp_jax.errors import InputError, reason
 from ccsrp_jax.files import write_whole
 
 ROOM = 64 * 2**20  # bytes that a run wants free before it starts
+EPOCH = "training.msgpack"  # the state of training in between
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -173,6 +175,35 @@ class Checkpoints:
                 "from the one before it."
             ) from error
         return step, restored["state"], restored["record"]
+
+
+def save_epoch(run_dir: Path, done: int, state: Any, seconds: float) -> None:
+    """Keeps the state of training after `done` epochs, in one file that is there whole or not."""
+    kept = {"done": done, "seconds": seconds, "state": jax.device_get(state)}
+    write_whole(run_dir / EPOCH, serialization.to_bytes(kept))
+
+
+def load_epoch(run_dir: Path, like: Any) -> tuple[int, Any, float] | None:
+    """Epochs done, the state in the shape of `like`, and seconds spent; None if none was kept.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    path = run_dir / EPOCH
+    if not path.exists():
+        return None
+    try:
+        kept = serialization.from_bytes(
+            {"done": 0, "seconds": 0.0, "state": like}, path.read_bytes()
+        )
+    except Exception as error:  # msgpack raises many kinds
+        raise InputError(f"checkpoint {path} is damaged: delete it to train anew.") from error
+    return kept["done"], kept["state"], kept["seconds"]
+
+
+def forget_epoch(run_dir: Path) -> None:
+    """Deletes it, once the network is trained."""
+    (run_dir / EPOCH).unlink(missing_ok=True)
 
 
 def point_latest(run_dir: Path) -> None:

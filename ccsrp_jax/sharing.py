@@ -20,7 +20,7 @@ from ccsrp_jax.architecture import Architecture, Conv, Dense, Spike, gate_positi
 from ccsrp_jax.attacks import PGD, keyed, slope
 from ccsrp_jax.devices import MEMBERS, replicated
 from ccsrp_jax.masks import MaskTree
-from ccsrp_jax.models import Classifier, SpikingNetwork, Values
+from ccsrp_jax.network import Classifier, SpikingNetwork, Values
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -71,7 +71,7 @@ BACKWARDS: dict[str, Backward] = {
 def views(logits: Logits, params: Any) -> dict[str, View]:
     """What attacks may differentiate: the network itself, `own`, and other backward passes.
 
-    The others need a classifier with a method `with_backward`, like `models.Classifier`.
+    The others need a classifier with a method `with_backward`, like `network.Classifier`.
     """
     known = {"own": View(logits, params)}
     if hasattr(logits, "with_backward"):

@@ -1,120 +1,132 @@
 """Surrogate-gradient training, clean or adversarial; epochs in Python, steps jitted."""
 
+import dataclasses
 import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from ccsrp_jax import devices, losses
+from ccsrp_jax import masks as masking
+from ccsrp_jax.architecture import Architecture, Conv, Dense
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.data import Split, unit
-from ccsrp_jax.errors import InputError, check_number
+from ccsrp_jax.errors import InputError
 from ccsrp_jax.masks import MaskTree
-from ccsrp_jax.models import Classifier, SpikingNetwork
+from ccsrp_jax.network import Classifier
+from ccsrp_jax.neurons import Surrogate
+from ccsrp_jax.parallel import Trainee
+from ccsrp_jax.recipe import Recipe, keep_share, learning_rate, optimizer
+from ccsrp_jax.regularisers import membrane_mass, orthogonalise, sparse_gradient
+from ccsrp_jax.trades import raise_divergence
 
+Augmentation = Literal["none", "shift", "crop_flip", "crop_flip_cutout"]
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained or fine-tuned.
-
-    Attributes:
-      epochs: passes over the training images.
-      batch_size: images a step; what is left over in an epoch is dropped.
-      learning_rate: at its peak; a cosine takes it to 0 after a linear warm-up.
-      warmup: share of the steps spent warming up.
-      weight_decay: decoupled, on kernels only.
-      adversarial: train on PGD examples of the batch, made with batch norm in inference
-        mode; None trains on clean images.
-      clean_epochs: of the epochs, how many at the start use clean images.
-      clean_weight: weight of the clean images' loss beside the adversarial one's.
-    """
-
-    epochs: int = 20
-    batch_size: int = 128
-    learning_rate: float = 5e-3
-    warmup: float = 0.1
-    weight_decay: float = 1e-4
-    adversarial: PGD | None = None
-    clean_epochs: int = 0
-    clean_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_number("epochs", self.epochs, 0)
-        check_number("batch_size", self.batch_size, 1)
-        check_number("learning_rate", self.learning_rate, 0, above=True)
-        check_number("warmup", self.warmup, 0, 1)
-        check_number("weight_decay", self.weight_decay, 0)
-        check_number("clean_epochs", self.clean_epochs, 0)
-        check_number("clean_weight", self.clean_weight, 0, 1)
+# What the compiled step does not depend on, so that fine-tuning finds training's.
+NOT_COMPILED = {
+    "epochs": 1,
+    "batch_size": 1,
+    "learning_rate": 1.0,
+    "warmup": 0.0,
+    "adversarial": PGD(),
+    "clean_epochs": 0,
+    "clean_weight": 0.0,
+}
 
 
 class TrainState(NamedTuple):
+    """All that an epoch needs of those before it."""
+
     variables: dict  # {"params", "batch_stats"}
     moments: Any  # of the optimizer
+    ema: dict | None = None  # moving average of the variables, if the recipe has one
 
 
 class Epoch(NamedTuple):
-    """One epoch's record: means over its steps, and the last learning rate."""
+    """One epoch's record: means over its steps, and the last learning rate.
+
+    Times leave out the epoch's first step, which may compile, unless it has no other.
+    """
 
     epoch: int
     loss: float
-    accuracy: float  # on the images as trained on: augmented, and attacked if adversarial
+    accuracy: float  # on the images as trained on: augmented, and attacked unless by TRADES
     learning_rate: float
+    step_ms: float
+    images_per_second: float
 
 
-@cache
-def optimizer(weight_decay: float) -> optax.GradientTransformation:
-    """AdamW up to its learning rate, which the jitted step takes as an argument."""
-    return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.scale_by_adam(),
-        optax.add_decayed_weights(weight_decay, mask=_kernels),
-    )
-
-
-def _kernels(params):
-    """Weight decay leaves biases and batch norm alone."""
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+def start_state(recipe: Recipe, variables: dict) -> TrainState:
+    """The state before the first epoch, in memory of its own."""
+    variables = jax.tree.map(jnp.array, variables)
+    ema = jax.tree.map(jnp.array, variables) if recipe.ema else None
+    return TrainState(variables, optimizer(recipe).init(variables["params"]), ema)
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _step(classifier, weight_decay, state, masks, images, labels, weights, learning_rate, key):
-    """One step on the weighted mean loss; masks hold, batch norm uses the batch."""
-    network = SpikingNetwork(classifier.architecture)
+def _step(trainee, recipe, state, masks, parts, labels, shares, rate, old, key):
+    """One step on the weighted mean loss; masks hold, batch norm uses the batch.
+
+    `parts` are versions of the same images, clean, attacked or both in this order, and
+    `shares` their weights over the batch size. `old` is the share of the moving average so far.
+    """
+    batch = len(labels)
+    images, labels = jnp.concatenate(parts), jnp.tile(labels, len(parts))
+    weights = jnp.repeat(shares, batch)
+    threshold = trainee.architecture.neuron.threshold
 
     def loss_fn(params):
-        logits, updates = network.apply(
-            {**state.variables, "params": params},
-            images,
-            masks,
-            surrogate=classifier.surrogate,
-            train=True,
-            mutable=["batch_stats"],
-            key=key,
+        variables = {**state.variables, "params": params}
+        logits, potentials, updates = trainee.forward(
+            variables, masks, images, key, train=True, activity=recipe.membrane > 0
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        hits = (logits.argmax(-1) == labels).astype(jnp.float32)
-        return jnp.vdot(losses, weights), (updates, jnp.vdot(hits, weights))
+        if recipe.loss == "tet":
+            each = losses.tet(logits, labels, threshold, recipe.tet_weight, recipe.label_smoothing)
+        else:
+            each = losses.cross_entropy(logits, labels, recipe.label_smoothing)
+        loss = jnp.vdot(each, weights)
+        if recipe.trades and len(parts) == 2:
+            clean, attacked = jnp.split(logits, 2, axis=1)
+            apart = losses.divergence(clean, attacked, recipe.trades_temperature)
+            loss += recipe.trades * apart.mean()
+        if recipe.sparse_gradient:
+            found = sparse_gradient(trainee, variables, masks, images, labels, key=key)
+            loss += recipe.sparse_gradient * found
+        if recipe.membrane:
+            width = trainee.surrogate.width
+            loss += recipe.membrane * membrane_mass(potentials, threshold, width)
+        hits = (logits.mean(0).argmax(-1) == labels).astype(jnp.float32)
+        return loss, (updates, jnp.vdot(hits, weights))
 
     params = state.variables["params"]
     (loss, (updates, accuracy)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    direction, moments = optimizer(weight_decay).update(grads, state.moments, params)
-    params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
-    return TrainState({"params": params, **updates}, moments), loss, accuracy
+    direction, moments = optimizer(recipe).update(grads, state.moments, params)
+    params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
+    if recipe.orthogonal:
+        params = orthogonalise(params, recipe.orthogonal, jax.random.fold_in(key, 1))
+    variables, ema = {"params": params, **updates}, state.ema
+    if recipe.ema:
+        ema = jax.tree.map(lambda a, w: old * a + (1 - old) * w, ema, variables)
+    return TrainState(variables, moments, ema), loss, accuracy
 
 
 @partial(jax.jit, static_argnames="kind")
 def augment(
-    key: Array, images: Float[Array, "B H W C"], *, kind: Literal["none", "shift", "crop_flip"]
+    key: Array, images: Float[Array, "B H W C"], *, kind: Augmentation
 ) -> Float[Array, "B H W C"]:
     """Random shifts with zero padding: by 1/8 of the side, with flips for `crop_flip`.
 
-    A shift of less than a pixel counts as one.
+    A shift of less than a pixel counts as one. `crop_flip_cutout` then blackens a square of half
+    the side around a random pixel, as far as it lies in the image (DeVries and Taylor,
+    arXiv 1708.04552, where it gets the mean colour).
     """
     if kind == "none":
         return images
@@ -128,18 +140,22 @@ def augment(
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (h, w, image.shape[-1]))
 
     images = jax.vmap(crop)(padded, corners)
-    if kind == "crop_flip":
+    if kind != "shift":
         flips = jax.random.bernoulli(key_flip, 0.5, (b, 1, 1, 1))
         images = jnp.where(flips, images[:, :, ::-1], images)
+    if kind == "crop_flip_cutout":
+        half = min(h, w) // 4
+        keys = jax.random.split(jax.random.fold_in(key, 2))
+        rows, columns = (_band(*each, b, half) for each in zip(keys, (h, w), strict=True))
+        images = jnp.where(rows[:, :, None, None] & columns[:, None, :, None], 0.0, images)
     return images
 
 
-def learning_rate(recipe: Recipe, progress: float) -> float:
-    """Linear warm-up, then a cosine to 0; `progress` is the share of the steps done."""
-    if progress < recipe.warmup:
-        return recipe.learning_rate * progress / recipe.warmup
-    after = (progress - recipe.warmup) / max(1 - recipe.warmup, 1e-9)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(after, 1.0)))
+def _band(key, side, count, half):
+    """Along one axis, which pixels are around a random one; by image."""
+    centres = jax.random.randint(key, (count, 1), 0, side)
+    pixels = jnp.arange(side)
+    return (centres - half <= pixels) & (pixels < centres + half)
 
 
 def steps_an_epoch(recipe: Recipe, images: int) -> int:
@@ -155,11 +171,15 @@ def train(
     split: Split,
     recipe: Recipe,
     *,
-    augmentation: Literal["none", "shift", "crop_flip"] = "none",
+    augmentation: Augmentation = "none",
     report: Callable[[Epoch], None] = lambda epoch: None,
     progress: Callable[[], None] = lambda: None,
+    start: TrainState | None = None,
+    first_epoch: int = 0,
+    keep: Callable[[int, TrainState], None] = lambda done, state: None,
+    mesh: Mesh | None = None,
 ) -> dict:
-    """Trains the masked network and returns its variables.
+    """Trains the masked network and returns its variables, or their moving average.
 
     Args:
       key: for shuffling, augmentation, the attack's random starts and a stochastic encoding.
@@ -167,56 +187,116 @@ def train(
       variables: to start from; they are copied, so the caller's stay valid.
       masks: filters that stay removed; a masked network trains like its compact twin.
       split: training images and labels.
-      recipe: epochs, optimiser, attack.
+      recipe: epochs, loss, optimiser, attack.
       augmentation: see `augment`.
       report: called after each epoch.
       progress: called after each step.
+      start, first_epoch: the state to go on from in place of `variables`, and how many epochs
+        it has behind it; the result is then, bit for bit, that of training in one go.
+      keep: called after each epoch, before `report`, with the number of epochs done and the
+        state, whose memory the next step reuses: save it or copy it.
+      mesh: devices to deal every batch out over. Batch norm has the moments of the whole batch
+        and draws are those of one device, so results differ by rounding alone.
 
     Raises:
-      InputError: the loss stops being finite.
+      InputError: the loss stops being finite, the recipe does not go with the surrogate, or the
+        batch size is no multiple of the devices.
     """
-    images, labels = jnp.asarray(split.images), jnp.asarray(split.labels)
-    steps = steps_an_epoch(recipe, len(labels))
-    batch = min(recipe.batch_size, len(labels))
-    variables = jax.tree.map(jnp.copy, variables)
-    state = TrainState(variables, optimizer(recipe.weight_decay).init(variables["params"]))
-    for epoch in range(recipe.epochs):
+    count = len(split.labels)
+    steps, batch = steps_an_epoch(recipe, count), min(recipe.batch_size, count)
+    _check(classifier, recipe, batch, mesh)
+    dtype = jnp.bfloat16 if recipe.precision == "bfloat16" else jnp.float32
+    trainee = Trainee(classifier.architecture, classifier.surrogate, dtype, recipe.remat, mesh)
+    program = dataclasses.replace(recipe, **NOT_COMPILED)
+    if recipe.orthogonal and start is None:
+        variables = silenced(classifier.architecture, variables, masks)
+    state = start_state(recipe, variables) if start is None else jax.tree.map(jnp.array, start)
+    state, masks, key = (devices.place(mesh, each) for each in (state, dict(masks), key))
+    images, labels = devices.place(mesh, tuple(split))
+    # on CPUs, some dozens of unfinished calls that talk to each other lock up
+    waits = mesh is not None and mesh.devices.flat[0].platform == "cpu"
+    for epoch in range(first_epoch, recipe.epochs):
         key_epoch = jax.random.fold_in(key, epoch)
-        order = jax.random.permutation(key_epoch, len(labels))[: steps * batch]
+        order = jax.random.permutation(key_epoch, count)[: steps * batch]
         adversarial = recipe.adversarial is not None and epoch >= recipe.clean_epochs
-        clean_share = recipe.clean_weight if adversarial else 1.0
-        losses, hits = [], []
+        clean_share = recipe.clean_weight if adversarial and not recipe.trades else 1.0
+        records, began = [], time.perf_counter()
         for number, places in enumerate(order.reshape(steps, batch)):
             key_augment, key_attack = jax.random.split(jax.random.fold_in(key_epoch, number + 1))
-            x, y = _batch(key_augment, images, labels, places, kind=augmentation)
+            x, y = _batch(key_augment, images, labels, places, kind=augmentation, mesh=mesh)
             parts = [(x, clean_share)] if clean_share > 0 else []
-            if adversarial and clean_share < 1:
-                params = (state.variables, masks)
-                attacked = recipe.adversarial(classifier, params, x, y, key_attack)
+            if adversarial and (recipe.trades or clean_share < 1):
+                attacked = _attacked(trainee, (state.variables, masks), x, y, recipe, key_attack)
                 parts.append((attacked, 1 - clean_share))
-            rate = learning_rate(recipe, (epoch * steps + number + 0.5) / (recipe.epochs * steps))
-            state, loss, accuracy = _step(
-                classifier,
-                recipe.weight_decay,
+            done = epoch * steps + number
+            rate = learning_rate(recipe, (done + 0.5) / (recipe.epochs * steps))
+            draws = classifier.stochastic or recipe.orthogonal
+            state, *record = _step(
+                trainee,
+                program,
                 state,
                 masks,
-                jnp.concatenate([part for part, _ in parts]),
-                jnp.tile(y, len(parts)),
-                jnp.repeat(jnp.array([share / batch for _, share in parts]), batch),
+                [part for part, _ in parts],
+                y,
+                np.array([share / batch for _, share in parts], np.float32),
                 rate,
-                jax.random.fold_in(key_attack, 1) if classifier.stochastic else None,
+                keep_share(recipe.ema, done + 1),
+                jax.random.fold_in(key_attack, 1) if draws else None,
             )
-            losses.append(loss)
-            hits.append(accuracy)
+            records.append(record)
+            if number == 0 or waits:
+                jax.block_until_ready(state)
+            if number == 0 and steps > 1:
+                began = time.perf_counter()
             progress()
-        loss = float(jnp.mean(jnp.stack(losses)))
+        means = [float(jnp.mean(jnp.stack(each))) for each in zip(*records, strict=True)]
+        loss, accuracy = means
+        step_ms = 1e3 * (time.perf_counter() - began) / max(steps - 1, 1)
         if not (math.isfinite(loss) and bool(_finite(state.variables))):
             raise InputError(
                 f"training diverged in epoch {epoch + 1} (mean loss {loss:g}): "
                 f"use a learning rate below {recipe.learning_rate}."
             )
-        report(Epoch(epoch, loss, float(jnp.mean(jnp.stack(hits))), rate))
-    return state.variables
+        keep(epoch + 1, state)
+        report(Epoch(epoch, loss, accuracy, rate, step_ms, 1e3 * batch / step_ms))
+    trained = state.ema if recipe.ema else state.variables
+    # from a mesh back to where other code expects them
+    return trained if mesh is None else jax.tree.map(jnp.asarray, jax.device_get(trained))
+
+
+def _check(classifier: Classifier, recipe: Recipe, batch: int, mesh: Mesh | None) -> None:
+    if recipe.membrane and not isinstance(classifier.surrogate, Surrogate):
+        raise InputError(
+            f"membrane {recipe.membrane} needs the width of a surrogate, which "
+            f"{classifier.surrogate} has not: train through a Surrogate, or give 0."
+        )
+    if batch % devices.count(mesh):
+        raise InputError(
+            f"a batch of {batch} images cannot be dealt out evenly over {devices.count(mesh)} "
+            "devices: give a batch size that is a multiple of them."
+        )
+
+
+def _attacked(trainee, params, images, labels, recipe, key):
+    attack = recipe.adversarial
+    if recipe.trades:
+        return raise_divergence(trainee, params, images, attack, key, recipe.trades_temperature)
+    return attack(trainee, params, images, labels, key)
+
+
+def silenced(architecture: Architecture, variables: dict, masks: MaskTree) -> dict:
+    """The same masked network with zeros for all weights that the masks take out of effect.
+
+    `orthogonalise` mixes filters, and those that are gone are not to take part; as no gradient
+    reaches these weights, they stay 0.
+    """
+    alive, params = masking.alive(architecture, masks), dict(variables["params"])
+    for node in architecture.nodes:
+        if isinstance(node, Conv | Dense):
+            kernel = params[node.name]["kernel"] * masks.get(masking.kernel(node.name), 1.0)
+            kernel = kernel * alive[node.input][:, None] * alive[node.name]
+            params[node.name] = {**params[node.name], "kernel": kernel}
+    return {**variables, "params": params}
 
 
 @jax.jit
@@ -224,6 +304,9 @@ def _finite(tree):
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
-@partial(jax.jit, static_argnames="kind")
-def _batch(key, images, labels, places, *, kind):
+@partial(jax.jit, static_argnames=("kind", "mesh"))
+def _batch(key, images, labels, places, *, kind, mesh):
+    if mesh is not None:
+        dealt = NamedSharding(mesh, P(devices.MEMBERS))
+        places = jax.lax.with_sharding_constraint(places, dealt)
     return augment(key, unit(images[places]), kind=kind), labels[places]

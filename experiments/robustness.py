@@ -30,7 +30,7 @@ from ccsrp_jax.config import read_flags
 from ccsrp_jax.data import Split, load, unit
 from ccsrp_jax.errors import InputError, check_number
 from ccsrp_jax.files import write_whole
-from ccsrp_jax.models import Classifier
+from ccsrp_jax.network import Classifier
 from ccsrp_jax.neurons import Surrogate
 from ccsrp_jax.robustness_figure import robustness_figure
 from ccsrp_jax.smoothing import Smoothing, certified_accuracy, certify
@@ -96,6 +96,7 @@ def run(settings: Settings, terminal: Terminal) -> dict:
         data_dir=settings.data_dir,
         seed=settings.seed,
         test_images=settings.images,
+        time_steps=architecture.time_steps,
     )
     shape = data.test.images.shape[1:]
     if shape != architecture.input_shape:

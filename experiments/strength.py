@@ -35,7 +35,7 @@ from twin import FoldedTwin, nchw  # noqa: E402
 from ccsrp_jax import data, models, training  # noqa: E402
 from ccsrp_jax.assess import evaluate  # noqa: E402
 from ccsrp_jax.attacks import PGD, slope  # noqa: E402
-from ccsrp_jax.models import Classifier  # noqa: E402
+from ccsrp_jax.network import Classifier  # noqa: E402
 from ccsrp_jax.terminal import Terminal  # noqa: E402
 
 # name, of which the first word is the data set: plan, eps, training images, epochs

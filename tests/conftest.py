@@ -1,6 +1,7 @@
 """Shared small networks and data; JAX's caches are dropped between modules to bound memory."""
 
 import os
+from functools import partial
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # what earlier runs kept is not tested
 
@@ -11,8 +12,41 @@ import pytest
 
 from ccsrp_jax import data, models
 from ccsrp_jax.architecture import Architecture
+from ccsrp_jax.neurons import LIF
 
 PLAN = (6, "A", 5, 4)
+# As `jax.jit`, for deep networks that run a few times: it compiles twice as fast.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+EAGER = {"threshold": 0.5, "decay_input": False}  # their spikes reach the end of deep networks
+# Every model, with options that make it small enough to compile in seconds; all neurons and
+# norms occur. Five poolings take a side of 32.
+TINY = {
+    "small": {"width": 0.25, "neuron": LIF(learned=True)},
+    "medium": {"width": 0.25, "norm": "tdbn"},
+    "vgg11": {"width": 1 / 32, "neuron": LIF(**EAGER)},
+    "vgg16": {"width": 1 / 16, "side": 32, "neuron": LIF(**EAGER)},
+    "6conv2fc": {"width": 1 / 32, "neuron": LIF(threshold=0.5)},
+    "resnet18": {"width": 1 / 16, "norm": "tdbn", "neuron": LIF(**EAGER)},
+    "sew_resnet18": {"width": 1 / 16, "neuron": LIF(3.0, **EAGER, learned=True)},
+    "resnet19": {"width": 1 / 16, "neuron": LIF(**EAGER)},
+    "resnet8": {"width": 0.25, "neuron": LIF(reset="soft", decay_input=False)},
+}
+AT_REST = {"var": (1, 1), "scale": (1, 1), "mean": (0, 0), "bias": (0, 0), "leak": (0, 0)}
+BUSY = {"var": (0.02, 0.2), "scale": (0.8, 1.6), "mean": (-0.4, 0.4), "bias": (-0.2, 1.0)}
+BUSY |= {"leak": (-1.0, 1.0)}
+
+
+def tiny(name: str, **options) -> Architecture:
+    """The model of that name with its options in `TINY`, for digits, in two time steps."""
+    options = {"side": 8, "time_steps": 2, "mean": (0.3,), "std": (0.4,)} | TINY[name] | options
+    side = options.pop("side")
+    return models.build(name, (side, side, 1), 10, **options)
+
+
+def enlarged(images: jax.Array, architecture: Architecture) -> jax.Array:
+    """The images with every pixel repeated, as large as the network wants them."""
+    times = architecture.input_shape[0] // images.shape[1]
+    return images.repeat(times, 1).repeat(times, 2)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -56,10 +90,10 @@ def curved_weights(random: np.random.Generator, pixels: int, classes: int = 5, s
     return jnp.asarray(inner), jnp.asarray(outer)
 
 
-def busy(architecture: Architecture, seed: int) -> dict:
-    """Random weights, with batch norms, biases and shifts far from where training starts."""
+def busy(architecture: Architecture, seed: int, ranges: dict = BUSY) -> dict:
+    """Random weights, with batch norms, biases and shifts far from where training starts, or
+    with `AT_REST` as there; compiles nothing, unlike `models.init`."""
     random = np.random.default_rng(seed)
-    ranges = {"var": (0.02, 0.2), "scale": (0.8, 1.6), "mean": (-0.4, 0.4), "bias": (-0.2, 1.0)}
 
     def draw(path, leaf):
         name = path[-1].key

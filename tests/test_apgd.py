@@ -19,7 +19,7 @@ from ccsrp_jax.apgd import APGD, SAPGD, checkpoints, touching
 from ccsrp_jax.attacks import PGD, Noise
 from ccsrp_jax.errors import InputError
 from ccsrp_jax.gradients import AdaptiveSharpness
-from ccsrp_jax.models import Classifier
+from ccsrp_jax.network import Classifier
 
 KEY = jax.random.key(0)
 TARGETED = "dlr_targeted"

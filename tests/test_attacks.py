@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ccsrp_jax.architecture import Architecture
 from ccsrp_jax.attacks import PGD, fgsm
 from ccsrp_jax.errors import InputError
-from ccsrp_jax.models import Classifier
+from ccsrp_jax.network import Classifier
 
 KEY = jax.random.key(0)
 

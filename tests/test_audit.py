@@ -13,7 +13,7 @@ from ccsrp_jax.assess import evaluate
 from ccsrp_jax.attacks import PGD, is_stochastic
 from ccsrp_jax.audit import EPS_TIMES, STEPS, WIDTHS, _rise, audit
 from ccsrp_jax.data import Split
-from ccsrp_jax.models import Classifier
+from ccsrp_jax.network import Classifier
 from ccsrp_jax.neurons import Surrogate
 from ccsrp_jax.robustness import Outcome
 from ccsrp_jax.suite import views

@@ -12,6 +12,7 @@ import pytest
 
 from ccsrp_jax import models, sharing
 from ccsrp_jax.architecture import groups
+from ccsrp_jax.network import SpikingNetwork
 
 SCRIPTS = Path(__file__).parents[1] / "experiments" / "benchmarks"
 SMALL = models.build("small", (8, 8, 1), 10)
@@ -74,7 +75,7 @@ def test_every_layer_of_the_random_networks_spikes(monkeypatch):
     network = models.plain((16,) * 8, (8, 8, 1), 10)
     variables = importlib.import_module("floor").spiking_variables(network)
     images = np.random.default_rng(0).uniform(size=(4, 8, 8, 1)).astype(np.float32)
-    apply = jax.jit(partial(models.SpikingNetwork(network).apply, activity=True))
+    apply = jax.jit(partial(SpikingNetwork(network).apply, activity=True))
     rates = {k: float(v.mean()) for k, v in apply(variables, images)[1].spikes.items()}
     assert len(rates) == 8 and all(0.2 < rate < 0.7 for rate in rates.values()), rates
 

@@ -15,7 +15,7 @@ from ccsrp_jax.data import Split
 from ccsrp_jax.errors import InputError
 from ccsrp_jax.evaluation import correct
 from ccsrp_jax.evolution import floor_count
-from ccsrp_jax.models import Classifier, SpikingNetwork
+from ccsrp_jax.network import Classifier, SpikingNetwork
 
 ATTACK = PGD(0.1, 2)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import busy
+from conftest import TINY, busy, enlarged, jit, tiny
 from safetensors import safe_open
 
 from ccsrp_jax import compaction, masks
@@ -20,16 +20,19 @@ from ccsrp_jax.architecture import (
     Norm,
     Pool,
     Spike,
+    coupled,
     group_of,
     groups,
+    kernel_shapes,
 )
 from ccsrp_jax.errors import InputError
-from ccsrp_jax.models import SpikingNetwork
+from ccsrp_jax.network import Activity, SpikingNetwork
 from ccsrp_jax.neurons import LIF
 
 
 def random_architecture(random: np.random.Generator) -> Architecture:
-    """A chain with residual blocks, biases, strides, poolings and dense layers, or without."""
+    """A chain with residual blocks, biases, strides, poolings and dense layers, or without; a
+    third of them learn their leaks."""
     nodes, last = [], "image"
 
     def chance() -> bool:
@@ -62,29 +65,98 @@ def random_architecture(random: np.random.Generator) -> Architecture:
         nodes += [Dense("fc", last, width()), Spike("fc.lif", "fc")]
         last = "fc.lif"
     nodes.append(Dense("classifier", last, 10))
-    neuron = LIF(threshold=0.4, reset="soft" if chance() else "hard")
+    reset, learned = "soft" if chance() else "hard", bool(random.random() < 1 / 3)
+    neuron = LIF(threshold=0.4, reset=reset, learned=learned)
     return Architecture(tuple(nodes), (8, 8, 1), 2, neuron, (0.2,), (0.4,))
 
 
 def run(architecture):
-    return jax.jit(partial(SpikingNetwork(architecture).apply, activity=True))
+    return jit(partial(SpikingNetwork(architecture).apply, activity=True))
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_masked_equals_compact(images, seed):
-    architecture = random_architecture(np.random.default_rng(seed))
-    variables = busy(architecture, seed)
-    mask = masks.random(jax.random.key(seed), architecture, 0.5 if seed % 2 else 0.05)
-    logits, seen = run(architecture)(variables, images[:4], mask)
+def random_weight_masks(random: np.random.Generator, architecture: Architecture) -> dict:
+    """Masks of the weights of about every other layer, which keep 7 in 10."""
+    return {
+        masks.kernel(layer): random.random(shape) < 0.7
+        for layer, shape in kernel_shapes(architecture).items()
+        if random.integers(2)
+    }
+
+
+def assert_masked_equals_compact(architecture, variables, images, mask) -> Activity:
+    """Logits to the order of float sums, spikes of kept filters exactly; no others spike."""
+    variables = jax.tree.map(np.asarray, variables)  # XLA would compile every cut
+    logits, seen = run(architecture)(variables, images, mask)
     smaller, weights = compaction.compact(architecture, variables, mask)
     assert groups(smaller) == masks.widths(architecture, mask)
-    again, compact_seen = run(smaller)(weights, images[:4], None)
-
+    again, compact_seen = run(smaller)(weights, images, None)
     chex.assert_trees_all_close(logits, again, atol=1e-5)
     for name, spikes in seen.spikes.items():
         kept = np.flatnonzero(mask[group_of(architecture)[name]])
         assert spikes.sum() == spikes[..., kept].sum()
         chex.assert_trees_all_equal(spikes[..., kept], compact_seen.spikes[name])
+    return seen
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_masked_equals_compact(images, seed):
+    random = np.random.default_rng(seed)
+    architecture = random_architecture(random)
+    mask = masks.random(jax.random.key(seed), architecture, 0.5 if seed % 2 else 0.05)
+    if seed % 4 == 1:
+        mask |= random_weight_masks(random, architecture)
+    assert_masked_equals_compact(architecture, busy(architecture, seed), images[:4], mask)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_model_masked_equals_compact(images, name):
+    """Residual streams are masked too, and half of the layers' weights."""
+    architecture = tiny(name)
+    variables, x = busy(architecture, seed=3), enlarged(images[:2], architecture)
+    mask = masks.random(jax.random.key(3), architecture, 0.8)
+    assert coupled(architecture) <= mask.keys()
+    mask |= random_weight_masks(np.random.default_rng(3), architecture)
+    seen = assert_masked_equals_compact(architecture, variables, x, mask)
+    assert all(spikes.any() for spikes in seen.spikes.values())  # down to the last layer
+
+
+def test_masked_weights_are_zeroed_weights(network, images):
+    architecture, variables = network
+    layers, random = ("conv2", "classifier"), np.random.default_rng(0)
+    mask = {masks.kernel(a): random.random(kernel_shapes(architecture)[a]) < 0.7 for a in layers}
+    params = {
+        layer: values | {"kernel": values["kernel"] * mask[masks.kernel(layer)]}
+        for layer, values in variables["params"].items()
+        if layer in layers
+    }
+    zeroed = variables | {"params": variables["params"] | params}
+    masked = run(architecture)(variables, images, mask)
+    chex.assert_trees_all_equal(masked, run(architecture)(zeroed, images, None))
+    assert (masked[0] != run(architecture)(variables, images, None)[0]).any()
+
+
+@pytest.mark.parametrize("layer", ["conv3", "classifier"])
+def test_population_of_weight_masks_equals_one_by_one(network, images, layer):
+    architecture, variables = network
+    name, shape = masks.kernel(layer), kernel_shapes(architecture)[layer]
+    population = jax.random.bernoulli(jax.random.key(1), 0.5, (3, *shape))
+    apply = jit(SpikingNetwork(architecture).apply)
+    filters = masks.random(jax.random.key(2), architecture, 0.8)
+    axes = {group: None for group in filters} | {name: 0}
+    together = jax.vmap(apply, (None, None, axes))(variables, images, filters | {name: population})
+    assert np.ptp(together, axis=0).max() > 0.01
+    for logits, member in zip(together, population, strict=True):
+        alone = apply(variables, images, filters | {name: member})
+        chex.assert_trees_all_close(logits, alone, atol=1e-5)
+
+
+def test_gradients_do_not_reach_masked_weights(network, images):
+    architecture, variables = network
+    mask = {"conv2/kernel": np.random.default_rng(0).random((3, 3, 6, 5)) < 0.5}
+    apply = SpikingNetwork(architecture).apply
+    gradient = jax.jit(jax.grad(lambda v: apply(v, images, mask).var()))(variables)
+    moved = np.asarray(gradient["params"]["conv2"]["kernel"]) != 0
+    assert moved.any() and not (moved & ~mask["conv2/kernel"]).any()
 
 
 def test_one_filter_a_layer_is_enough(network, images):
@@ -187,6 +259,9 @@ def test_damaged_network_file_is_refused(network, tmp_path, damage):
         ({"conv1": np.ones(5)}, r"shape \(5,\).*\(6,\)"),
         ({"conv1": np.full(6, 0.5)}, "other than 0 and 1"),
         ({"conv1": np.zeros(6)}, "keeps no filter"),
+        ({"conv9/kernel": np.ones(6)}, "layer of a weight mask 'conv9'.*conv1"),
+        ({"conv1/kernel": np.ones(6)}, r"shape \(6,\).*\(3, 3, 1, 6\)"),
+        ({"conv1/kernel": np.full((3, 3, 1, 6), 2)}, "other than 0 and 1"),
     ],
 )
 def test_masks_that_do_not_fit_are_refused(network, mask, says):

@@ -10,7 +10,19 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from ccsrp_jax import compaction, cost, masks, models
-from ccsrp_jax.architecture import Add, Architecture, Conv, Dense, Flatten, Norm, Pool, Spike
+from ccsrp_jax.architecture import (
+    Add,
+    Architecture,
+    Conv,
+    Dense,
+    Flatten,
+    Norm,
+    Pool,
+    Spike,
+    group_of,
+    kernel_shapes,
+)
+from ccsrp_jax.network import Classifier, SpikingNetwork
 from ccsrp_jax.neurons import LIF
 
 BUSY = LIF(threshold=0.5)
@@ -57,6 +69,7 @@ RESIDUAL = Architecture(
     neuron=BUSY,
 )
 CHAIN = models.plain((6, "M", 8, "A"), (8, 8, 1), 10, dense=(7,), time_steps=2, neuron=BUSY)
+LEARNED = models.plain((6, "M", 8), (8, 8, 1), 10, neuron=LIF(threshold=0.5, learned=True))
 
 
 def random_variables(seed, architecture):
@@ -106,7 +119,7 @@ def loop_synops(values, kernel, stride, filters, out_shape):
 
 
 def test_synops_and_macs_equal_loops_over_spikes_synapses_and_places():
-    network = models.SpikingNetwork(BRANCHES)
+    network = SpikingNetwork(BRANCHES)
     variables = random_variables(0, BRANCHES)
     images = jax.random.uniform(jax.random.key(1), (2, 7, 6, 2))
     names = [node.name for node in BRANCHES.nodes]
@@ -133,6 +146,98 @@ def test_synops_and_macs_equal_loops_over_spikes_synapses_and_places():
     assert cost.macs(BRANCHES) == macs
 
 
+def masked_loop(values, kernel_mask, stride, out_shape):
+    """As `loop_synops`, with a kernel's mask (k, k, in, out): synapses that it keeps."""
+    kernel, (count, pad) = len(kernel_mask), (0, len(kernel_mask) // 2)
+    for *_, y, x, c in np.argwhere(values != 0):
+        for dy in range(kernel):
+            for dx in range(kernel):
+                row, rest_y = divmod(y + pad - dy, stride)
+                column, rest_x = divmod(x + pad - dx, stride)
+                inside = 0 <= row < out_shape[0] and 0 <= column < out_shape[1]
+                if rest_y == rest_x == 0 and inside:
+                    count += kernel_mask[dy, dx, c].sum()
+    return count
+
+
+@pytest.mark.parametrize("filters", (False, True))
+def test_masks_of_weights_save_parameters_and_synops_as_loops_count_them(filters):
+    """Beside masks of filters, a synapse survives where its weight and both filters do."""
+    variables = random_variables(0, RESIDUAL)
+    images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 1))
+    random = np.random.default_rng(0)
+    kept = dict(masks.random(jax.random.key(2), RESIDUAL, 0.6)) if filters else {}
+    layers = ("conv1", "conv2", "short", "classifier")  # fc1 stays whole
+    weights = {
+        masks.kernel(layer): (random.random(kernel_shapes(RESIDUAL)[layer]) < 0.5).astype(float)
+        for layer in layers
+    }
+    every, network = kept | weights, SpikingNetwork(RESIDUAL)
+    start = network.apply(variables, images, method="encode")
+    names = [node.name for node in RESIDUAL.nodes]
+    values, _ = network.apply(variables, start, every, keep=names, method="walk")
+    values = {name: np.asarray(value) for name, value in (start | values).items()}
+    member = group_of(RESIDUAL)
+    synops, params = {}, {}
+    for node in RESIDUAL.nodes:
+        out = np.asarray(kept.get(member[node.name], np.ones(values[node.name].shape[-1])))
+        if isinstance(node, Norm):
+            params[node.name] = 2 * out.sum()
+        if not isinstance(node, Conv | Dense):
+            continue
+        shape = kernel_shapes(RESIDUAL)[node.name]
+        into = np.asarray(kept.get(member[node.input], np.ones(values["image"].shape[-1])))
+        into = np.resize(into, shape[-2])  # channels are fastest where flattened
+        alive = np.asarray(every.get(masks.kernel(node.name), np.ones(shape)))
+        alive = alive * into[:, None] * out
+        params[node.name] = alive.sum() + node.bias * out.sum()
+        x = values[node.input]
+        if node.input == "image":
+            continue
+        if isinstance(node, Dense):
+            synops[node.name] = ((x != 0) @ alive).sum()
+        else:
+            synops[node.name] = masked_loop(x, alive, node.stride, values[node.name].shape[2:4])
+    assert cost.params(RESIDUAL, every) == params
+    ours = cost.synops(RESIDUAL, variables, images, every)
+    assert min(ours.values()) > 0
+    assert ours == pytest.approx({name: n / 2 for name, n in synops.items()}, rel=1e-6)
+    assert cost.macs(RESIDUAL, every) == cost.macs(RESIDUAL, kept)
+
+
+def test_whole_masks_of_weights_cost_what_no_masks_cost():
+    variables, images = random_variables(0, RESIDUAL), jnp.full((1, 8, 8, 1), 0.8)
+    whole = {masks.kernel(name): np.ones(n) for name, n in kernel_shapes(RESIDUAL).items()}
+    assert cost.params(RESIDUAL, whole) == cost.params(RESIDUAL)
+    ours = cost.synops(RESIDUAL, variables, images, whole)
+    assert ours == pytest.approx(cost.synops(RESIDUAL, variables, images), rel=1e-6)
+
+
+def test_events_of_poisson_and_frames_are_counted_and_noisy_images_are_not():
+    images = jax.random.uniform(jax.random.key(1), (3, 4, 4, 2))
+    images = jnp.where(images < 0.4, 0.0, images)
+    for encoding, channels in (("poisson", 2), ("frames", 1), ("gaussian", 2)):
+        architecture = models.plain(
+            (3,), (4, 4, 2), 5, time_steps=2, encoding=encoding, mean=(0.2,), std=(0.3,)
+        )
+        variables, key = random_variables(0, architecture), jax.random.key(2)
+        ours = cost.synops(architecture, variables, images, key=key)
+        if encoding == "gaussian":
+            assert set(ours) == {"classifier"}
+            # 9 weights of 2 channels for 3 filters at 16 places, in both steps
+            analog = 2 * 9 * 2 * 3 * 16
+            by_hand = (4.6 * analog + 0.9 * ours["classifier"]) / 1000
+            assert cost.energy_nj(architecture, ours) == pytest.approx(by_hand)
+            continue
+        network = SpikingNetwork(architecture)
+        seen = network.apply(variables, images, key, method="encode")["image"] * 0.3 + 0.2
+        events = np.asarray(jnp.abs(seen) > 1e-4)
+        assert events.shape == (2, 3, 4, 4, channels) and 0.1 < events.mean() < 0.9
+        assert ours["conv1"] == pytest.approx(loop_synops(events, 3, 1, 3, (4, 4)) / 3)
+        by_hand = 0.9 * sum(ours.values()) / 1000
+        assert cost.energy_nj(architecture, ours) == pytest.approx(by_hand)
+
+
 def test_macs_and_parameters_by_hand():
     assert cost.macs(RESIDUAL) == {
         "conv1": 9 * 1 * 6 * 64,
@@ -152,7 +257,7 @@ def test_macs_and_parameters_by_hand():
     }
 
 
-@pytest.mark.parametrize("architecture", (RESIDUAL, BRANCHES))
+@pytest.mark.parametrize("architecture", (RESIDUAL, BRANCHES, LEARNED))
 def test_parameters_are_those_of_the_network(architecture):
     variables = jax.eval_shape(lambda key: models.init(key, architecture), jax.random.key(0))
     by_layer = {
@@ -162,7 +267,9 @@ def test_parameters_are_those_of_the_network(architecture):
     assert cost.params(architecture) == by_layer
 
 
-@pytest.mark.parametrize("architecture, seed", ((RESIDUAL, 0), (RESIDUAL, 2), (CHAIN, 1)))
+@pytest.mark.parametrize(
+    "architecture, seed", ((RESIDUAL, 0), (RESIDUAL, 2), (CHAIN, 1), (LEARNED, 3))
+)
 def test_masked_costs_equal_those_of_the_compact_network(architecture, seed):
     variables = random_variables(0, architecture)
     images = jax.random.uniform(jax.random.key(seed), (4, *architecture.input_shape))
@@ -202,7 +309,7 @@ def test_energy_by_hand():
 def test_latency_is_one_positive_figure_a_network():
     architecture = models.plain((2,), (4, 4, 1), 3)
     variables = random_variables(0, architecture)
-    masked = (models.Classifier(architecture), (variables, {"conv1": jnp.array([1.0, 0.0])}))
-    whole = (models.Classifier(architecture), (variables, None))
+    masked = (Classifier(architecture), (variables, {"conv1": jnp.array([1.0, 0.0])}))
+    whole = (Classifier(architecture), (variables, None))
     figures = cost.latency_ms([whole, masked], jnp.zeros((1, 4, 4, 1)), repeats=3)
     assert len(figures) == 2 and min(figures) > 0

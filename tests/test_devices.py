@@ -12,7 +12,7 @@ from workers import population
 
 from ccsrp_jax import data, devices, fitness, masks
 from ccsrp_jax.errors import InputError
-from ccsrp_jax.models import Classifier
+from ccsrp_jax.network import Classifier
 
 JOIN = "import jax; jax.distributed.initialize('127.0.0.1:{}', 2, {})"
 WORK = "from workers import population; population.{}"

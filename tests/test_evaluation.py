@@ -5,7 +5,7 @@ import pytest
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.data import Split
 from ccsrp_jax.evaluation import batches, correct
-from ccsrp_jax.models import Classifier
+from ccsrp_jax.network import Classifier
 
 
 @pytest.fixture(scope="module")

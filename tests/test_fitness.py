@@ -14,7 +14,7 @@ from ccsrp_jax.attacks import PGD
 from ccsrp_jax.compiles import counting
 from ccsrp_jax.data import Split
 from ccsrp_jax.errors import InputError
-from ccsrp_jax.models import Classifier, SpikingNetwork
+from ccsrp_jax.network import Classifier, SpikingNetwork
 from ccsrp_jax.neurons import LIF
 
 

@@ -32,7 +32,8 @@ from ccsrp_jax.gradients import (
     StraightThrough,
     respond,
 )
-from ccsrp_jax.models import Classifier, SpikingNetwork, init
+from ccsrp_jax.models import init
+from ccsrp_jax.network import Classifier, SpikingNetwork
 from ccsrp_jax.neurons import LIF, Surrogate, lif
 
 T, N = 5, 60

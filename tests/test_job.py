@@ -17,6 +17,7 @@ import pytest
 
 from ccsrp_jax import cli, compaction, rundir
 from ccsrp_jax.config import parse, settings
+from ccsrp_jax.errors import InputError
 from ccsrp_jax.job import choose
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +28,7 @@ TINY = [
     *("--training.finetune-epochs", "1", "--training.batch-size", "32"),
     *("--training.attack-steps", "1", "--attack.search-steps", "1", "--attack.test-steps", "2"),
     *("--attack.test-restarts", "1", "--search.population", "2", "--search.generations", "2"),
-    *("--attack.suite", "pgd"),
+    *("--attack.suite", "pgd", "--training.checkpoint-epochs", "1"),
 ]
 
 
@@ -68,7 +69,7 @@ def rows(path: Path) -> list[dict]:
 def finished(tmp_path_factory):
     """One uninterrupted run: its directory and the compilation cache that it filled."""
     folder = tmp_path_factory.mktemp("job")
-    process = start(folder / "whole", folder / "cache")
+    process = start(folder / "whole", folder / "cache", "--tensorboard")
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     return folder / "whole", folder / "cache", output
@@ -131,7 +132,8 @@ def test_killed_and_resumed_run_is_bit_identical(finished, tmp_path):
         return any(row.get("round", 0) == number for row in found)
 
     points = [
-        lambda: stages("train", 0),  # in training, before any checkpoint
+        lambda: stages("train", 0),  # in training
+        lambda: (run_dir / "training.msgpack").exists(),  # right after its checkpoint
         lambda: (run_dir / "checkpoints" / "0").exists(),  # right after the first
         lambda: stages("search", 1),
         lambda: stages("finetune", 1),
@@ -153,7 +155,8 @@ def test_killed_and_resumed_run_is_bit_identical(finished, tmp_path):
         assert (run_dir / path.relative_to(whole)).read_bytes() == path.read_bytes()
 
     def timeless(path):
-        return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows(path)]
+        timed = re.compile("second|step_ms|share_of_peak")
+        return [{k: v for k, v in row.items() if not timed.search(k)} for row in rows(path)]
 
     assert timeless(metrics) == timeless(whole / "metrics.jsonl")
     assert (run_dir / "report.html").exists()
@@ -163,6 +166,35 @@ def _rows(path: Path) -> list[dict]:
     """The complete rows of a file that is being written."""
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
+
+
+def test_a_run_can_begin_with_a_trained_network(finished, tmp_path):
+    whole, cache, _ = finished
+    dense = whole / "networks" / "round00.safetensors"
+    process = start(tmp_path / "run", cache, "--dense", str(dense), "--rounds", "0")
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert (tmp_path / "run" / "pruned.safetensors").read_bytes() == dense.read_bytes()
+    assert not (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_network_for_other_data_is_refused(finished, capsys, tmp_path):
+    dense = finished[0] / "networks" / "round00.safetensors"
+    images, labels = np.zeros((30, 6, 6, 1), np.uint8), np.arange(30) % 3
+    data = tmp_path / "other.npz"
+    np.savez(data, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    flags = ("--dataset", str(data), "--dense", str(dense), "--run-dir", str(tmp_path / "run"))
+    assert cli.main([*TINY[4:], *flags]) == 2
+    assert "(8, 8, 1) and 10 classes (direct)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_metrics_say_how_fast_training_went(finished):
+    trained = [row for row in rows(finished[0] / "metrics.jsonl") if row["stage"] == "train"]
+    for row in trained:
+        assert row["images_per_second"] == pytest.approx(32e3 / row["step_ms"])
+        assert row["share_of_peak"] > 0
+    assert [path for path in (finished[0] / "tensorboard").iterdir() if path.stat().st_size > 500]
 
 
 def test_latest_points_at_the_newest_run(tmp_path):
@@ -289,6 +321,19 @@ def test_truncated_checkpoint_is_refused(finished, capsys, tmp_path):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     message = refused(capsys, *TINY, "--run-dir", str(run_dir), "--resume")
     assert "damaged" in message and str(run_dir / "checkpoints" / "2") in message
+
+
+def test_a_damaged_state_of_training_is_refused(tmp_path):
+    like = {"a": np.ones(3)}
+    rundir.save_epoch(tmp_path, 4, {"a": np.arange(3.0)}, 1.5)
+    done, state, seconds = rundir.load_epoch(tmp_path, like)
+    assert (done, state["a"].tolist(), seconds) == (4, [0.0, 1.0, 2.0], 1.5)
+    path = tmp_path / "training.msgpack"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match="delete it to train anew"):
+        rundir.load_epoch(tmp_path, like)
+    rundir.forget_epoch(tmp_path)
+    assert rundir.load_epoch(tmp_path, like) is None
 
 
 def test_disk_that_cannot_be_written_is_refused(capsys, tmp_path):

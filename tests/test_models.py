@@ -1,15 +1,19 @@
 from functools import partial
+from pathlib import Path
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from conftest import AT_REST, TINY, busy, enlarged, jit, tiny
 
 from ccsrp_jax import cost, masks, models
 from ccsrp_jax.architecture import Architecture, Conv, Dense, Norm, Pool, Spike, groups
 from ccsrp_jax.errors import InputError
-from ccsrp_jax.models import Classifier, SpikingNetwork
+from ccsrp_jax.gradients import Relu
+from ccsrp_jax.network import Classifier, SpikingNetwork
 from ccsrp_jax.neurons import LIF, Surrogate, lif
 
 
@@ -150,9 +154,132 @@ def test_bfloat16_compute_keeps_float32_state_and_finite_gradients(images):
     assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
 
 
+def test_bfloat16_gradients_through_sums_of_spikes_and_learned_leaks_are_finite(images):
+    architecture = tiny("resnet8", time_steps=8, spikes_add=True, neuron=LIF(learned=True))
+    variables, model = busy(architecture, seed=0), SpikingNetwork(architecture, jnp.bfloat16)
+
+    def loss(params):
+        every = {**variables, "params": params}
+        logits, updates = model.apply(every, images, train=True, mutable=["batch_stats"])
+        return logits.var(), updates
+
+    gradients, updates = jit(jax.grad(loss, has_aux=True))(variables["params"])
+    for leaf in jax.tree.leaves((gradients, updates)):
+        assert leaf.dtype == jnp.float32 and bool(jnp.isfinite(leaf).all())
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_model_learns_a_batch_by_heart(digits, name):
+    architecture = tiny(name)
+    images, labels = digits.train.images[:6], digits.train.labels[:6]
+    images, network = enlarged(jnp.asarray(images), architecture), SpikingNetwork(architecture)
+    adam = optax.adam(1e-2)
+
+    def loss(params, stats):
+        variables = {"params": params, "batch_stats": stats}
+        logits, updates = network.apply(variables, images, train=True, mutable=["batch_stats"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), (updates["batch_stats"], (logits.argmax(-1) == labels).mean())
+
+    @jit
+    def step(params, stats, moments):
+        gradient, (stats, accuracy) = jax.grad(loss, has_aux=True)(params, stats)
+        updates, moments = adam.update(gradient, moments)
+        return optax.apply_updates(params, updates), stats, moments, accuracy
+
+    variables, hits = busy(architecture, 0, AT_REST), []
+    state = variables["params"], variables["batch_stats"], adam.init(variables["params"])
+    while len(hits) < 150 and max(hits, default=0) < 1:
+        *state, accuracy = step(*state)
+        hits.append(float(accuracy))
+    assert hits[0] < 0.6 and hits[-1] == 1
+
+
+# ---- encodings, neurons and norms
+
+
+def test_each_step_sees_its_frame(images):
+    """Frame t is the t-th C / T channels, and no step sees a later one."""
+    settings = {"time_steps": 3, "encoding": "frames", "mean": (0.1, 0.2), "std": (0.4, 0.5)}
+    architecture = models.plain((4, "A", 3), (8, 8, 6), 10, **settings)
+    frames = jax.random.uniform(jax.random.key(0), (5, 8, 8, 6))
+    network, variables = SpikingNetwork(architecture), busy(architecture, seed=1)
+    assert variables["params"]["conv1"]["kernel"].shape == (3, 3, 2, 4)
+    seen = network.apply(variables, frames, method="encode")["image"]
+    for t in range(3):
+        expected = (frames[..., 2 * t : 2 * t + 2] - np.array([0.1, 0.2])) / np.array([0.4, 0.5])
+        np.testing.assert_allclose(seen[t], expected, rtol=1e-5, atol=1e-6)
+    run = jax.jit(partial(network.apply, per_step=True))
+    before, after = run(variables, frames), run(variables, frames.at[..., 4:].set(0.0))
+    chex.assert_trees_all_equal(before[:2], after[:2])
+    assert (before[2] != after[2]).any()
+
+
+def test_equal_frames_are_the_direct_encoding(images):
+    direct = models.plain((4, "A", 3), (8, 8, 1), 10, time_steps=3)
+    frames = models.plain((4, "A", 3), (8, 8, 3), 10, time_steps=3, encoding="frames")
+    variables = busy(direct, seed=1)
+    same = SpikingNetwork(frames).apply(variables, images.repeat(3, -1))
+    chex.assert_trees_all_close(same, SpikingNetwork(direct).apply(variables, images), atol=1e-6)
+
+
+def test_logits_of_every_step_average_to_the_logits(network, images):
+    architecture, variables = network
+    model = SpikingNetwork(architecture)
+    steps = model.apply(variables, images, per_step=True)
+    assert steps.shape == (3, 16, 10) and np.ptp(steps, axis=0).max() > 0.1
+    chex.assert_trees_all_close(steps.mean(0), model.apply(variables, images), atol=1e-6)
+    constant = model.apply(variables, images, per_step=True, surrogate=Relu())
+    assert constant.shape == steps.shape
+
+
+def test_a_learned_leak_starts_as_the_given_tau(images):
+    given = models.plain((6, "A", 5), (8, 8, 1), 10, neuron=LIF(3.0))
+    learned = models.plain((6, "A", 5), (8, 8, 1), 10, neuron=LIF(3.0, learned=True))
+    leaks = {
+        name: layer
+        for name, layer in models.init(jax.random.key(0), learned)["params"].items()
+        if "leak" in layer
+    }
+    assert set(leaks) == {"lif1", "lif2"}
+    variables = busy(given, seed=1)
+    apply = jax.jit(lambda a, v: SpikingNetwork(a).apply(v, images), static_argnums=0)
+
+    def logits(leaks):
+        return apply(learned, variables | {"params": variables["params"] | leaks})
+
+    chex.assert_trees_all_close(logits(leaks), apply(given, variables), atol=1e-5)
+    assert np.abs(logits(leaks) - logits(leaks | {"lif1": {"leak": jnp.ones(1)}})).max() > 0.01
+
+
+@pytest.mark.parametrize("spikes_add", (False, True))
+def test_threshold_dependent_norms_start_at_the_threshold(spikes_add):
+    """Over the root of 2 where currents add (arXiv 2011.05280)."""
+    options = {"norm": "tdbn", "neuron": LIF(threshold=0.6), "spikes_add": spikes_add}
+    architecture = models.build("resnet8", (8, 8, 1), 10, **options)
+    for node in architecture.nodes:
+        if isinstance(node, Norm):
+            adds = not spikes_add and node.name.endswith(("conv2.norm", "shortcut.norm"))
+            assert node.scale == pytest.approx(0.6 / 2**0.5 if adds else 0.6)
+
+
+def test_the_scale_of_a_norm_is_where_training_starts():
+    architecture = models.plain((4,), (4, 4, 1), 10, norm="tdbn", neuron=LIF(threshold=0.6))
+    params = models.init(jax.random.key(0), architecture)["params"]["norm1"]
+    np.testing.assert_allclose(params["scale"], 0.6, rtol=1e-6)
+    np.testing.assert_allclose(params["bias"], 0)
+
+
 def test_description_survives_json():
     architecture = models.plain(
-        (3, "M", 2), (9, 8, 3), 7, dense=(5,), neuron=LIF(tau=3.0, reset="soft"), std=(1.0,) * 3
+        *((3, "M", 2), (9, 8, 6), 7),
+        dense=(5,),
+        norm="tdbn",
+        neuron=LIF(tau=3.0, threshold=0.3, reset="soft", learned=True),
+        std=(1.0,) * 3,
+        time_steps=2,
+        encoding="frames",
     )
     assert Architecture.from_json(architecture.to_json()) == architecture
 
@@ -171,6 +298,12 @@ def test_description_survives_json():
         (lambda: Surrogate("atan", 0.0), "width 0.0"),
         (lambda: LIF(tau=0.5), "tau 0.5"),
         (lambda: LIF(threshold=0.0), "threshold 0.0"),
+        (lambda: models.plain((4,), (8, 8, 1), 10, norm="tdbm"), "did you mean tdbn"),
+        (
+            lambda: models.plain((4,), (8, 8, 3), 10, time_steps=2, encoding="frames"),
+            "3 channels are not divisible into 2 frames",
+        ),
+        (lambda: models.build("resnet8", (8, 8, 1), 10, width=-1), "model width -1"),
     ],
 )
 def test_unusable_networks_are_refused(make, says):
@@ -184,6 +317,17 @@ def test_vgg16_is_the_ancestors():
     convs = [n for name, n in by_layer.items() if name.startswith("conv")]
     assert len(convs) == 13 and sum(convs) == 313_196_544
     assert (by_layer["fc1"], by_layer["classifier"]) == (512 * 512, 512 * 10)
+
+
+PUBLISHED = dict(np.load(Path(__file__).parent / "fixtures" / "models_torch.npz"))
+
+
+@pytest.mark.parametrize("name", [key.split("/")[0] for key in PUBLISHED if "params" in key])
+def test_sizes_equal_torch_modules_written_from_the_papers(name):
+    """See tests/oracles/published.py."""
+    architecture = models.build(name, (32, 32, 3), 10)
+    assert sum(cost.params(architecture).values()) == PUBLISHED[f"{name}/params"]
+    assert list(cost.macs(architecture).values()) == PUBLISHED[f"{name}/macs"].tolist()
 
 
 def test_width_multiplies_every_layer():

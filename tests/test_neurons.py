@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from ccsrp_jax.errors import InputError
+from ccsrp_jax.network import Leak
 from ccsrp_jax.neurons import LIF, SURROGATE_DERIVATIVES, Surrogate, lif
 
-FROZEN = dict(np.load(Path(__file__).parent / "fixtures" / "lif_spikingjelly.npz"))
+FIXTURES = Path(__file__).parent / "fixtures"
+FROZEN = dict(np.load(FIXTURES / "lif_spikingjelly.npz"))
+PLIF = dict(np.load(FIXTURES / "plif_spikingjelly.npz"))
 
 
 def frozen(kind, name, value):
@@ -71,6 +74,68 @@ def test_delayed_soft_reset_follows_its_recurrence_and_adjoint(detach):
         d_current[t] = d_potentials[t] + slope[t] * d_spike + beta * later
     np.testing.assert_allclose(gradient, d_current[:-1], atol=1e-5)
     assert 0.2 < s.mean() < 0.8
+
+
+@pytest.mark.parametrize("index", range(24))
+def test_learned_leaks_equal_spikingjelly(index):
+    """Spikes, and the gradients for the current and for the parameter behind the leak."""
+    name = str(PLIF["name"][index])
+    tau, reset, *switches = name.split()
+    decay, detach = (switch.endswith("True") for switch in switches)
+    neuron = LIF(float(tau), 0.8, reset, decay_input=decay, detach_reset=detach, learned=True)
+    leak = Leak(neuron.tau)
+    spikes, vjp = jax.vjp(
+        lambda x, variables: lif(x, neuron, Surrogate(), 6, leak.apply(variables))[0],
+        jnp.asarray(PLIF["current"]),
+        leak.init(jax.random.key(0)),
+    )
+    d_current, d_variables = vjp(jnp.asarray(PLIF["d_spikes"]))
+    np.testing.assert_array_equal(spikes, PLIF["spikes"][index], name)
+    np.testing.assert_allclose(d_current, PLIF["gradient"][index], atol=1e-5)
+    np.testing.assert_allclose(d_variables["params"]["leak"], PLIF["leak"][index], atol=1e-5)
+
+
+@pytest.mark.parametrize("detach", (False, True))
+@pytest.mark.parametrize("decay", (False, True))
+@pytest.mark.parametrize("reset", ("hard", "soft", "soft_delayed"))
+def test_gradient_of_the_leak_follows_the_recurrence(reset, decay, detach):
+    """Against derivatives for the leak carried forward through time, in double precision."""
+    current, d_spikes, d_potentials = QUESTION
+    neuron = LIF(4.0, 0.8, reset, decay_input=decay, detach_reset=detach, learned=True)
+    surrogate, k = Surrogate("sigmoid", 0.7), 0.3  # the leak has moved from 1 / 4
+    spikes, vjp = jax.vjp(
+        lambda leak: lif(jnp.asarray(current), neuron, surrogate, 6, leak), jnp.float32(k)
+    )
+    (gradient,) = vjp((jnp.asarray(d_spikes), jnp.asarray(d_potentials)))
+    expected, v, dv, s, ds = 0.0, *np.zeros((4, 12))
+    for t, x in enumerate(current.astype(np.float64)):
+        through = 0.0 if detach else ds
+        # what the reset left, and its derivative
+        u, du = {
+            "hard": (v * (1 - s), dv * (1 - s) - v * through),
+            "soft": (v - 0.8 * s, dv - 0.8 * through),
+            "soft_delayed": (v, dv),
+        }[reset]
+        v, dv = u * (1 - k) + x * (k if decay else 1), du * (1 - k) - u + x * decay
+        if reset == "soft_delayed":
+            v, dv = v - 0.8 * s, dv - 0.8 * through
+        s = (v >= 0.8).astype(float)
+        np.testing.assert_array_equal(spikes[0][t], s)
+        ds = np.asarray(surrogate.derivative(jnp.asarray(v - 0.8, jnp.float32))) * dv
+        expected += d_spikes[t] @ ds + d_potentials[t] @ dv
+    assert abs(expected) > 0.1
+    assert gradient == pytest.approx(expected, rel=1e-4)
+
+
+def test_gradient_of_the_leak_below_threshold_equals_differences():
+    """There the potential is smooth in the leak, so it can be differentiated by two runs."""
+    current, neuron = jnp.linspace(0.1, 0.6, 6)[:, None], LIF(detach_reset=True, learned=True)
+
+    def last(leak):
+        return lif(current, neuron, Surrogate(), 6, leak)[1][-1, 0]
+
+    slope = (last(jnp.float32(0.41)) - last(jnp.float32(0.39))) / 0.02
+    assert jax.grad(last)(jnp.float32(0.4)) == pytest.approx(float(slope), rel=1e-3)
 
 
 def test_below_threshold_the_potential_relaxes_exponentially():
@@ -142,6 +207,8 @@ def test_one_constant_step_equals_the_tiled_current(reset):
     (
         (lambda: LIF(tau=0.5), "tau 0.5 is below 1"),
         (lambda: LIF(tau=math.nan), "tau nan is below 1"),
+        (lambda: LIF(tau=1.0, learned=True), "tau 1.0 is where a learned leak starts"),
+        (lambda: LIF(tau=math.inf, learned=True), "tau inf is where a learned leak starts"),
         (lambda: LIF(threshold=0.0), "threshold 0.0 is out of range"),
         (lambda: Surrogate("atn"), "did you mean atan"),
         (lambda: Surrogate(width=0.0), "width 0.0 is out of range"),

@@ -6,7 +6,7 @@ from scipy import stats
 from ccsrp_jax import fitness, masks
 from ccsrp_jax.data import Split
 from ccsrp_jax.errors import InputError
-from ccsrp_jax.models import Classifier
+from ccsrp_jax.network import Classifier
 from ccsrp_jax.racing import Racing
 
 

@@ -16,7 +16,7 @@ from ccsrp_jax.attacks import PGD, Noise, fgsm
 from ccsrp_jax.data import Split
 from ccsrp_jax.errors import InputError
 from ccsrp_jax.evaluation import correct, predict
-from ccsrp_jax.models import Classifier
+from ccsrp_jax.network import Classifier
 from ccsrp_jax.neurons import Surrogate, spike
 from ccsrp_jax.square import Square
 from ccsrp_jax.suite import Entry, View

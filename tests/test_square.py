@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from ccsrp_jax.attacks import margin
 from ccsrp_jax.errors import InputError
-from ccsrp_jax.models import Classifier, init, plain
+from ccsrp_jax.models import init, plain
+from ccsrp_jax.network import Classifier
 from ccsrp_jax.square import HALVINGS, LOOK_EVERY, Square
 
 KEY = jax.random.key(0)

@@ -34,7 +34,8 @@ sys.path.insert(0, str(ROOT / "tests" / "oracles"))
 from twin import FoldedTwin, nchw, random_network  # noqa: E402
 
 from ccsrp_jax.attacks import PGD  # noqa: E402
-from ccsrp_jax.models import Classifier, build  # noqa: E402
+from ccsrp_jax.models import build  # noqa: E402
+from ccsrp_jax.network import Classifier  # noqa: E402
 from ccsrp_jax.neurons import Surrogate  # noqa: E402
 
 EPS, STEPS = 8 / 255, 20

@@ -34,6 +34,7 @@ from ccsrp_jax import compaction, cost, models
 from ccsrp_jax.architecture import Architecture, groups
 from ccsrp_jax.figures import BLUE, GREEN, GREY, INK, VERMILION, _style, png
 from ccsrp_jax.masks import MaskTree
+from ccsrp_jax.network import Classifier
 
 REMOVED, SEEDS, MULTIPLE = (0.25, 0.5, 0.75), 3, 4
 COLOURS, MARKERS = (BLUE, VERMILION, GREEN, INK), ("o", "s", "D", "^")  # by batch size
@@ -81,13 +82,13 @@ def measured(
     architecture = models.build(model, INPUTS[model], 10)
     variables, random = spiking_variables(architecture), np.random.default_rng(0)
     images = random.uniform(size=(max(batches), *INPUTS[model]))
-    images, dense = jnp.asarray(images, jnp.float32), models.Classifier(architecture)
+    images, dense = jnp.asarray(images, jnp.float32), Classifier(architecture)
     networks, found, masked = [(dense, (variables, None))], [], jax.jit(dense)
     macs = sum(layer_macs(architecture).values())
     for removed, seed in itertools.product(shares, range(seeds)):
         masks = even_masks(architecture, removed, seed)
         smaller, fewer = compaction.compact(architecture, variables, masks)
-        compact, params = models.Classifier(smaller), (fewer, None)
+        compact, params = Classifier(smaller), (fewer, None)
         logits = masked((variables, masks), images[: batches[0]])
         difference = jax.jit(compact)(params, images[: batches[0]]) - logits
         networks.append((compact, params))

@@ -30,7 +30,7 @@ from ccsrp_jax import compiles, devices, masks, models
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.coevolution import PRESETS, search_round
 from ccsrp_jax.data import Split
-from ccsrp_jax.models import Classifier
+from ccsrp_jax.network import Classifier
 
 RESULTS = Path(__file__).parents[1] / "results"
 

@@ -48,6 +48,7 @@ from ccsrp_jax import cost, fitness, masks, models
 from ccsrp_jax.architecture import Architecture, Conv, Dense, gate_position, groups, varies_in_time
 from ccsrp_jax.data import Split
 from ccsrp_jax.figures import BLUE, GREEN, GREY, INK, VERMILION, _style, png
+from ccsrp_jax.network import Classifier, SpikingNetwork, Values
 from ccsrp_jax.sharing import suffix_macs
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -129,7 +130,7 @@ def problem(
         Split(random.uniform(size=(images, *architecture.input_shape)).astype(np.float32), labels)
         for _ in range(2)
     )
-    network = models.Classifier(architecture), variables, masks.ones(architecture)
+    network = Classifier(architecture), variables, masks.ones(architecture)
     task = fitness.make_task(*network, group, clean, adversarial, population=population, **options)
     members = random.integers(0, 2, (population, groups(architecture)[group])).astype(np.float32)
     members[:, 0] = 1
@@ -158,10 +159,10 @@ def take_turns(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, lis
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def gate_part(architecture: Architecture, gate: int, end: int, prefix: models.Values, members):
+def gate_part(architecture: Architecture, gate: int, end: int, prefix: Values, members):
     """Spikes as float, times each member, and pooled where the next layer reads them so."""
     values = {k: v.astype(jnp.float32) for k, v in prefix.items()}
-    network, name = models.SpikingNetwork(architecture), architecture.nodes[gate].name
+    network, name = SpikingNetwork(architecture), architecture.nodes[gate].name
 
     def walk(member):
         gated = values | {name: values[name] * member}
@@ -173,7 +174,7 @@ def gate_part(architecture: Architecture, gate: int, end: int, prefix: models.Va
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def walk_part(architecture: Architecture, begin: int, end: int, variables, masks_, values):
     """A stretch of the network, for all members of a chunk."""
-    network = models.SpikingNetwork(architecture)
+    network = SpikingNetwork(architecture)
 
     def walk(values):
         stretch = {"begin": begin, "end": end, "method": "walk"}

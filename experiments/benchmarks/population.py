@@ -70,14 +70,14 @@ from ccsrp_jax.architecture import Spike, group_of, groups  # noqa: E402
 from ccsrp_jax.attacks import PGD  # noqa: E402
 from ccsrp_jax.data import Split  # noqa: E402
 from ccsrp_jax.evaluation import batches  # noqa: E402
-from ccsrp_jax.models import Classifier  # noqa: E402
+from ccsrp_jax.network import Classifier  # noqa: E402
 from ccsrp_jax.racing import Racing  # noqa: E402
 
 # name: side and channels of the images; training images, epochs, learning rate; search images,
 # batch size of ours, those that the others may choose from; images of a race
 NETWORKS = {
-    "small": (8, 1, None, 5, 5e-3, 256, 256, (16, 32, 64, 128, 256), 288),
-    "vgg11": (32, 3, 512, 4, 5e-3, 32, 32, (16, 32), 128),
+    "small": (8, 1, None, 5, 5e-3, 256, 256, (16, 32, 64, 128, 256), 287),
+    "vgg11": (32, 3, 512, 4, 5e-3, 32, 32, (16, 32), 512),
 }
 WAYS = ("ours", "unshared", "vmap", "spikingjelly")
 
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--population", type=int, default=8, help="candidates a turn")
     parser.add_argument("--evaluations", type=int, default=40, help="candidates of a sweep's group")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only-races", action="store_true", help="beside what is recorded")
     parser.add_argument("--vmap", type=int, default=2, help="candidates that vmap takes at once")
     parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "results")
     options = parser.parse_args()
@@ -103,15 +104,21 @@ def main() -> None:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.networks:
-        record["networks"][name] = benchmark(name, options)
+        recorded = record["networks"].get(name)
+        record["networks"][name] = benchmark(name, options, recorded)
         path.write_text(json.dumps(record, indent=1) + "\n")
     (options.out / "population.png").write_bytes(figures.png(figure(record)))
 
 
-def benchmark(name: str, options: argparse.Namespace) -> dict:
-    """All groups of one network, all ways."""
+def benchmark(name: str, options: argparse.Namespace, recorded: dict | None) -> dict:
+    """All groups of one network, all ways; or races alone, beside what is recorded."""
     side, channels, train_images, epochs, rate, count, batch, choices, race = NETWORKS[name]
-    splits = data.load("digits", train_images=train_images, search_images=max(count, race))
+    splits = data.load(
+        "digits",
+        search_fraction=0.5 if race > 287 else 0.2,
+        train_images=train_images,
+        search_images=max(count, race),
+    )
     train, search = (scaled(split, side, channels) for split in (splits.train, splits.search))
     architecture = models.build(
         name, (side, side, channels), 10, mean=splits.mean * channels, std=splits.std * channels
@@ -148,17 +155,19 @@ def benchmark(name: str, options: argparse.Namespace) -> dict:
     loaded = by_size[own_batch]
 
     rows, mesh = {}, devices.mesh()
+    if options.only_races:
+        for number, group in enumerate(groups(architecture)):
+            make = partial(
+                fitness.make_task, classifier, variables, whole, group, batch_size=batch, mesh=mesh
+            )
+            members = candidates(number, whole[group], options.population)
+            rows[group] = recorded["groups"][group]
+            rows[group]["race"] = raced(make, search, adversarial, members)
+            print(name, group, rows[group]["race"], flush=True)
+        return recorded | rates(rows, recorded["evaluations"])
     with compiles.counting() as compiled:
-        for number, (group, n) in enumerate(groups(architecture).items()):
-            members = np.asarray(
-                evolution.initial_masks(
-                    jax.random.fold_in(jax.random.key(3), number),
-                    whole[group],
-                    0.95,
-                    round(0.9 * n),
-                    size=options.population + 1,
-                )
-            )[1:]
+        for number, group in enumerate(groups(architecture)):
+            members = candidates(number, whole[group], options.population)
             make = partial(
                 fitness.make_task, classifier, variables, whole, group, batch_size=batch, mesh=mesh
             )
@@ -208,7 +217,9 @@ def benchmark(name: str, options: argparse.Namespace) -> dict:
                 "race": raced(make, search, adversarial, members),
             }
             print(name, group, {k: round(v, 4) for k, v in rows[group]["seconds"].items()})
-    return summary(rows, options, compiled) | {
+    return rates(rows, options.evaluations) | {
+        "compiled_programs": len(compiled.programs),
+        "compile_seconds": compiled.seconds,
         "population": options.population,
         "evaluations": options.evaluations,
         "rounds": options.rounds,
@@ -218,6 +229,13 @@ def benchmark(name: str, options: argparse.Namespace) -> dict:
         "spikingjelly_batch": twin_batch,
         "accuracy": float(1 - found["ours"][0, 0, 0]),
     }
+
+
+def candidates(number: int, alive: np.ndarray, count: int) -> np.ndarray:
+    """Masks of a group as the preset `faithful` starts with."""
+    key = jax.random.fold_in(jax.random.key(3), number)
+    least = round(0.9 * len(alive))
+    return np.asarray(evolution.initial_masks(key, alive, 0.95, least, size=count + 1))[1:]
 
 
 def raced(make, search: Split, adversarial: Split, members: np.ndarray) -> dict:
@@ -243,24 +261,22 @@ def raced(make, search: Split, adversarial: Split, members: np.ndarray) -> dict:
     }
 
 
-def summary(rows: dict, options: argparse.Namespace, compiled: compiles.Compiles) -> dict:
-    """The sweep's rates and their ratios."""
+def rates(rows: dict, evaluations: int) -> dict:
+    """The sweep's rates, with so many evaluations a group, and their ratios."""
     per = {way: sum(row["seconds"][way] for row in rows.values()) for way in (*WAYS, "prefix")}
-    prefix = per.pop("prefix") / options.evaluations
+    prefix = per.pop("prefix") / evaluations
     per["ours"] += prefix
-    rates = {way: len(rows) / seconds for way, seconds in per.items()}
+    found = {way: len(rows) / seconds for way, seconds in per.items()}
     speedup = sum(row["race"]["full_seconds"] for row in rows.values()) / sum(
         row["race"]["seconds"] for row in rows.values()
     )
-    rates["racing"] = len(rows) / ((per["ours"] - prefix) / speedup + prefix)
+    found["racing"] = len(rows) / ((per["ours"] - prefix) / speedup + prefix)
     white_box = sum(row["seconds"].get("white_box", 0) for row in rows.values())
     result = {
         "white_box_over_ours": white_box / per["ours"] or None,
-        "sweep_evaluations_per_second": rates,
-        "ours_over": {way: rates["ours"] / rates[way] for way in WAYS},
-        "racing_over": {way: rates["racing"] / rates[way] for way in WAYS},
-        "compiled_programs": len(compiled.programs),
-        "compile_seconds": compiled.seconds,
+        "sweep_evaluations_per_second": found,
+        "ours_over": {way: found["ours"] / found[way] for way in WAYS},
+        "racing_over": {way: found["racing"] / found[way] for way in WAYS},
         "groups": rows,
     }
     print(json.dumps({k: v for k, v in result.items() if k.endswith("over")}, indent=1))

@@ -27,7 +27,7 @@ from ccsrp_jax import data, evolution, fitness, masks, models, selection, traini
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.coevolution import PRESETS, shared_adversarial_set
 from ccsrp_jax.data import Split
-from ccsrp_jax.models import Classifier
+from ccsrp_jax.network import Classifier
 from ccsrp_jax.racing import Racing
 
 EPS = 1 / 16

@@ -23,11 +23,13 @@ from peers import (
     ranks_by_pymoo,
     synops_by_spikingjelly,
 )
+from published import PUBLISHED, neurons, plif_by_spikingjelly, published, sizes
 from sklearn.datasets import load_digits
 from twin import random_network
 
 from ccsrp_jax.attacks import PGD, fgsm
-from ccsrp_jax.models import Classifier, plain
+from ccsrp_jax.models import plain
+from ccsrp_jax.network import Classifier
 from ccsrp_jax.neurons import LIF, SURROGATE_DERIVATIVES, Surrogate
 
 FOLDER = Path(__file__).parents[1] / "fixtures"
@@ -72,6 +74,44 @@ def lif_spikingjelly() -> dict:
             "gradient": np.stack([ask(LIF(), shape)[2] for shape in shapes.values()]),
         },
     }
+
+
+def plif_spikingjelly() -> dict:
+    """Learned leaks in every dialect, at three values, on one random current."""
+    rng = np.random.default_rng(0)
+    current = rng.normal(0.8, 2, (6, 12)).astype(np.float32)
+    d_spikes = rng.normal(size=(6, 12)).astype(np.float32)
+    dialects = list(
+        itertools.product((1.2, 2.0, 5.0), ("hard", "soft"), (False, True), (False, True))
+    )
+    answers = [
+        plif_by_spikingjelly(
+            current,
+            LIF(tau, 0.8, reset, decay_input=decay, detach_reset=detach, learned=True),
+            Surrogate(),
+            d_spikes,
+        )
+        for tau, reset, decay, detach in dialects
+    ]
+    spikes, gradients, leaks = zip(*answers, strict=True)
+    names = [f"{t} {reset} decay={decay} detach={detach}" for t, reset, decay, detach in dialects]
+    return {
+        "current": current,
+        "d_spikes": d_spikes,
+        "name": np.array(names),
+        "spikes": np.stack(spikes) > 0,
+        "gradient": np.stack(gradients),
+        "leak": np.array(leaks, np.float32),
+    }
+
+
+def models_torch() -> dict:
+    """Parameters and MACs of torch modules written from the papers, on 32 x 32 x 3 images."""
+    image, answer = (32, 32, 3), {}
+    for name in PUBLISHED:
+        parameters, macs = sizes(published(name, image, 10, neurons(LIF())), image)
+        answer[name] = {"params": np.array(parameters), "macs": np.array(macs)}
+    return answer
 
 
 def attack_foolbox() -> dict:
@@ -119,6 +159,8 @@ def fronts_pymoo() -> dict:
 # File name to what it holds, and whose versions go with it.
 FIXTURES = {
     "lif_spikingjelly": (lif_spikingjelly, ("torch", "spikingjelly")),
+    "plif_spikingjelly": (plif_spikingjelly, ("torch", "spikingjelly")),
+    "models_torch": (models_torch, ("torch",)),
     "attack_foolbox": (attack_foolbox, ("jax", "foolbox")),
     "cost_torch": (cost_torch, ("torch", "spikingjelly", "torch-pruning")),
     "fronts_pymoo": (fronts_pymoo, ("pymoo",)),

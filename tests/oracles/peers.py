@@ -18,7 +18,7 @@ from twin import Twin, lif_node, nchw, tensor
 
 from ccsrp_jax.architecture import Architecture, Conv, Dense, shapes
 from ccsrp_jax.attacks import PGD
-from ccsrp_jax.models import Classifier
+from ccsrp_jax.network import Classifier
 from ccsrp_jax.neurons import LIF, Surrogate
 
 

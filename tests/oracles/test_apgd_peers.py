@@ -12,6 +12,7 @@ from ccsrp_jax.apgd import APGD, touching
 from ccsrp_jax.attacks import slope
 from ccsrp_jax.data import Split
 from ccsrp_jax.evaluation import correct
+from ccsrp_jax.network import Classifier
 from ccsrp_jax.neurons import Surrogate
 from ccsrp_jax.training import Recipe, train
 
@@ -43,7 +44,7 @@ def trained():
     architecture = models.plain(
         (8, "A", 12, "A"), (8, 8, 1), 10, time_steps=3, mean=(0.3,), std=(0.4,)
     )
-    classifier = models.Classifier(architecture, surrogate)
+    classifier = Classifier(architecture, surrogate)
     split = Split(digits.train.images.repeat(3, 0), digits.train.labels.repeat(3))
     variables = models.init(INIT, architecture)
     variables = train(

@@ -12,7 +12,8 @@ from sklearn.datasets import load_digits
 from ccsrp_jax import cost, selection
 from ccsrp_jax.architecture import Add, Architecture, Conv, Dense, Flatten, Norm, Pool, Spike
 from ccsrp_jax.attacks import PGD, fgsm
-from ccsrp_jax.models import Classifier, SpikingNetwork, plain
+from ccsrp_jax.models import plain
+from ccsrp_jax.network import Classifier, SpikingNetwork
 from ccsrp_jax.neurons import LIF, SURROGATE_DERIVATIVES, Surrogate, lif
 
 torch = pytest.importorskip("torch")

@@ -8,6 +8,7 @@ from scipy.stats import binom
 
 from ccsrp_jax import data, masks, models
 from ccsrp_jax.data import Split
+from ccsrp_jax.network import Classifier
 from ccsrp_jax.neurons import Surrogate
 from ccsrp_jax.smoothing import Smoothing, certify, predict
 from ccsrp_jax.training import Recipe, train
@@ -28,7 +29,7 @@ def trained():
     noise = np.random.default_rng(0).normal(0, SMOOTHING.sigma, images.shape)
     noisy = Split((images + noise).astype(np.float32), labels)
     architecture = models.plain((12, "A", 16, "A"), (8, 8, 1), 10, mean=(0.3,), std=(0.4,))
-    classifier = models.Classifier(architecture, Surrogate(width=2.0))
+    classifier = Classifier(architecture, Surrogate(width=2.0))
     variables = models.init(INIT, architecture)
     variables = train(
         TRAIN, classifier, variables, masks.ones(architecture), noisy, Recipe(epochs=5)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ccsrp_jax import data, masks, models
+from ccsrp_jax.network import Classifier
 from ccsrp_jax.neurons import Surrogate
 from ccsrp_jax.square import Square
 from ccsrp_jax.training import Recipe, train
@@ -46,7 +47,7 @@ def trained():
     """A network with average pooling, trained for seconds, and test images."""
     digits = data.load("digits")
     architecture = models.plain((12, "A", 16, "A"), (8, 8, 1), 10, mean=(0.3,), std=(0.4,))
-    classifier = models.Classifier(architecture, Surrogate(width=2.0))
+    classifier = Classifier(architecture, Surrogate(width=2.0))
     variables = models.init(INIT, architecture)
     variables = train(
         TRAIN, classifier, variables, masks.ones(architecture), digits.train, Recipe(epochs=15)

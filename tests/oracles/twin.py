@@ -62,6 +62,7 @@ def random_network(seed: int, architecture: Architecture) -> dict:
         "bias": lambda value: rng.normal(0.3, 0.5, value.shape),
         "mean": lambda value: rng.normal(0, 0.3, value.shape),
         "var": lambda value: rng.uniform(0.5, 2, value.shape),
+        "leak": lambda value: rng.normal(0, 0.5, value.shape),
     }
 
     def redraw(path, value):

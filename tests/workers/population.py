@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from ccsrp_jax import coevolution, data, devices, fitness, masks, models
 from ccsrp_jax.attacks import PGD
-from ccsrp_jax.models import Classifier
+from ccsrp_jax.network import Classifier
 
 ARCHITECTURE = models.plain((4, "A", 4), (8, 8, 1), 10, time_steps=2, mean=(0.3,), std=(0.4,))
 ATTACK = PGD(0.1, 1)

@@ -1,0 +1,569 @@
+"""Images a second in evaluation and training: ours, SpikingJelly, snnTorch, Norse, Spyx.
+
+    .venv/bin/pip install -e '.[oracles]'
+    .venv/bin/python experiments/benchmarks/throughput.py
+
+The same networks (`small` on 8 x 8 x 1 and `vgg11` on 32 x 32 x 3 images), random weights under
+which every layer spikes, random images, T = 4, float32 (TF32 on GPUs) and all cores, in turns;
+medians. Forward is evaluation of one batch; training is forward, backward through batch norm in
+training mode, and SGD with momentum. Missing peers are skipped. Every peer is at its best:
+
+  SpikingJelly  multi-step LIFNode, which takes its CUDA or Triton kernel by itself on a GPU; time
+                folded into the batch, channels last, the constant first convolution once
+  snnTorch      Leaky with reset to zero, without delay, the division by tau in the weights; the
+                same layers around it, and its loop over time compiled with torch.compile (its
+                tutorials step the whole network through time)
+  Norse         LIFBoxCell, likewise (documented: SequentialState, or Lift, step by step); its
+                surrogate is SuperSpike
+  Spyx          LIF, which subtracts the threshold and fires a step late, so that no spike passes
+                more layers than there are steps (times do not depend on it); its leak is a
+                parameter that learns; `run` scans each neuron layer alone, its layers are Flax's
+                (its examples scan the whole network, which on CPUs is far slower)
+
+Logits of the first three are compared with ours, and the losses of two training steps are in the
+JSON: SpikingJelly's, with our surrogate, equal ours. Ours runs on one device; with the batch dealt
+out, where there are several (cores are devices on a CPU); and in bfloat16.
+
+Shares are of the rate of a large float32 matrix product: MACs over all steps, the first layer's
+once as its input is constant; in training thrice those but for the first layer's gradient of its
+input. The three heaviest convolutions are timed by themselves, as XLA's and as torch's.
+
+Writes results/throughput.json and throughput.png.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # peers need memory as well
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+jax.config.update("jax_num_cpu_devices", os.cpu_count())  # before the first array
+
+from floor import (  # noqa: E402
+    CPU,
+    INPUTS,
+    RESULTS,
+    layer_macs,
+    machine,
+    spiking_variables,
+    take_turns,
+)
+
+from ccsrp_jax import devices, models  # noqa: E402
+from ccsrp_jax.architecture import (  # noqa: E402
+    IMAGE,
+    Architecture,
+    Conv,
+    Dense,
+    Flatten,
+    Norm,
+    Pool,
+    Spike,
+    shapes,
+)
+from ccsrp_jax.figures import BLUE, GREEN, GREY, INK, VERMILION, _style, png  # noqa: E402
+from ccsrp_jax.parallel import Trainee  # noqa: E402
+
+ORACLES = Path(__file__).parents[2] / "tests" / "oracles"
+BATCHES = {"small": 256 if CPU else 4096, "vgg11": 16 if CPU else 256}
+RATE, MOMENTUM = 1e-3, 0.9  # of SGD
+NEEDS = {  # what a peer imports, beside itself
+    "spikingjelly": ("torch", "spikingjelly"),
+    "snntorch": ("torch", "spikingjelly", "snntorch"),  # its layers are those of the twin
+    "norse": ("torch", "spikingjelly", "norse"),
+    "spyx": ("spyx",),
+}
+NAMES = {
+    "ours": "ours, one device",
+    "ours_dealt": "ours, a device a core",
+    "ours_bfloat16": "ours, bfloat16",
+    "spikingjelly": "SpikingJelly",
+    "snntorch": "snnTorch",
+    "norse": "Norse",
+    "spyx": "Spyx",
+}
+TASKS = ("forward", "training")
+PASSES = {"forward": BLUE, "input gradient": GREEN, "weight gradient": VERMILION}
+
+
+class Runs(NamedTuple):
+    """What is timed of a library: calls without arguments that return what to wait for."""
+
+    forward: Callable[[], Any]  # logits
+    training: Callable[[], Any]  # loss, and for ours the next state
+
+
+def training_macs(architecture: Architecture) -> int:
+    """MACs of a training step on an image: every layer's output, its weights' gradient and its
+    input's, which the layers that read the image need not compute."""
+    macs = layer_macs(architecture)
+    first = [node.name for node in architecture.nodes if node.input == IMAGE]
+    return 3 * sum(macs.values()) - sum(macs[name] for name in first)
+
+
+def ours(
+    architecture: Architecture,
+    variables: dict,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: Any = jnp.float32,
+) -> Runs:
+    """Our network; with a mesh, images are dealt out over its devices."""
+    network, optimizer = Trainee(architecture, dtype=dtype, mesh=mesh), optax.sgd(RATE, MOMENTUM)
+    batch = devices.place(mesh, (images, labels), dealt=True)
+    variables = devices.place(mesh, variables)
+    state = jax.tree.map(jnp.copy, (variables, optimizer.init(variables["params"])))
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state, images, labels):
+        variables, moments = state
+
+        def loss_of(params):
+            trained = {**variables, "params": params}
+            logits, _, updates = network.forward(trained, None, images, None, train=True)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits.mean(0), labels)
+            return losses.mean(), updates
+
+        found = jax.value_and_grad(loss_of, has_aux=True)(variables["params"])
+        (loss, updates), gradients = found
+        changes, moments = optimizer.update(gradients, moments)
+        params = optax.apply_updates(variables["params"], changes)
+        return ({"params": params, **updates}, moments), loss
+
+    def training():
+        nonlocal state
+        state, loss = step(state, *batch)
+        return loss, state
+
+    return Runs(partial(jax.jit(network), (variables, None), batch[0]), training)
+
+
+def in_torch(
+    peer: str,
+    architecture: Architecture,
+    variables: dict,
+    images: np.ndarray,
+    labels: np.ndarray,
+) -> Runs:
+    """Our twin with a peer's neurons, at its fastest: time in the batch, channels last, the first
+    convolution once; SpikingJelly's neurons take all steps at once, the others' are stepped in
+    one compiled loop, where there is a compiler."""
+    import torch
+    from twin import FoldedTwin, nchw
+
+    class Stepped(torch.nn.Module):
+        """A cell, `(current, state) -> (spikes, state)`, over the time axis."""
+
+        def __init__(self, cell, start):
+            super().__init__()
+            self.cell, self.start = cell, start
+
+        def forward(self, currents):
+            state, spikes = self.start(currents[0]), []
+            for current in currents:
+                fired, state = self.cell(current, state)
+                spikes.append(fired)
+            return torch.cat(spikes).reshape(currents.shape)  # which stays channels last
+
+    torch._dynamo.config.recompile_limit = 64  # once a layer, and with and without gradients
+    twin, neuron = FoldedTwin(architecture, variables), architecture.neuron
+    for node in architecture.nodes:
+        key = node.name.replace(".", "_")
+        if isinstance(node, Spike) and peer == "snntorch":
+            import snntorch
+
+            cell = snntorch.Leaky(
+                beta=1 - 1 / neuron.tau,
+                threshold=neuron.threshold,
+                spike_grad=snntorch.surrogate.atan(alpha=2.0),
+                reset_mechanism="zero",
+                reset_delay=False,
+            )
+            twin.layers[key] = Stepped(cell, torch.zeros_like)
+            with torch.no_grad():  # its neurons do not divide their input by tau
+                for parameter in twin.layers[node.input.replace(".", "_")].parameters():
+                    parameter /= neuron.tau
+        elif isinstance(node, Spike) and peer == "norse":
+            import norse.torch as norse
+
+            step = 1e-3
+            constants = norse.LIFBoxParameters(
+                tau_mem_inv=torch.as_tensor(1 / (neuron.tau * step)),
+                v_th=torch.as_tensor(neuron.threshold),
+            )
+            twin.layers[key] = Stepped(norse.LIFBoxCell(constants, dt=step), lambda current: None)
+    if shutil.which("g++"):
+        for layer in twin.layers.values():
+            if isinstance(layer, Stepped):
+                layer.compile()
+    device = "cpu" if CPU else "cuda"
+    twin = twin.to(device, memory_format=torch.channels_last).requires_grad_(True)
+    batch = nchw(images).to(device, memory_format=torch.channels_last)
+    truth = torch.from_numpy(labels).long().to(device)
+    optimizer = torch.optim.SGD(twin.parameters(), RATE, MOMENTUM, fused=True)
+
+    def wait(result):
+        if not CPU:
+            torch.cuda.synchronize()
+        return result
+
+    def forward():
+        twin.eval()
+        with torch.inference_mode():
+            return wait(twin(batch))
+
+    def training():
+        twin.train()
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(twin(batch), truth)
+        loss.backward()
+        optimizer.step()
+        return wait(loss.detach())
+
+    return Runs(forward, training)
+
+
+def in_spyx(
+    architecture: Architecture, variables: dict, images: np.ndarray, labels: np.ndarray
+) -> Runs:
+    """The network in Spyx: its neurons and its `run`, which scans time, around layers of Flax with
+    time in the batch. A scan of the whole network, as its examples have, puts convolutions in a
+    loop, where XLA's gradients of them are slow on a CPU."""
+    import spyx
+    from flax import nnx
+
+    width, steps = shapes(architecture), architecture.time_steps
+    mean, std = jnp.array(architecture.mean), jnp.array(architecture.std)
+
+    class Network(nnx.Module):
+        def __init__(self, rngs):
+            for node in architecture.nodes:
+                match node:
+                    case Conv(name, source, filters, kernel, stride, bias):
+                        layer = nnx.Conv(
+                            width[source][-1],
+                            filters,
+                            (kernel, kernel),
+                            stride,
+                            padding=kernel // 2,
+                            use_bias=bias,
+                            rngs=rngs,
+                        )
+                    case Dense(name, source, filters, bias):
+                        layer = nnx.Linear(width[source][0], filters, use_bias=bias, rngs=rngs)
+                    case Norm(name, source):
+                        layer = nnx.BatchNorm(width[source][-1], momentum=0.9, rngs=rngs)
+                    case Spike(name, source):
+                        layer = spyx.nn.LIF(
+                            width[source],
+                            beta=1 - 1 / architecture.neuron.tau,
+                            threshold=architecture.neuron.threshold,
+                            activation=spyx.axn.arctan(),
+                            rngs=rngs,
+                        )
+                    case _:
+                        continue
+                setattr(self, name, layer)
+
+        def __call__(self, images):
+            x, folded = (images - mean) / std, 1
+            for node in architecture.nodes:
+                match node:
+                    case Spike(name):
+                        x = x.reshape(folded, -1, *x.shape[1:])
+                        x = jnp.broadcast_to(x, (steps, *x.shape[1:]))
+                        x, _ = spyx.nn.run(getattr(self, name), x)
+                        x, folded = x.reshape(-1, *x.shape[2:]), steps
+                    case Pool(window=w):
+                        n, h, v, c = x.shape
+                        x = x.reshape(n, h // w, w, v // w, w, c).mean((2, 4))
+                    case Flatten():
+                        x = x.reshape(len(x), -1)
+                    case _:
+                        x = getattr(self, node.name)(x)
+            return x.reshape(folded, -1, x.shape[-1]).mean(0)
+
+    def loss_of(network, images, labels):
+        losses = optax.softmax_cross_entropy_with_integer_labels(network(images), labels)
+        return losses.mean()
+
+    network, batch = Network(nnx.Rngs(0)), (jnp.asarray(images), jnp.asarray(labels))
+    for name, values in variables["params"].items():
+        for leaf, value in values.items():
+            getattr(getattr(network, name), leaf)[...] = jnp.copy(value)
+    optimizer = nnx.Optimizer(network, optax.sgd(RATE, MOMENTUM), wrt=nnx.Param)
+    frozen = nnx.view(network, use_running_average=True)
+    network = nnx.view(network, use_running_average=False)
+    step = spyx.optimize.make_train_step(loss_of)
+    forward = nnx.cached_partial(nnx.jit(lambda network, images: network(images)), frozen)
+    return Runs(
+        partial(forward, batch[0]), partial(nnx.cached_partial(step, network, optimizer), *batch)
+    )
+
+
+def xla_passes(node: Conv, x: np.ndarray, kernel: np.ndarray, y: np.ndarray) -> dict:
+    """A convolution and its gradients at `y`, as our network has them."""
+    pad, order = [(node.kernel // 2, node.kernel // 2)] * 2, ("NHWC", "HWIO", "NHWC")
+    strides, (x, kernel, y) = (node.stride, node.stride), map(jnp.asarray, (x, kernel, y))
+
+    def forward(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, strides, pad, dimension_numbers=order)
+
+    def to_input(x, kernel, y):
+        return jax.vjp(lambda x: forward(x, kernel), x)[1](y)
+
+    def to_weights(x, kernel, y):
+        return jax.vjp(lambda kernel: forward(x, kernel), kernel)[1](y)
+
+    return {
+        "forward": partial(jax.jit(forward), x, kernel),
+        "input gradient": partial(jax.jit(to_input), x, kernel, y),
+        "weight gradient": partial(jax.jit(to_weights), x, kernel, y),
+    }
+
+
+def torch_passes(node: Conv, x: np.ndarray, kernel: np.ndarray, y: np.ndarray) -> dict:
+    """The same in torch, channels last."""
+    import torch
+
+    def last(array, *order):
+        array = torch.from_numpy(array).permute(order).to("cpu" if CPU else "cuda")
+        return array.contiguous(memory_format=torch.channels_last)
+
+    x, kernel, y = last(x, 0, 3, 1, 2), last(kernel, 3, 2, 0, 1), last(y, 0, 3, 1, 2)
+    stride, pad = [node.stride] * 2, [node.kernel // 2] * 2
+
+    def timed(run):
+        def call():
+            result = run()
+            if not CPU:
+                torch.cuda.synchronize()
+            return result
+
+        return call
+
+    def gradient(*wanted):
+        how = (None, stride, pad, [1, 1], False, [0, 0], 1, wanted)
+        return timed(lambda: torch.ops.aten.convolution_backward(y, x, kernel, *how))
+
+    return {
+        "forward": timed(lambda: torch.nn.functional.conv2d(x, kernel, None, stride, pad)),
+        "input gradient": gradient(True, False, False),
+        "weight gradient": gradient(False, True, False),
+    }
+
+
+def convolutions(architecture: Architecture, batch: int, repeats: int, torch_too: bool) -> dict:
+    """GMAC/s of the three heaviest convolutions that see spikes, by layer, library and pass."""
+    macs, width = layer_macs(architecture), shapes(architecture)
+    heavy = [node for node in architecture.nodes if isinstance(node, Conv) and node.input != IMAGE]
+    heavy = sorted(heavy, key=lambda node: -macs[node.name])[:3]
+    images, random = batch * architecture.time_steps, np.random.default_rng(0)
+    runs = {}
+    for node in heavy:
+        x, y = ((images, *width[name]) for name in (node.input, node.name))
+        kernel = (node.kernel, node.kernel, x[-1], node.width)
+        arrays = [random.standard_normal(shape, np.float32) for shape in (x, kernel, y)]
+        for library, passes in {"XLA": xla_passes, "torch": torch_passes}.items():
+            if library == "XLA" or torch_too:
+                for name, run in passes(node, *arrays).items():
+                    runs[node.name, library, name] = run
+    found = {}
+    for (layer, library, name), seconds in take_turns(runs, repeats).items():
+        rate = batch * macs[layer] / statistics.median(seconds) / 1e9
+        found.setdefault(layer, {}).setdefault(library, {})[name] = rate
+    return found
+
+
+def agreement(libraries: dict[str, Runs]) -> dict:
+    """How far the logits of those with our weights and neurons are from ours, and the losses of
+    the first two training steps, in full float32."""
+    with jax.default_matmul_precision(None if CPU else "highest"):
+        logits = {name: runs.forward() for name, runs in libraries.items()}
+        losses = {name: [runs.training() for _ in range(2)] for name, runs in libraries.items()}
+    reference = np.asarray(logits["ours"])
+    scale, found = np.abs(reference).max(), {}
+    for name in libraries:
+        far = np.abs(np.asarray(logits[name].tolist()) - reference).max(-1) / scale
+        steps = [loss[0] if isinstance(loss, tuple) else loss for loss in losses[name]]
+        found[name] = {
+            "largest_logit_difference": float(far.max()),
+            "images_within_1e-4": float((far < 1e-4).mean()),
+            "losses": [float(loss) for loss in steps],
+        }
+    return found
+
+
+def measured(name: str, options: argparse.Namespace, peers: list[str]) -> dict:
+    """All libraries on one network."""
+    batch = options.batch or BATCHES[name]
+    architecture = models.build(name, INPUTS[name], 10, time_steps=options.time_steps)
+    variables, random = spiking_variables(architecture), np.random.default_rng(0)
+    images = random.uniform(size=(batch, *INPUTS[name])).astype(np.float32)
+    problem = architecture, variables, images, random.integers(0, 10, batch).astype(np.int32)
+    libraries = {"ours": ours(*problem)}
+    if (mesh := devices.mesh()) is not None and batch % mesh.size == 0:
+        libraries["ours_dealt"] = ours(*problem, mesh=mesh)
+    libraries["ours_bfloat16"] = ours(*problem, dtype=jnp.bfloat16)
+    for peer in peers:
+        libraries[peer] = in_spyx(*problem) if peer == "spyx" else in_torch(peer, *problem)
+    agrees = agreement(libraries)
+    for peer in {"spikingjelly", "snntorch", "norse"} & set(peers):
+        if agrees[peer]["images_within_1e-4"] < 0.5:  # rounding may flip a spike, which spreads
+            raise SystemExit(f"{peer}'s logits on {name} are not ours: {agrees[peer]}")
+    products, side = (1, 2048) if CPU else (10, 8192)
+    square, multiply = jax.random.normal(jax.random.key(0), (side, side)), jax.jit(jnp.matmul)
+    runs = {("product", ""): lambda: [multiply(square, square) for _ in range(products)]}
+    for library, each in libraries.items():
+        runs |= {(library, task): getattr(each, task) for task in TASKS}
+    seconds = take_turns(runs, options.repeats)
+    median = {key: statistics.median(times) for key, times in seconds.items()}
+    peak = products * side**3 / median["product", ""]
+    macs = {"forward": sum(layer_macs(architecture).values())}
+    macs["training"] = training_macs(architecture)
+    single = [library for library in ("ours", "ours_dealt") if library in libraries]
+    best = {task: min(median[library, task] for library in single) for task in TASKS}
+    record = {
+        "input_shape": INPUTS[name],
+        "time_steps": options.time_steps,
+        "batch": batch,
+        "product_gmacs_per_second": peak / 1e9,
+        "gmacs": {task: batch * count / 1e9 for task, count in macs.items()},
+        "agreement": agrees,
+        "libraries": {
+            library: {
+                task: {
+                    "seconds": median[library, task],
+                    "timings": seconds[library, task],
+                    "images_per_second": batch / median[library, task],
+                    "share_of_the_product": batch * macs[task] / median[library, task] / peak,
+                    "our_best_over_it": median[library, task] / best[task],
+                    "ours_over_it": median[library, task] / median["ours", task],
+                }
+                for task in TASKS
+            }
+            for library in libraries
+        },
+    }
+    del libraries, runs
+    record["convolutions"] = convolutions(
+        architecture, batch, options.repeats, any("torch" in NEEDS[peer] for peer in peers)
+    )
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", choices=BATCHES, default=list(BATCHES))
+    parser.add_argument("--batch", type=int, help="by default by network and device")
+    parser.add_argument("--time-steps", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--quick", action="store_true", help="small only, in seconds")
+    options = parser.parse_args()
+    if options.quick:
+        options.networks, options.repeats, options.batch = ["small"], 1, options.batch or 8
+    peers = []
+    for peer, needs in NEEDS.items():
+        if missing := [each for each in needs if importlib.util.find_spec(each) is None]:
+            print(f"{NAMES[peer]} is left out; not installed: {', '.join(missing)}")
+        else:
+            peers.append(peer)
+    if not peers:
+        raise SystemExit("nothing to compare with: install one of " + ", ".join(NEEDS))
+    packages = ["optax", *peers]
+    if any("torch" in NEEDS[peer] for peer in peers):
+        sys.path.insert(0, str(ORACLES))
+        packages.append("torch")
+        import torch
+
+        torch.set_num_threads(os.cpu_count())
+        torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as in JAX
+    record = machine() | {"what": "images a second; see throughput.py", "networks": {}}
+    record["versions"] |= {name: version(name) for name in packages}
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.networks:
+        record["networks"][name] = measured(name, options, peers)
+        show(name, record["networks"][name])
+        (options.out / "throughput.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.out / "throughput.png").write_bytes(png(figure(record)))
+
+
+def show(name: str, network: dict) -> None:
+    """A network's record in lines."""
+    batch, steps = network["batch"], network["time_steps"]
+    rate = network["product_gmacs_per_second"]
+    print(f"{name}, batch {batch}, T = {steps}; matrix product: {rate:.1f} GMAC/s")
+    for library, tasks in network["libraries"].items():
+        words = [
+            f"{task} {each['images_per_second']:8.1f} images/s, {each['share_of_the_product']:5.1%}"
+            f" of the product, ours over it {each['ours_over_it']:.2f}"
+            for task, each in tasks.items()
+        ]
+        print(f"  {NAMES[library]:<23}" + "; ".join(words))
+    for layer, libraries in network["convolutions"].items():
+        for library, passes in libraries.items():
+            words = [f"{name} {rate:.1f}" for name, rate in passes.items()]
+            print(f"  {layer} in {library}, GMAC/s: " + ", ".join(words))
+    for library, each in network["agreement"].items():
+        print(f"  {NAMES[library]}: {each}")
+
+
+def figure(record: dict) -> Figure:
+    """Images a second by library, and the rates of the heaviest convolutions."""
+    networks = record["networks"]
+    drawn = Figure(figsize=(12, 3.4 * len(networks)), layout="constrained")
+    grid = drawn.subplots(len(networks), 3, squeeze=False)
+    for (name, network), row in zip(networks.items(), grid, strict=True):
+        for task, ax in zip(TASKS, row, strict=False):
+            _style(ax, f"{name}: {task}, batch {network['batch']}, T = {network['time_steps']}")
+            rates = {k: each[task] for k, each in network["libraries"].items()}
+            bars = ax.barh(
+                [NAMES[library] for library in rates],
+                [each["images_per_second"] for each in rates.values()],
+                color=[BLUE if k.startswith("ours") else GREY for k in rates],
+                height=0.65,
+            )
+            shares = [f"{each['share_of_the_product']:.0%}" for each in rates.values()]
+            ax.bar_label(bars, shares, padding=4, fontsize=8, color=INK)
+            ax.margins(x=0.15)
+            words = "images a second; beside the bars, share of a matrix product's rate"
+            ax.set_xlabel(words, fontsize=8, color=INK)
+        ax = row[-1]
+        _style(ax, "Heaviest convolutions")
+        rates = [(layer, k) for layer, each in network["convolutions"].items() for k in each]
+        for i, (passed, colour) in enumerate(PASSES.items()):
+            places = [place + 0.27 * (i - 1) for place in range(len(rates))]
+            heights = [network["convolutions"][layer][k][passed] for layer, k in rates]
+            ax.barh(places, heights, height=0.25, color=colour, label=passed)
+        ax.set_yticks(range(len(rates)), [f"{layer}, {k}" for layer, k in rates])
+        ax.axvline(network["product_gmacs_per_second"], color=INK, linewidth=0.9, linestyle=":")
+        ax.set_xlabel("GMAC/s; dotted, the matrix product", fontsize=8, color=INK)
+        place = {"loc": "upper center", "bbox_to_anchor": (0.4, -0.16), "ncols": 3}
+        ax.legend(frameon=False, fontsize=8, labelcolor=INK, **place)
+        for ax in row:
+            ax.invert_yaxis()
+            ax.grid(visible=False, axis="y")
+            ax.grid(visible=True, axis="x", color="#EBEBEB", linewidth=0.8)
+    return drawn
+
+
+if __name__ == "__main__":
+    main()
