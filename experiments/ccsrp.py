@@ -4,6 +4,10 @@
     python experiments/ccsrp.py --preset faithful     # with the ancestor's search
     python experiments/ccsrp.py --config experiments/configs/cifar10.toml --data-dir DIR
 
+On a GPU, in the same way, experiments/configs/cifar10_vgg11.toml and cifar10_resnet19.toml train
+clean networks, and cifar10_vgg11_robust.toml one at 8/255, which it prunes: of these three only
+tiny subsets have been run so far.
+
 Test-set results on two CPU cores (jax 0.10.2), in full under experiments/results/. PGD is
 PGD-20 through the training surrogate, alone; suite is the sample-wise worst case of the quick
 suite. Both are upper bounds, see the report.
