@@ -1,6 +1,6 @@
 """Robust pruning of spiking neural networks by cooperative coevolution, in JAX.
 
-The pieces compose: describe a network (`Architecture`, `build`, `plain`), run it
+The pieces compose: describe a network (`Architecture`, `build`, `plain`, `residual`), run it
 (`SpikingNetwork`, `Classifier`), attack it (`PGD`, `APGD`, `Square`, ...) through any backward
 pass (`gradients`), say how robust it is and whether that can be believed (`evaluate`,
 `certify`), score populations of masks for its filters (`make_task`, `score`), search them
@@ -20,7 +20,8 @@ from ccsrp_jax.data import load as load_data
 from ccsrp_jax.errors import InputError
 from ccsrp_jax.evaluation import correct, predict
 from ccsrp_jax.fitness import Scores, Task, make_task, score
-from ccsrp_jax.models import MODELS, build, init, plain
+from ccsrp_jax.hypervolume import hypervolume
+from ccsrp_jax.models import MODELS, build, init, plain, residual
 from ccsrp_jax.network import Classifier, SpikingNetwork
 from ccsrp_jax.neurons import LIF, Surrogate, lif, spike
 from ccsrp_jax.racing import Racing
@@ -62,6 +63,7 @@ __all__ = [
     "fgsm",
     "gradients",
     "groups",
+    "hypervolume",
     "init",
     "lif",
     "load",
@@ -70,6 +72,7 @@ __all__ = [
     "masks",
     "plain",
     "predict",
+    "residual",
     "save",
     "score",
     "search_group",

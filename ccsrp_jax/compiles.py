@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,3 +57,5 @@ def keep(folder: str | os.PathLike | None = None) -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(folder or cache / "ccsrp_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # a damaged entry (a disk was full) is compiled anew: nothing that a user can act on
+    warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")

@@ -75,3 +75,26 @@ def test_races_choose_as_the_full_evaluation_does():
     for row in json.loads((RESULTS / "racing.json").read_text())["rows"]:
         assert row["choice_differs"] <= 1 - row["confidence"]
         assert row["share_of_images"] < 1
+
+
+def test_the_readme_says_how_fast_peers_are():
+    text = (RESULTS.parents[1] / "README.md").read_text()
+    record = json.loads((RESULTS / "throughput.json").read_text())
+    peers = ("spikingjelly", "snntorch", "norse", "spyx")
+    assert record["versions"].keys() >= {"jax", "torch", *peers}
+    for name, network in record["networks"].items():
+        form = "{:.0f}" if name == "small" else "{:.1f}"
+        for task in ("forward", "training"):
+            rates = (
+                network["libraries"][way][task]["images_per_second"]
+                for way in ("ours", "ours_dealt", *peers)
+            )
+            cells = " | ".join(form.format(rate) for rate in rates)
+            assert f"| {name}, {network['batch']} | {task} | {cells} |" in text
+
+
+def test_a_part_of_cifar10_was_pruned_to_half_of_its_macs():
+    summary = json.loads((RESULTS / "cifar10" / "summary.json").read_text())
+    assert summary["pruned"]["macs"] <= 0.5 * summary["dense"]["macs"]
+    assert summary["pruned"]["robust_accuracy"] <= summary["pruned"]["pgd_accuracy"]
+    assert summary["dense"]["reliable"] and summary["pruned"]["reliable"]

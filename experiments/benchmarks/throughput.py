@@ -29,6 +29,19 @@ once as its input is constant; in training thrice those but for the first layer'
 input. The three heaviest convolutions are timed by themselves, as XLA's and as torch's.
 
 Writes results/throughput.json and throughput.png.
+
+On two cores (jax 0.10.2, torch 2.15; `--repeats 3`, 6 minutes), images a second, forward and
+training, and what bounds us. `small`, batch 256: ours 7555 and 1853, with a device a core 9311 and
+3599, SpikingJelly 4152 and 2656, snnTorch 8834 and 3096, Norse 11510 and 3541, Spyx 3996 and 906.
+`vgg11`, batch 16: ours 30.0 and 8.8 (a device a core 32.8 and 5.5: two gradients of 61 M weights
+are summed, presumably), SpikingJelly 32.4 and 10.1, snnTorch 35.3 and 12.0, Norse 42.2 and 12.1,
+Spyx 22.3 and 6.2. So torch trains vgg11 1.15 to 1.4 times as fast as we do, and its convolutions
+are why: oneDNN's run at 1.3 to 2.3 times the rate of XLA's (8 times on a narrow layer's gradient
+for the weights). Ours sums that gradient over parts of the batch (`network._in_parts`), which took
+a quarter off the time of a step on `small`, and less on `vgg11`. Shares above 1 say that oneDNN
+convolves faster than JAX multiplies large matrices here. bfloat16 gains nothing on this CPU. On
+random weights a potential may lie at the threshold within rounding: on vgg11 4 of 16 images had a
+spike flipped, in all torch libraries alike.
 """
 
 import argparse
