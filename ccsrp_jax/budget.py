@@ -80,11 +80,13 @@ def cut(scores: Scores, cost_of: Cost, limit: float | int, *, least: int = 1) ->
     for name, values in flat.items():
         if not np.isfinite(values).all():
             raise InputError(f"scores of {name!r} are not all finite: give finite scores.")
-    safe = {name: np.argsort(-values, kind="stable")[:least] for name, values in flat.items()}
+    may_go = {name: np.ones(len(values), bool) for name, values in flat.items()}
+    for name, values in flat.items():
+        may_go[name][np.argsort(-values, kind="stable")[:least]] = False
     place = np.concatenate([np.full(len(flat[name]), i) for i, name in enumerate(names)])
     index = np.concatenate([np.arange(len(flat[name])) for name in names])
     order = np.argsort(np.concatenate([flat[name] for name in names]), kind="stable")
-    order = np.array([k for k in order if index[k] not in safe[names[place[k]]]], dtype=np.int64)
+    order = order[np.concatenate([may_go[name] for name in names])[order]]
 
     def without(count: int) -> MaskTree:
         masks = {name: np.ones(len(flat[name]), np.float32) for name in names}

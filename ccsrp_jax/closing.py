@@ -127,6 +127,13 @@ def measure(
         "latency_batch": config.latency_batch,
         "test_images": len(test.labels),
         "footnote": data.record["footnote"],
+        **machine(),
+    }
+
+
+def machine() -> dict:
+    """What figures depend on beside the code."""
+    return {
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
         "device": jax.devices()[0].device_kind,

@@ -8,7 +8,7 @@ CCEP (IJCAI 2022, released code); everything else is this library's choice and s
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
@@ -20,7 +20,7 @@ from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ccsrp_jax import evolution, fitness, selection
+from ccsrp_jax import budget, evolution, fitness, selection
 from ccsrp_jax import masks as masking
 from ccsrp_jax.architecture import Architecture, coupled, groups
 from ccsrp_jax.attacks import PGD
@@ -35,6 +35,7 @@ CHOICES = {
     "objective": ("accuracy", "loss"),
     "selection": ("weighted_sum", "nsga2"),
     "shared_set": ("pooled", "per_layer"),
+    "splice": ("winners", "price"),
 }
 # They hold on to a best fitness of earlier generations, which an order by ranks has not.
 REMEMBERING = ("PSO", "HillClimbing", "GradientlessDescent", "SimulatedAnnealing")
@@ -77,6 +78,12 @@ class Search:
       racing: candidates that are beaten beyond chance drop out before they have seen all
         search images (ours); see `racing.Racing`.
       racing_confidence: that the best candidate of a race stays in it.
+      single_removals: first score the removal of every single filter, and start an evosax
+        strategy from the order of their harm (ours).
+      levels: shares of a group's filters that the generations of an evosax strategy keep, by
+        turns, in place of `keep_floor` (ours). Only for strategies that compare candidates of
+        one generation alone.
+      splice: `winners`, every group's best mask (CCEP), or `price`, see `priced` (ours).
     """
 
     strategy: str = "BitFlip"
@@ -96,6 +103,9 @@ class Search:
     residual_streams: bool = False
     racing: bool = False
     racing_confidence: float = 0.95
+    single_removals: bool = False
+    levels: tuple[float, ...] = ()
+    splice: Literal["winners", "price"] = "winners"
 
     def __post_init__(self) -> None:
         if self.strategy not in evolution.strategies():
@@ -116,6 +126,14 @@ class Search:
         check_number("multiple", self.multiple, 1)
         for name in ("keep_floor", "mutation_rate", "init_keep"):
             check_number(name, getattr(self, name), 0, 1, above=True)
+        for level in self.levels:
+            check_number("each of levels", level, 0, 1, above=True)
+        orders = self.decoder == "topk" and evolution.is_distribution(self.strategy)
+        if (self.levels or self.single_removals) and not orders:
+            raise InputError(
+                f"levels and single_removals need decoder topk and a strategy without parents: "
+                f"{self.strategy} with {self.decoder} is none; use SNES, say, or leave them out."
+            )
         check_number("white_box_steps", self.white_box_steps, 0)
         _ = self.race  # checks its values
         if self.racing and self.selection == "nsga2":
@@ -162,6 +180,16 @@ PRESETS = {
         objective="loss",
         residual_streams=True,
     ),
+    "priced": Search(
+        strategy="SNES",
+        population=8,
+        generations=12,
+        levels=(0.95, 0.85, 0.7, 0.5),
+        single_removals=True,
+        splice="price",
+        objective="loss",
+        residual_streams=True,
+    ),
 }
 
 
@@ -173,6 +201,8 @@ class Found(NamedTuple):
     evaluations: int  # distinct masks scored
     best: list[float]  # lowest weighted sum so far, after each generation
     not_finite: int  # masks of which a logit was not finite
+    scored: tuple[np.ndarray, np.ndarray]  # all masks, (N, n), and their objectives, (N, 3)
+    harm: np.ndarray | None  # (n,) what removing each filter alone adds to the weighted sum
 
 
 def shared_adversarial_set(
@@ -272,7 +302,9 @@ def search_group(
 
     weigh = partial(_weigh, search=search)
     n = len(alive)
-    least = evolution.floor_count(int(alive.sum()), search.keep_floor, search.step)
+    levels = search.levels or (search.keep_floor,)
+    counts = [evolution.floor_count(int(alive.sum()), level, search.step) for level in levels]
+    least = min(counts)
     bit_flip = search.strategy == "BitFlip"
     algorithm = evolution.strategy(search.strategy, search.population, n)
     params = algorithm.default_params
@@ -283,12 +315,13 @@ def search_group(
             alive=jnp.asarray(alive),
         )
 
-    def decode(genomes: Array) -> np.ndarray:
+    def decode(genomes: Array, kept: int = least) -> np.ndarray:
         if bit_flip:
             return np.asarray(genomes)
-        decoded = evolution.decode(genomes, jnp.asarray(alive), least, decoder=search.decoder)
+        decoded = evolution.decode(genomes, jnp.asarray(alive), kept, decoder=search.decoder)
         return np.asarray(decoded)
 
+    harm = None
     key_init, key_state, key_loop, key_noise, key_spare = jax.random.split(key, 5)
     start = evolution.initial_masks(
         key_init, jnp.asarray(alive), search.init_keep, least, size=search.population
@@ -302,6 +335,11 @@ def search_group(
     else:
         # topk looks at the order of genes only; threshold starts where most are kept
         mean = jnp.full(n, 1.0 if search.decoder == "threshold" else 0.0)
+        if search.single_removals:
+            harm = _harm(alive, lambda members: weigh(objectives(members)))
+            mean = _start(alive, harm)
+            for kept in counts:  # the order itself, before it is varied
+                objectives(decode(mean[None], kept))
         state = algorithm.init(key_state, mean, params)
     state = evolution.strong(state)
 
@@ -309,7 +347,7 @@ def search_group(
     for generation in range(search.generations):
         key_ask, key_tell = jax.random.split(jax.random.fold_in(key_loop, generation))
         population, state = algorithm.ask(key_ask, state, params)
-        points = objectives(decode(population))
+        points = objectives(decode(population, counts[generation % len(counts)]))
         if bit_flip or (has_parents and search.selection == "nsga2"):
             # a place is only meaningful among those it was given with: rank parents anew
             parents = objectives(decode(algorithm.get_population(state)))
@@ -346,7 +384,32 @@ def search_group(
         preference = np.where(ranks == 0, preference, np.inf)
     winner = candidates[int(np.argmin(preference))]
     not_finite = len(finite) - sum(finite.values())
-    return Found(masks[winner], seen[winner], len(seen), best, not_finite)
+    scored = np.stack(list(masks.values())), np.stack([seen[name] for name in masks])
+    return Found(masks[winner], seen[winner], len(seen), best, not_finite, scored, harm)
+
+
+def _harm(alive: np.ndarray, weighed: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """By filter, what its removal alone adds to the weighted sum; 0 for those that are gone."""
+    places = np.flatnonzero(alive)
+    singles = np.repeat(alive[None], len(places), axis=0)
+    singles[np.arange(len(places)), places] = 0
+    if len(places) == 1:  # the last filter stays
+        return np.zeros_like(alive)
+    values = weighed(np.concatenate([alive[None], singles]))
+    worst = np.where(np.isfinite(values), values, np.nanmax(np.where(np.isinf(values), 0, values)))
+    harm = np.zeros_like(alive)
+    harm[places] = worst[1:] - worst[0]
+    return harm
+
+
+def _start(alive: np.ndarray, harm: np.ndarray) -> Array:
+    """Genes in the order of harm, as far apart as two standard normal draws twice over, so that
+    a strategy's first steps, of length 1, vary that order but do not forget it."""
+    places = np.flatnonzero(alive)
+    rank = np.argsort(np.argsort(harm[places], kind="stable"), kind="stable")
+    genes = np.zeros(len(alive), np.float32)
+    genes[places] = 2 * jax.scipy.stats.norm.ppf((rank + 0.5) / len(places))
+    return jnp.asarray(genes)
 
 
 class Round(NamedTuple):
@@ -452,6 +515,82 @@ def search_round(
         )
     spliced = masks | {group: jnp.asarray(result.mask) for group, result in found.items()}
     return Round(spliced, found, shared_sets, images)
+
+
+def priced(
+    key: Array,
+    found: dict[str, Found],
+    masks: MaskTree,
+    search: Search,
+    cost_of: budget.Cost,
+    limit: float,
+) -> MaskTree:
+    """Splices masks that every group has scored, chosen together to meet a budget.
+
+    A price of MACs, the same for all groups, decides how much each of them loses: a group offers
+    the mask of least loss plus price times MACs, and the price is the lowest at which all offers
+    together are within the limit. So filters go where they cost much and matter little. As
+    groups were searched apart, their losses are taken to add up. (Ours; three objectives in one
+    choice, as the ancestors have not.)
+
+    What offers leave below the limit is given back, and what is above it is taken, by harm.
+
+    Args:
+      key: for the order of filters whose harm was not measured.
+      found: what the groups' searches found in the current network.
+      masks: of that network.
+      search: settings.
+      cost_of: of masks, what is limited.
+      limit: that the spliced masks may cost.
+    """
+    values = {name: _weigh(each.scored[1], search) for name, each in found.items()}
+
+    def offers(price: float) -> MaskTree:
+        chosen = {}
+        for name, each in found.items():
+            bid = values[name] + price * each.scored[1][:, 2]
+            chosen[name] = each.scored[0][int(np.argmin(np.where(np.isfinite(bid), bid, np.inf)))]
+        return masks | chosen
+
+    low, high = 1e-6, 1e6
+    for _ in range(60):
+        price = math.sqrt(low * high)
+        low, high = (low, price) if cost_of(offers(price)) <= limit else (price, high)
+    harm = {name: each.harm for name, each in found.items()}
+    return settled(key, masks, offers(high), harm, cost_of, limit)
+
+
+def settled(
+    key: Array,
+    before: MaskTree,
+    after: MaskTree,
+    harm: Mapping[str, np.ndarray | None],
+    cost_of: budget.Cost,
+    limit: float,
+) -> MaskTree:
+    """Masks moved to a limit: filters that just went come back, or more go, by their harm.
+
+    Args:
+      key: for the order where harm is not known or equal.
+      before, after: masks, before and after the last removals.
+      harm: by group, of removing each filter.
+      cost_of, limit: as in `budget.cut`.
+
+    Returns:
+      Masks of least removals within the limit, if it can be met.
+    """
+    widths = [len(before[name]) for name in harm]
+    draws = np.asarray(jax.random.uniform(key, (sum(widths),)))
+    known = [np.zeros(n) if h is None else h for n, h in zip(widths, harm.values(), strict=True)]
+    order = np.lexsort((draws, np.concatenate(known)))
+    place = np.empty(len(order))
+    place[order] = np.arange(len(order)) / len(order)
+    places = dict(zip(harm, np.split(place, np.cumsum(widths)[:-1]), strict=True))
+    scores = {
+        name: np.asarray(before[name]) + np.asarray(after[name]) + places[name] for name in harm
+    }
+    rest = {name: mask for name, mask in after.items() if name not in scores}
+    return rest | budget.cut(scores, lambda masks: cost_of(rest | masks), limit)
 
 
 def _behind(scores: fitness.Scores, total: int, search: Search) -> np.ndarray:

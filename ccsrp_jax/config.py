@@ -337,9 +337,11 @@ def _flags(table: dict, prefix: str = "") -> list[str]:
                 flags.append(f"--{name}" if value else f"--{prefix}no-{key.replace('_', '-')}")
             case None | int() | float() | str():
                 flags.append(f"--{name}={value}")
+            case list() if all(isinstance(each, int | float | str) for each in value):
+                flags += [f"--{name}", *map(str, value)]
             case _:
                 raise InputError(
-                    f"setting {key} of the config file is {value!r}: give a number, a text, true "
-                    "or false."
+                    f"setting {key} of the config file is {value!r}: give a number, a text, true, "
+                    "false, or a list of numbers."
                 )
     return flags

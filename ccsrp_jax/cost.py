@@ -70,16 +70,15 @@ def macs(architecture: Architecture, masks: MaskTree | None = None) -> dict[str,
 
 def params(architecture: Architecture, masks: MaskTree | None = None) -> dict[str, int]:
     """Trainable parameters by layer; batch norm's scale and shift, and learned leaks, included."""
-    lives, channels = alive(architecture, masks), _channels(architecture, masks)
-    cost = {}
+    lives, cost = alive(architecture, masks), {}
     for node in architecture.nodes:
-        out = channels[node.name]
+        out = int(lives[node.name].sum())
         match node:
             case Conv(bias=bias) | Dense(bias=bias):
                 weights = (masks or {}).get(kernel(node.name))
                 if weights is None:
                     window = node.kernel**2 if isinstance(node, Conv) else 1
-                    kept = window * channels[node.input] * out
+                    kept = window * int(lives[node.input].sum()) * out
                 else:
                     weights = np.asarray(weights)[..., lives[node.input], :][..., lives[node.name]]
                     kept = int(weights.sum())

@@ -152,6 +152,12 @@ def strategies() -> dict[str, Callable]:
     return {"BitFlip": BitFlip, **evosax_algorithms.algorithms}
 
 
+def is_distribution(name: str) -> bool:
+    """Whether a strategy samples from a distribution, and compares no candidates of different
+    generations."""
+    return not issubclass(strategies()[name], base.PopulationBasedAlgorithm)
+
+
 @cache  # every strategy object compiles its own ask and tell
 def strategy(name: str, population: int, filters: int) -> base.EvolutionaryAlgorithm:
     """The strategy of that name over `filters` genes; one object for equal arguments.

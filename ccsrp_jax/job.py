@@ -100,15 +100,13 @@ def _build(config: Config, data: Dataset) -> Architecture:
 def _begin_with(path: Path, data: Dataset) -> tuple[Architecture, dict]:
     """A trained network that fits the data."""
     architecture, variables = compaction.load(path)
-    is_for = architecture.input_shape, architecture.classes
-    framed = "frames" in (architecture.encoding, data.encoding)
-    if is_for != (data.train.images.shape[1:], data.classes) or (
-        framed and architecture.encoding != data.encoding
-    ):
+    is_for = architecture.input_shape, architecture.classes, architecture.encoding == "frames"
+    has = data.train.images.shape[1:], data.classes, data.encoding == "frames"
+    if is_for != has:
         raise InputError(
             f"{path} is for images of {is_for[0]} and {is_for[1]} classes "
-            f"({architecture.encoding}), and {data.name} has {data.train.images.shape[1:]} and "
-            f"{data.classes} ({data.encoding}): give a network for this data."
+            f"({architecture.encoding}), and {data.name} has {has[0]} and {has[1]} "
+            f"({data.encoding}): give a network for this data."
         )
     return architecture, variables
 

@@ -103,6 +103,17 @@ class Recipe:
                 "clean images': give 0, or trades 0."
             )
 
+    def clean_share(self, epoch: int) -> float:
+        """Weight of the clean images' loss in an epoch."""
+        mixes = self.adversarial is not None and epoch >= self.clean_epochs and not self.trades
+        return self.clean_weight if mixes else 1.0
+
+    def attacks(self, epoch: int) -> bool:
+        """Whether an epoch attacks its images."""
+        if self.adversarial is None or epoch < self.clean_epochs:
+            return False
+        return bool(self.trades) or self.clean_weight < 1
+
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """What to step along, up to the learning rate, which the jitted step takes as an argument."""

@@ -1,5 +1,6 @@
 """The stages of the main job: training, a round of pruning, a row of the archive."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -19,13 +20,16 @@ from ccsrp_jax import (
     throughput,
     training,
 )
+from ccsrp_jax.architecture import Architecture
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.board import Board
+from ccsrp_jax.budget import Target
 from ccsrp_jax.coevolution import search_round
 from ccsrp_jax.config import Config
 from ccsrp_jax.data import Dataset, Split
 from ccsrp_jax.evaluation import correct, even
 from ccsrp_jax.masks import MaskTree
+from ccsrp_jax.methods.problem import Problem
 from ccsrp_jax.network import Classifier
 from ccsrp_jax.terminal import Terminal
 
@@ -225,9 +229,6 @@ def _train(
     **options,
 ) -> dict:
     """`training.train`, with its progress shown and its epochs logged."""
-    augmentation = job.config.training.augmentation
-    if augmentation == "auto":
-        augmentation = job.data.augmentation
     began = time.perf_counter()
     steps = training.steps_an_epoch(recipe, len(job.data.train.labels))
     peak = throughput.peak_macs(recipe.precision, job.mesh)
@@ -235,11 +236,8 @@ def _train(
 
         def tell(epoch: training.Epoch) -> None:
             advance(0, note=f"loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}")
-            macs = throughput.training_macs(
-                job.classifier.architecture,
-                recipe,
-                adversarial=epoch.epoch >= recipe.clean_epochs,
-            )
+            architecture = job.classifier.architecture
+            macs = throughput.training_macs(architecture, recipe, epoch.epoch)
             share = {"share_of_peak": macs * epoch.images_per_second / peak}
             _log(job, tags | epoch._asdict() | share | {"seconds": time.perf_counter() - began})
 
@@ -250,12 +248,40 @@ def _train(
             state.masks,
             job.data.train,
             recipe,
-            augmentation=augmentation,
+            augmentation=augmentation_of(job.config, job.data),
             report=tell,
             progress=advance,
             mesh=job.mesh,
             **options,
         )
+
+
+def problem_of(
+    config: Config, data: Dataset, variables: dict, architecture: Architecture, target: Target
+) -> Problem:
+    """What a method other than the rounds of search is given, from the settings of a run.
+
+    All of the run's fine-tuning is one budget.
+    """
+    return Problem(
+        Classifier(architecture, config.surrogate),
+        variables,
+        data.train,
+        data.search,
+        target,
+        dataclasses.replace(
+            config.finetune_recipe, epochs=config.rounds * config.training.finetune_epochs
+        ),
+        config.search_attack,
+        augmentation_of(config, data),
+        config.batch_size,
+    )
+
+
+def augmentation_of(config: Config, data: Dataset) -> training.Augmentation:
+    """That of the settings, or what the data set calls for."""
+    chosen = config.training.augmentation
+    return data.augmentation if chosen == "auto" else chosen
 
 
 def network_file(job: Run, number: int) -> Path:

@@ -15,27 +15,27 @@ SIDE = {"cpu": 1536}  # of the matrices whose product is timed
 SIDE_ELSEWHERE = 8192
 
 
-def forward_macs(architecture: Architecture) -> int:
-    """MACs of one image's pass over all time steps; what is constant in time is done once."""
+def layer_macs(architecture: Architecture) -> dict[str, int]:
+    """MACs that a forward pass does on an image, by layer: over all steps, or once where the
+    input is constant in time."""
     varies, macs = varies_in_time(architecture), cost.macs(architecture)
-    return sum(
-        macs[node.name] * (architecture.time_steps if varies[node.input] else 1)
+    return {
+        node.name: macs[node.name] * (architecture.time_steps if varies[node.input] else 1)
         for node in architecture.nodes
         if isinstance(node, Conv | Dense)
-    )
+    }
 
 
-def training_macs(architecture: Architecture, recipe: Recipe, *, adversarial: bool) -> int:
-    """MACs of an image's training step.
+def training_macs(architecture: Architecture, recipe: Recipe, epoch: int) -> int:
+    """MACs of an image's training step in an epoch.
 
     A forward pass, and as much for each of the two gradients of the backward pass; an attack
     does the first and one of the others in each of its steps. Regularisers are left out.
     """
-    versions, steps = 1, 0
-    if adversarial and recipe.adversarial is not None:
-        steps = recipe.adversarial.steps
-        versions = 2 if recipe.trades or 0 < recipe.clean_weight < 1 else 1
-    return forward_macs(architecture) * (3 * versions + 2 * steps)
+    attacks = recipe.attacks(epoch)
+    versions = (recipe.clean_share(epoch) > 0) + attacks
+    steps = recipe.adversarial.steps if attacks else 0
+    return sum(layer_macs(architecture).values()) * (3 * versions + 2 * steps)
 
 
 @cache

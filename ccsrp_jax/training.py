@@ -177,6 +177,7 @@ def train(
     start: TrainState | None = None,
     first_epoch: int = 0,
     keep: Callable[[int, TrainState], None] = lambda done, state: None,
+    adapt: Callable[[int, TrainState, MaskTree], tuple[TrainState, MaskTree]] | None = None,
     mesh: Mesh | None = None,
 ) -> dict:
     """Trains the masked network and returns its variables, or their moving average.
@@ -195,6 +196,9 @@ def train(
         it has behind it; the result is then, bit for bit, that of training in one go.
       keep: called after each epoch, before `report`, with the number of epochs done and the
         state, whose memory the next step reuses: save it or copy it.
+      adapt: called after each epoch with the number of epochs done, the state and the masks; gives
+        those of the next epoch. For pruning during training; masks of the same names and shapes
+        compile nothing anew.
       mesh: devices to deal every batch out over. Batch norm has the moments of the whole batch
         and draws are those of one device, so results differ by rounding alone.
 
@@ -218,14 +222,13 @@ def train(
     for epoch in range(first_epoch, recipe.epochs):
         key_epoch = jax.random.fold_in(key, epoch)
         order = jax.random.permutation(key_epoch, count)[: steps * batch]
-        adversarial = recipe.adversarial is not None and epoch >= recipe.clean_epochs
-        clean_share = recipe.clean_weight if adversarial and not recipe.trades else 1.0
+        clean_share, attacks = recipe.clean_share(epoch), recipe.attacks(epoch)
         records, began = [], time.perf_counter()
         for number, places in enumerate(order.reshape(steps, batch)):
             key_augment, key_attack = jax.random.split(jax.random.fold_in(key_epoch, number + 1))
             x, y = _batch(key_augment, images, labels, places, kind=augmentation, mesh=mesh)
             parts = [(x, clean_share)] if clean_share > 0 else []
-            if adversarial and (recipe.trades or clean_share < 1):
+            if attacks:
                 attacked = _attacked(trainee, (state.variables, masks), x, y, recipe, key_attack)
                 parts.append((attacked, 1 - clean_share))
             done = epoch * steps + number
@@ -257,6 +260,8 @@ def train(
                 f"training diverged in epoch {epoch + 1} (mean loss {loss:g}): "
                 f"use a learning rate below {recipe.learning_rate}."
             )
+        if adapt:
+            state, masks = adapt(epoch + 1, state, masks)
         keep(epoch + 1, state)
         report(Epoch(epoch, loss, accuracy, rate, step_ms, 1e3 * batch / step_ms))
     trained = state.ema if recipe.ema else state.variables

@@ -14,7 +14,12 @@ import pytest
 
 from ccsrp_jax import data, models
 from ccsrp_jax.architecture import Architecture
+from ccsrp_jax.attacks import PGD
+from ccsrp_jax.budget import Target
+from ccsrp_jax.methods.problem import Problem
+from ccsrp_jax.network import Classifier
 from ccsrp_jax.neurons import LIF
+from ccsrp_jax.recipe import Recipe
 
 PLAN = (6, "A", 5, 4)
 # As `jax.jit`, for deep networks that run a few times: it compiles twice as fast.
@@ -107,3 +112,20 @@ def busy(architecture: Architecture, seed: int, ranges: dict = BUSY) -> dict:
 
     shapes = jax.eval_shape(lambda key: models.init(key, architecture), jax.random.key(0))
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def pruning_problem(digits: data.Dataset, **changes) -> Problem:
+    """A small network with busy neurons and 64 digits, of which methods may train 4 epochs."""
+    architecture = models.plain((8, "A", 12), (8, 8, 1), 10, dense=(10,), time_steps=2)
+    search = data.Split(*(part[:32] for part in digits.search))
+    options = {
+        "classifier": Classifier(architecture),
+        "variables": busy(architecture, seed=0),
+        "train": data.Split(*(part[:64] for part in digits.train)),
+        "search": search,
+        "target": Target("macs", 0.5),
+        "recipe": Recipe(epochs=4, batch_size=32, learning_rate=2e-3),
+        "attack": PGD(0.05, 2),
+        "batch_size": 32,
+    }
+    return Problem(**options | changes)

@@ -27,7 +27,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from floor import INPUTS, RESULTS, layer_macs, machine, spiking_variables
+from floor import INPUTS, RESULTS, machine, spiking_variables
 from matplotlib.figure import Figure
 
 from ccsrp_jax import compaction, cost, models
@@ -35,6 +35,7 @@ from ccsrp_jax.architecture import Architecture, groups
 from ccsrp_jax.figures import BLUE, GREEN, GREY, INK, VERMILION, _style, png
 from ccsrp_jax.masks import MaskTree
 from ccsrp_jax.network import Classifier
+from ccsrp_jax.throughput import layer_macs
 
 REMOVED, SEEDS, MULTIPLE = (0.25, 0.5, 0.75), 3, 4
 COLOURS, MARKERS = (BLUE, VERMILION, GREEN, INK), ("o", "s", "D", "^")  # by batch size

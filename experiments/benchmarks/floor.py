@@ -44,12 +44,13 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from ccsrp_jax import cost, fitness, masks, models
-from ccsrp_jax.architecture import Architecture, Conv, Dense, gate_position, groups, varies_in_time
+from ccsrp_jax import devices, fitness, masks, models
+from ccsrp_jax.architecture import Architecture, Conv, Dense, gate_position, groups
 from ccsrp_jax.data import Split
 from ccsrp_jax.figures import BLUE, GREEN, GREY, INK, VERMILION, _style, png
 from ccsrp_jax.network import Classifier, SpikingNetwork, Values
 from ccsrp_jax.sharing import suffix_macs
+from ccsrp_jax.throughput import layer_macs
 
 RESULTS = Path(__file__).parents[1] / "results"
 GAIN = 16  # of random kernels, so that layers pass on as many spikes as they read
@@ -91,15 +92,6 @@ def with_widths(architecture: Architecture, width: Callable[[int], int]) -> Arch
     return dataclasses.replace(architecture, nodes=(*nodes, last))
 
 
-def layer_macs(architecture: Architecture) -> dict[str, int]:
-    """MACs that a forward pass does on an image, by layer: over all steps, or once where the
-    input is constant in time."""
-    by_layer, varies = cost.macs(architecture), varies_in_time(architecture)
-    reads = {node.name: node.input for node in architecture.nodes}
-    steps = {name: architecture.time_steps if varies[reads[name]] else 1 for name in by_layer}
-    return {name: count * steps[name] for name, count in by_layer.items()}
-
-
 def spiking_variables(architecture: Architecture, seed: int = 0) -> dict:
     """Random weights under which every layer spikes: fresh ones leave deep layers silent."""
     random = np.random.default_rng(seed)
@@ -139,7 +131,7 @@ def problem(
 
 def calls(task: fitness.Task, members: np.ndarray) -> int:
     """How often a score calls `score_members`."""
-    size = task.member_chunk * (1 if task.mesh is None else task.mesh.size)
+    size = task.member_chunk * devices.count(task.mesh)
     return len(task.clean + task.adversarial) * -(-len(members) // size)
 
 

@@ -56,7 +56,6 @@ from floor import (
     INPUTS,
     RESULTS,
     breakdown,
-    layer_macs,
     machine,
     problem,
     spiking_variables,
@@ -70,6 +69,7 @@ from ccsrp_jax import devices, fitness, models
 from ccsrp_jax.architecture import groups
 from ccsrp_jax.figures import BLUE, GREEN, GREY, INK, VERMILION, _style, png
 from ccsrp_jax.sharing import score_attacked, suffix_macs
+from ccsrp_jax.throughput import layer_macs
 
 POPULATION, TIME, WIDTH, IMAGES = "population", "time_steps", "width", "images"
 WHOLE, SHARED, LAST = "depth_whole_networks", "depth_shared", "depth_last_group_but_one"

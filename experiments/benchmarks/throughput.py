@@ -71,7 +71,6 @@ from floor import (  # noqa: E402
     CPU,
     INPUTS,
     RESULTS,
-    layer_macs,
     machine,
     spiking_variables,
     take_turns,
@@ -91,6 +90,7 @@ from ccsrp_jax.architecture import (  # noqa: E402
 )
 from ccsrp_jax.figures import BLUE, GREEN, GREY, INK, VERMILION, _style, png  # noqa: E402
 from ccsrp_jax.parallel import Trainee  # noqa: E402
+from ccsrp_jax.throughput import layer_macs  # noqa: E402
 
 ORACLES = Path(__file__).parents[2] / "tests" / "oracles"
 BATCHES = {"small": 256 if CPU else 4096, "vgg11": 16 if CPU else 256}

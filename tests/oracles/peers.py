@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import torch_pruning
+from pymoo.indicators.hv import HV
 from pymoo.operators.survival.rank_and_crowding.metrics import get_crowding_function
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 from spikingjelly.activation_based.functional import lif_charge
@@ -110,6 +111,11 @@ def synops_by_spikingjelly(
 def ranks_by_pymoo(objectives: np.ndarray) -> np.ndarray:
     """Index of each row's front."""
     return NonDominatedSorting().do(objectives, return_rank=True)[1]
+
+
+def hypervolume_by_pymoo(points: np.ndarray, reference: np.ndarray) -> float:
+    """Volume that the points dominate, up to the reference."""
+    return float(HV(ref_point=reference)(points))
 
 
 def crowding_by_pymoo(objectives: np.ndarray, ranks: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from ccsrp_jax import cost, selection
 from ccsrp_jax.architecture import Add, Architecture, Conv, Dense, Flatten, Norm, Pool, Spike
 from ccsrp_jax.attacks import PGD, fgsm
+from ccsrp_jax.hypervolume import hypervolume
 from ccsrp_jax.models import plain
 from ccsrp_jax.network import Classifier, SpikingNetwork
 from ccsrp_jax.neurons import LIF, SURROGATE_DERIVATIVES, Surrogate, lif
@@ -24,6 +25,7 @@ from make_fixtures import FIXTURES, FOLDER  # noqa: E402
 from peers import (  # noqa: E402
     attack_by_foolbox,
     crowding_by_pymoo,
+    hypervolume_by_pymoo,
     lif_by_spikingjelly,
     macs_by_torch_pruning,
     params_by_torch_pruning,
@@ -237,6 +239,19 @@ def test_ranks_with_infinite_objectives_equal_pymoo(column):
     points[::2, column] = np.inf
     theirs = ranks_by_pymoo(np.where(np.isinf(points), 99, points))
     np.testing.assert_array_equal(selection.front_ranks(jnp.asarray(points)), theirs)
+
+
+@pytest.mark.parametrize("ties", (False, True))
+@pytest.mark.parametrize("size", (1, 2, 30, 200))
+def test_hypervolumes_equal_pymoo(size, ties):
+    rng = np.random.default_rng(size)
+    reference = np.array([1.0, 2.0, 0.5], np.float32)
+    for _ in range(5):
+        points = rng.uniform(-0.3, 1.3, (size, 3)).astype(np.float32) * reference
+        if ties:
+            points = points.round(1)
+        ours = hypervolume(jnp.asarray(points), jnp.asarray(reference))
+        assert float(ours) == pytest.approx(hypervolume_by_pymoo(points, reference), rel=1e-5)
 
 
 @pytest.mark.parametrize("file", FIXTURES)

@@ -1,0 +1,78 @@
+"""Methods side by side: hypervolumes over targets, their spread over seeds, and paired tests."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from ccsrp_jax.hypervolume import hypervolume
+
+# What is minimised beside the clean and the robust error, as a share of the dense network's.
+COSTS = ("macs", "params", "synops")
+WORST = (1.0, 1.0, 1.0)  # errors and share: nothing right, nothing saved
+
+
+class Spread(NamedTuple):
+    """A measure over seeds."""
+
+    mean: float
+    deviation: float  # of the sample; nan for a single seed
+    seeds: int
+
+
+class Paired(NamedTuple):
+    """Two methods on the same seeds."""
+
+    difference: float  # mean, first minus second
+    deviation: float  # of the differences
+    p: float  # of a paired t-test, two-sided; nan where it says nothing
+    wins: int  # seeds on which the first is above
+
+
+def points(cells: Iterable[Mapping], dense: Mapping, cost: str = "macs") -> np.ndarray:
+    """(N, 3): clean error, robust error and share of the dense network's cost, of each cell."""
+    rows = [
+        (1 - cell["accuracy"], 1 - cell["robust_accuracy"], cell[cost] / dense[cost])
+        for cell in cells
+    ]
+    return np.array(rows, np.float32).reshape(-1, 3)
+
+
+def hypervolumes(
+    cells: Sequence[Mapping], dense: Mapping, cost: str = "macs"
+) -> dict[str, dict[int, float]]:
+    """By method and seed, the hypervolume that the method's networks for all targets dominate.
+
+    The reference is a network without a right answer that saves nothing. Methods and seeds
+    that lack a target which others have are left out, since fewer points dominate less.
+    """
+    wanted = {cell["target"] for cell in cells}
+    found: dict[str, dict[int, float]] = {}
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        own = [cell for cell in cells if cell["method"] == method]
+        for seed in sorted({cell["seed"] for cell in own}):
+            chosen = [cell for cell in own if cell["seed"] == seed]
+            if {cell["target"] for cell in chosen} == wanted:
+                volume = hypervolume(jnp.asarray(points(chosen, dense, cost)), jnp.array(WORST))
+                found.setdefault(method, {})[seed] = float(volume)
+    return found
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Mean and deviation over seeds."""
+    values = np.array(list(values), float)
+    deviation = values.std(ddof=1) if len(values) > 1 else np.nan
+    return Spread(float(values.mean()), float(deviation), len(values))
+
+
+def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Paired:
+    """Compares two methods seed by seed, on those that both have."""
+    seeds = sorted(first.keys() & second.keys())
+    gaps = np.array([first[seed] - second[seed] for seed in seeds])
+    if not len(gaps):
+        return Paired(np.nan, np.nan, np.nan, 0)
+    spread_ = gaps.std(ddof=1) if len(gaps) > 1 else np.nan
+    p = float(stats.ttest_1samp(gaps, 0).pvalue) if len(gaps) > 1 and spread_ > 0 else np.nan
+    return Paired(float(gaps.mean()), float(spread_), p, int((gaps > 0).sum()))

@@ -1,0 +1,87 @@
+"""Pruning methods behind one interface: `(key, problem, **settings) -> Pruned`.
+
+`METHODS` names them as the scripts do. Each is a function with its settings as arguments, and can
+be called with others:
+
+    from ccsrp_jax.methods import Problem, by_score, criteria
+    pruned = by_score(key, problem, criterion=criteria.l1, allocation="global", rounds=4)
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from ccsrp_jax.coevolution import PRESETS
+from ccsrp_jax.methods import criteria
+from ccsrp_jax.methods.criteria import by_score, magnitude
+from ccsrp_jax.methods.criticality import criticality, criticality_weights
+from ccsrp_jax.methods.cyclical import cyclical
+from ccsrp_jax.methods.evolved import ccsrp
+from ccsrp_jax.methods.hydra import hydra, hydra_weights
+from ccsrp_jax.methods.nm import nm
+from ccsrp_jax.methods.problem import Passes, Problem, Pruned
+from ccsrp_jax.methods.sca import sca
+from ccsrp_jax.methods.tickets import lottery, u_ticket
+
+Method = Callable[..., Pruned]
+
+FAITHFUL, PRICED = PRESETS["faithful"], PRESETS["priced"]
+# The schedule of all that prunes in rounds: most of the training comes after the last.
+ROUNDS = {"rounds": 3, "early": 1}
+
+# Filters; the default comes first.
+FILTER_METHODS: dict[str, Method] = {
+    "ccsrp": partial(ccsrp, search=PRICED, **ROUNDS),
+    "ccsrp-faithful": partial(ccsrp, search=FAITHFUL),
+    "ccsrp-nsga2": partial(ccsrp, search=replace(FAITHFUL, selection="nsga2")),
+    "ccsrp-snes": partial(ccsrp, search=replace(PRESETS["snes"], multiple=1)),
+    "ccep": partial(ccsrp, search=replace(FAITHFUL, robust_weight=0.0)),
+    "random": partial(by_score, criterion=criteria.at_random),
+    "l1": partial(by_score, criterion=criteria.l1),
+    "l1-rounds": partial(by_score, criterion=criteria.l1, **ROUNDS),
+    "l1-global": partial(by_score, criterion=criteria.l1, allocation="global"),
+    "l1-sensitivity": partial(by_score, criterion=criteria.l1, allocation="sensitivity"),
+    "slimming": partial(by_score, criterion=criteria.gamma, allocation="global"),
+    "slimming-uniform": partial(by_score, criterion=criteria.gamma),
+    "spike-rate": partial(by_score, criterion=criteria.spike_rate),
+    "taylor": partial(by_score, criterion=criteria.taylor, **ROUNDS),
+    "taylor-global": partial(by_score, criterion=criteria.taylor, allocation="global", **ROUNDS),
+    "criticality": criticality,
+    "criticality-ablation": partial(criticality, regenerate=False),
+    "sca": sca,
+    "hydra": hydra,
+}
+# Single weights, which cost a dense machine as much when they are 0.
+WEIGHT_METHODS: dict[str, Method] = {
+    "magnitude": magnitude,
+    "criticality-weights": criticality_weights,
+    "criticality-weights-ablation": partial(criticality_weights, regenerate=False),
+    "hydra-weights": hydra_weights,
+    "lottery": lottery,
+    "u-ticket": u_ticket,
+    "nm": partial(nm, m=8, mixed=True),
+    "cyclical": cyclical,
+}
+METHODS = FILTER_METHODS | WEIGHT_METHODS
+
+__all__ = [
+    "FILTER_METHODS",
+    "METHODS",
+    "WEIGHT_METHODS",
+    "Passes",
+    "Problem",
+    "Pruned",
+    "by_score",
+    "ccsrp",
+    "criteria",
+    "criticality",
+    "criticality_weights",
+    "cyclical",
+    "hydra",
+    "hydra_weights",
+    "lottery",
+    "magnitude",
+    "nm",
+    "sca",
+    "u_ticket",
+]
