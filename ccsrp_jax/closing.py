@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ccsrp_jax import compaction, cost
+from ccsrp_jax import compaction, cost, masks
 from ccsrp_jax.architecture import Architecture
 from ccsrp_jax.assess import evaluate
 from ccsrp_jax.attacks import PGD, SHORT_PGD_CAVEAT
@@ -38,8 +38,9 @@ def costs(
     key: Array,
 ) -> dict:
     """What a network costs; SynOps are those of the split's first images, the key for their
-    encoding."""
+    encoding. Weights that are 0 cost nothing but MACs."""
     images = unit(jnp.asarray(split.images[:COST_IMAGES]))
+    network_masks = masks.of_zeros(architecture, variables) | dict(network_masks or {})
     synops = cost.synops(architecture, variables, images, network_masks, key=key)
     return {
         "macs": sum(cost.macs(architecture, network_masks).values()),

@@ -590,7 +590,22 @@ def settled(
         name: np.asarray(before[name]) + np.asarray(after[name]) + places[name] for name in harm
     }
     rest = {name: mask for name, mask in after.items() if name not in scores}
-    return rest | budget.cut(scores, lambda masks: cost_of(rest | masks), limit)
+
+    def left(cut: MaskTree) -> MaskTree:  # what was gone before stays so, whatever the limit
+        return rest | {name: mask * np.asarray(before[name]) for name, mask in cut.items()}
+
+    masks = left(budget.cut(scores, lambda cut: cost_of(left(cut)), limit))
+    back = [
+        (place, name, i)
+        for name, values in places.items()
+        for i, place in enumerate(values)
+        if before[name][i] and not masks[name][i]
+    ]
+    for _, name, i in sorted(back, reverse=True):  # what is left of the limit may hold one more
+        more = masks | {name: masks[name] + (np.arange(len(masks[name])) == i)}
+        if cost_of(more) <= limit:
+            masks = more
+    return masks
 
 
 def _behind(scores: fitness.Scores, total: int, search: Search) -> np.ndarray:

@@ -23,7 +23,7 @@ class Compiles:
 
     @property
     def seconds(self) -> float:
-        return sum(seconds for _, seconds in self.programs)
+        return sum((seconds for _, seconds in self.programs), 0.0)
 
     def named(self, name: str) -> int:
         """How many programs of a function."""

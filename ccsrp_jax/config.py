@@ -16,6 +16,7 @@ import tyro
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.coevolution import PRESETS, Search
 from ccsrp_jax.errors import InputError, check_number, unknown
+from ccsrp_jax.methods import METHODS
 from ccsrp_jax.models import MODELS
 from ccsrp_jax.neurons import LIF, Surrogate
 from ccsrp_jax.training import Recipe
@@ -142,6 +143,10 @@ class Config:
       train_images: use at most this many training images.
       search_images: use at most this many search images.
       test_images: use at most this many test images.
+      method: `rounds` of the search that `preset` and `search` describe, or a method of
+        `methods.METHODS`, such as `l1`, `hydra` or `sd-snn`; see experiments/methods.py. It meets
+        `target_macs`, or that share of the parameters if it removes single weights, and has all
+        epochs of fine-tuning that the rounds would have.
       rounds: rounds of search and fine-tuning, at most.
       target_macs: stop after the round that leaves at most this share of the MACs.
       tolerance: of the archive's networks that lose at most this much accuracy and robust
@@ -174,6 +179,7 @@ class Config:
     train_images: int | None = None
     search_images: int | None = None
     test_images: int | None = None
+    method: str = "rounds"
     rounds: int = 6
     target_macs: float = 0.45
     tolerance: float = 0.02
@@ -197,6 +203,13 @@ class Config:
             raise unknown("model", self.model, MODELS)
         if self.preset not in PRESETS:
             raise unknown("preset", self.preset, PRESETS)
+        if self.method not in (OWN, *METHODS):
+            raise unknown("method", self.method, (OWN, *METHODS))
+        needs = f"method {self.method}" if self.method != OWN else None
+        if self.search.splice == "price" and self.method == OWN and self.rounds:
+            needs = "splice price"
+        if needs and not (self.target_macs and self.rounds):
+            raise InputError(f"{needs} needs a target: give target_macs and rounds above 0.")
         for name in ("time_steps", "batch_size", "member_chunk", "devices", "latency_batch"):
             value = getattr(self, name)
             check_number(name, 1 if value is None else value, 1)
@@ -240,6 +253,7 @@ class Config:
         return PGD(self.attack.eps, self.attack.test_steps, self.attack.test_restarts)
 
 
+OWN = "rounds"  # the method that is not one of METHODS
 LATEST = "runs/latest"  # a link to the newest run
 
 # What may differ between a run and its continuation: where things lie and run, not what is

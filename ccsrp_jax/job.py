@@ -20,7 +20,7 @@ from ccsrp_jax import (
 )
 from ccsrp_jax.architecture import Architecture
 from ccsrp_jax.board import Board
-from ccsrp_jax.config import LATEST, Config, settings
+from ccsrp_jax.config import LATEST, OWN, Config, settings
 from ccsrp_jax.data import Dataset, Split, load
 from ccsrp_jax.errors import InputError
 from ccsrp_jax.network import Classifier
@@ -31,6 +31,7 @@ from ccsrp_jax.stages import (
     check_memory,
     forget_unfinished,
     network_file,
+    prune_by_method,
     prune_round,
     train_dense,
 )
@@ -143,8 +144,12 @@ def _carry_out(job: Run, started: float) -> dict:
         forget_unfinished(job, archive, done)
         terminal.line(f"resumed after round {done}" if done else "resumed after training")
 
+    if config.method != OWN and done == 0:
+        state = prune_by_method(job, state)
+        archive.append(archive_row(job, state, 1, {}))
+        save(job, checkpoints, 1, state, archive, started)
     dense_macs = archive[0]["macs"]
-    for number in range(done + 1, config.rounds + 1):
+    for number in range(done + 1, config.rounds + 1 if config.method == OWN else 0):
         small_enough = archive[-1]["macs"] <= config.target_macs * dense_macs
         if small_enough or not config.search.prunable(architecture, state.masks):
             break
@@ -152,7 +157,7 @@ def _carry_out(job: Run, started: float) -> dict:
         archive.append(archive_row(job, state, number, estimate))
         save(job, checkpoints, number, state, archive, started)
 
-    chosen = choose(archive, config.tolerance)
+    chosen = choose(archive, config.tolerance) if config.method == OWN else 1
     rundir.write_rows(
         folder / "archive.jsonl", [row | {"chosen": row["round"] == chosen} for row in archive]
     )
@@ -163,6 +168,7 @@ def _carry_out(job: Run, started: float) -> dict:
     summary = {
         "dataset": data.name,
         "model": config.model,
+        "method": config.method,
         "time_steps": config.time_steps,
         "seed": config.seed,
         "seconds": time.perf_counter() - started,

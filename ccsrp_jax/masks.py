@@ -117,6 +117,32 @@ def alive(architecture: Architecture, masks: MaskTree | None) -> dict[str, np.nd
     return known
 
 
+def of_zeros(architecture: Architecture, variables: dict) -> MaskTree:
+    """Masks of the weights that are not 0, for kernels in which some are: what was pruned from a
+    network whose masks are multiplied into it."""
+    found = {}
+    for layer in kernel_shapes(architecture):
+        weights = np.asarray(variables["params"][layer]["kernel"])
+        if not weights.all():
+            found[kernel(layer)] = (weights != 0).astype(np.float32)
+    return found
+
+
+def fold(variables: dict, masks: MaskTree) -> dict:
+    """The variables with masks of weights multiplied into their kernels."""
+    params = dict(variables["params"])
+    for name, mask in masks.items():
+        if name.endswith(KERNEL):
+            layer = name.removesuffix(KERNEL)
+            params[layer] = {**params[layer], "kernel": params[layer]["kernel"] * mask}
+    return {**variables, "params": params}
+
+
+def filters(architecture: Architecture, masks: MaskTree) -> MaskTree:
+    """The masks of filters alone, one for every group."""
+    return {name: jnp.asarray(masks.get(name, one)) for name, one in ones(architecture).items()}
+
+
 def widths(architecture: Architecture, masks: MaskTree | None) -> dict[str, int]:
     """Number of filters that each group keeps; groups without a mask are whole."""
     full = groups(architecture)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +26,13 @@ from ccsrp_jax.architecture import Architecture
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.board import Board
 from ccsrp_jax.budget import Target
-from ccsrp_jax.coevolution import search_round
+from ccsrp_jax.budget import cost_of as cost_of_masks
+from ccsrp_jax.coevolution import priced, search_round
 from ccsrp_jax.config import Config
 from ccsrp_jax.data import Dataset, Split
 from ccsrp_jax.evaluation import correct, even
 from ccsrp_jax.masks import MaskTree
+from ccsrp_jax.methods import METHODS
 from ccsrp_jax.methods.problem import Problem
 from ccsrp_jax.network import Classifier
 from ccsrp_jax.terminal import Terminal
@@ -142,7 +146,13 @@ def prune_round(job: Run, state: State, number: int) -> tuple[State, dict]:
             mesh=job.mesh,
             report=tell,
         )
-    state = state._replace(masks=found.masks)
+    chosen = found.masks
+    if config.search.splice == "price":  # every round takes an equal share of what is left
+        cost_of = cost_of_masks(architecture, "macs")
+        limit = config.target_macs ** (number / config.rounds) * cost_of(masks.ones(architecture))
+        key = jax.random.fold_in(job.key, 8000 + number)
+        chosen = priced(key, found.found, state.masks, config.search, cost_of, limit)
+    state = state._replace(masks=chosen)
     dead = {name: result.not_finite for name, result in found.found.items() if result.not_finite}
     if dead:
         told = ", ".join(f"{count} of {name}" for name, count in dead.items())
@@ -179,6 +189,39 @@ def prune_round(job: Run, state: State, number: int) -> tuple[State, dict]:
     }
     _log(job, {"stage": "round", "round": number} | counted | seconds)
     return state._replace(variables=variables), estimate
+
+
+def prune_by_method(job: Run, state: State) -> State:
+    """Prunes with one of `METHODS`, in one go, with all epochs that the rounds would have."""
+    config, compiling = job.config, job.compiled.seconds
+    architecture = job.classifier.architecture
+    target = Target("macs", config.target_macs)
+    problem = problem_of(config, job.data, state.variables, architecture, target)
+    steps = training.steps_an_epoch(problem.recipe, len(job.data.train.labels))
+    started, inside, epochs = time.perf_counter(), [], []
+
+    with job.terminal.stage(config.method, problem.recipe.epochs * steps) as advance:
+
+        def tell(epoch: training.Epoch) -> None:
+            advance(0, note=f"loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}")
+            row = epoch._asdict() | {"epoch": len(epochs), "seconds": sum(inside)}
+            epochs.append(row)
+            _log(job, {"stage": "finetune", "round": 1} | row)
+
+        @contextmanager
+        def clock() -> Iterator[None]:
+            began = time.perf_counter()
+            yield
+            inside.append(time.perf_counter() - began)
+
+        problem = dataclasses.replace(problem, report=tell, progress=advance, clock=clock)
+        found = METHODS[config.method](jax.random.fold_in(job.key, 1001), problem)
+    seconds = time.perf_counter() - started
+    row = {"stage": "round", "round": 1, "method": config.method, **found.search._asdict()}
+    compiled = job.compiled.seconds - compiling
+    times = {"search_seconds": seconds - sum(inside), "seconds": seconds}
+    _log(job, row | times | {"compile_seconds": compiled})
+    return State(masks.fold(found.variables, found.masks), masks.filters(architecture, found.masks))
 
 
 def archive_row(job: Run, state: State, number: int, estimate: dict) -> dict:

@@ -12,22 +12,22 @@ are there, with `--only-report` of them alone.
 """
 
 import dataclasses
-import json
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import jax
-import jax.numpy as jnp
 import tyro
 
 from ccsrp_jax import (
     cli,
     closing,
     compaction,
+    comparison_page,
     compiles,
     config,
     data,
@@ -36,14 +36,39 @@ from ccsrp_jax import (
     stages,
     training,
 )
-from ccsrp_jax.architecture import Architecture, kernel_shapes
+from ccsrp_jax.architecture import Architecture
 from ccsrp_jax.budget import MEASURES, Target
 from ccsrp_jax.errors import InputError, check_number, unknown
-from ccsrp_jax.methods import METHODS, WEIGHT_METHODS
+from ccsrp_jax.files import write_whole
+from ccsrp_jax.methods import METHODS, WEIGHT_METHODS, ccsrp
 from ccsrp_jax.network import Classifier
 from ccsrp_jax.robustness import Outcome, attack_all
 from ccsrp_jax.suite import PRESETS, entries_of, views
 from ccsrp_jax.terminal import Terminal
+
+DEFAULT = METHODS["ccsrp"].keywords
+PRICED = DEFAULT["search"]
+# What the default is made of, one thing changed at a time.
+ABLATIONS = {
+    "ccsrp: " + name: partial(ccsrp, **DEFAULT | changes)
+    for name, changes in {
+        "one round": {"rounds": 1, "early": None},
+        "equal rounds": {"early": None},
+        "winners": {"search": replace(PRICED, splice="winners", levels=(), keep_floor=0.8)},
+        "no single removals": {"search": replace(PRICED, single_removals=False)},
+        "single removals alone": {"search": replace(PRICED, generations=1, population=2)},
+        "accuracy": {"search": replace(PRICED, objective="accuracy")},
+        "clean objective": {"search": replace(PRICED, robust_weight=0.0)},
+        "robust objective x 3": {"search": replace(PRICED, robust_weight=3.0)},
+        "per layer": {"search": replace(PRICED, shared_set="per_layer")},
+        "white box": {"search": replace(PRICED, white_box_steps=5)},
+        "population 32": {"search": replace(PRICED, population=32)},
+        "CMA-ES": {"search": replace(PRICED, strategy="CMA_ES")},
+        "clean fine-tuning": {"clean_training": True},
+    }.items()
+}
+KNOWN = METHODS | ABLATIONS
+SPLITS = ("train", "search", "test")
 
 
 @dataclass(frozen=True)
@@ -53,7 +78,8 @@ class Settings:
     Attributes:
       run: its directory; data, network, recipe of fine-tuning and attacks are its own.
       out: directory of the results; by default RUN/methods.
-      methods: names, by default all.
+      methods: names, by default all of the library's; there are also ablations of the default,
+        such as "ccsrp: one round".
       targets: fractions that pruned networks may cost.
       measure: of the targets: `macs`, `params` or `synops`. Methods that remove single weights
         are held to parameters where it is MACs, of which they save none.
@@ -61,7 +87,7 @@ class Settings:
       epochs: of fine-tuning, in all, for every method.
       learning_rate: its peak; by default the run's for fine-tuning.
       suite: of attacks on the test images: `quick`, `standard`, or `pgd` alone for trials.
-      test_images: so many of the run's test images, the first; by default all.
+      train_images, search_images, test_images: so many of the run's, the first; by default all.
       data_dir: where TFDS sets lie prepared.
       only_report: make methods.json and index.html of the cells that are there.
     """
@@ -75,14 +101,16 @@ class Settings:
     epochs: int = 12
     learning_rate: float | None = None
     suite: str = "quick"
+    train_images: int | None = None
+    search_images: int | None = None
     test_images: int | None = None
     data_dir: str | None = None
     only_report: bool = False
 
     def __post_init__(self) -> None:
         for name in self.methods:
-            if name not in METHODS:
-                raise unknown("method", name, METHODS)
+            if name not in KNOWN:
+                raise unknown("method", name, KNOWN)
         for fraction in self.targets:
             Target(self.measure, fraction)
         if self.measure not in MEASURES:
@@ -105,7 +133,7 @@ class Settings:
             "epochs": self.epochs,
             "learning_rate": self.learning_rate,
             "suite": self.suite,
-            "test_images": self.test_images,
+            **{f"{name}_images": getattr(self, f"{name}_images") for name in SPLITS},
         }
 
 
@@ -137,7 +165,7 @@ def _run(settings: Settings) -> None:
         ]
         (settings.folder / "cells").mkdir(parents=True, exist_ok=True)
         for number, cell in enumerate(cells):
-            path = settings.folder / "cells" / "{}-{:g}-{}.json".format(*cell)
+            path = settings.folder / "cells" / f"{_file(*cell)}.json"
             if path.exists():
                 continue
             row = _cell(stage, *cell, terminal)
@@ -149,6 +177,10 @@ def _run(settings: Settings) -> None:
                 f"{row['search']['seconds']:.0f} s, training {row['training']['seconds']:.0f} s"
             )
     report(settings.folder)
+
+
+def _file(method: str, fraction: float, seed: int) -> str:
+    return f"{method.replace(': ', '+').replace(' ', '_')}-{fraction:g}-{seed}"
 
 
 def _prepare(settings: Settings) -> Stage:
@@ -171,9 +203,10 @@ def _prepare(settings: Settings) -> Stage:
         test_images=job.test_images,
         time_steps=job.time_steps,
     )
-    if settings.test_images:
-        test = data.Split(*(part[: settings.test_images] for part in loaded.test))
-        loaded = loaded._replace(test=test)
+    for name in SPLITS:
+        if most := getattr(settings, f"{name}_images"):
+            split = data.Split(*(part[:most] for part in getattr(loaded, name)))
+            loaded = loaded._replace(**{name: split})
     stage = Stage(settings, job, loaded, architecture, variables)
     about = folder / "about.json"
     if about.exists():
@@ -190,7 +223,7 @@ def _prepare(settings: Settings) -> Stage:
         "dataset": loaded.name,
         "model": job.model,
         "eps": job.attack.eps,
-        "images": {name: len(getattr(loaded, name).labels) for name in ("train", "search", "test")},
+        "images": {name: len(getattr(loaded, name).labels) for name in SPLITS},
         "batch_size": job.training.batch_size,
         "footnote": loaded.record["footnote"],
         "caveat": closing.SUITE_CAVEAT[settings.suite],
@@ -239,7 +272,7 @@ def _cell(stage: Stage, name: str, fraction: float, seed: int, terminal: Termina
             progress=step,
         )
         started = time.perf_counter()
-        found = METHODS[name](jax.random.fold_in(jax.random.key(seed), 17), problem)
+        found = KNOWN[name](jax.random.fold_in(jax.random.key(seed), 17), problem)
         jax.block_until_ready(found)
         seconds = time.perf_counter() - started
     row = {
@@ -269,14 +302,7 @@ def _measure(stage: Stage, variables: dict, chosen: masks.MaskTree) -> dict:
     that one set of programs serves all."""
     settings, architecture = stage.settings, stage.architecture
     cost = closing.costs(architecture, variables, chosen, stage.data.search, jax.random.key(0))
-    params = dict(variables["params"])
-    for layer in kernel_shapes(architecture):
-        if (weights := chosen.get(masks.kernel(layer))) is not None:
-            params[layer] = {**params[layer], "kernel": params[layer]["kernel"] * weights}
-    network = {**variables, "params": params}
-    filters = {
-        name: jnp.asarray(chosen.get(name, one)) for name, one in masks.ones(architecture).items()
-    }
+    network, filters = masks.fold(variables, chosen), masks.filters(architecture, chosen)
     classifier = Classifier(architecture, stage.job.surrogate)
     available = views(classifier, (network, filters))
     entries = entries_of(settings.suite, stage.job.attack.eps, available)
@@ -299,15 +325,18 @@ def _measure(stage: Stage, variables: dict, chosen: masks.MaskTree) -> dict:
     }
 
 
-def report(folder: Path) -> dict:
-    """Writes methods.json of the cells in a directory."""
-    if not (folder / "about.json").exists():
-        raise InputError(f"{folder} holds no comparison: run one first.")
-    cells = [json.loads(path.read_text()) for path in sorted((folder / "cells").glob("*.json"))]
-    about = rundir.read_json(folder / "about.json")
-    record = about | {"cells": cells}
-    rundir.write_json(folder / "methods.json", record)
-    return record
+def report(folder: Path) -> None:
+    """Writes methods.json and index.html of the cells in a directory."""
+    about = folder / "about.json"
+    cells = [rundir.read_json(path) for path in sorted((folder / "cells").glob("*.json"))]
+    if not (about.exists() and cells):
+        raise InputError(f"{folder} holds no comparison: run one first, without --only-report.")
+    record = rundir.read_json(about) | {"cells": cells}
+    summary = comparison_page.summarise(record)
+    said = {"finding": comparison_page.finding(record, summary)}
+    write_whole(folder / "index.html", comparison_page.page(record, summary).encode())
+    rundir.write_json(folder / "methods.json", said | record)
+    print(said["finding"])
 
 
 if __name__ == "__main__":

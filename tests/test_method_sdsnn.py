@@ -1,6 +1,7 @@
 """SD-SNN against a plain loop over single weights, and what it does with a budget."""
 
 import dataclasses
+import importlib
 import math
 from itertools import pairwise
 
@@ -13,22 +14,15 @@ from ccsrp_jax import masks as masking
 from ccsrp_jax import models
 from ccsrp_jax.budget import Target
 from ccsrp_jax.errors import InputError
-from ccsrp_jax.methods import sdsnn as module
 from ccsrp_jax.methods.problem import Passes, kept
-from ccsrp_jax.methods.sdsnn import (
-    Growth,
-    by_budget,
-    connections,
-    regenerate,
-    sdsnn,
-    sprout,
-    update_ranges,
-)
+from ccsrp_jax.methods.sdsnn import by_budget, connections, sdsnn
+from ccsrp_jax.methods.spines import Growth, constrain, regenerate, sprout, update_ranges
 from ccsrp_jax.network import Classifier
 from ccsrp_jax.recipe import Recipe
 from ccsrp_jax.training import TrainState
 
 KEY = jax.random.key(0)
+module = importlib.import_module("ccsrp_jax.methods.sdsnn")  # the package has the function
 START = {"conv": 30.0, "dense": 40.0}  # percent: high enough to prune a few of few neurons
 
 
@@ -250,6 +244,9 @@ def test_ranges_come_in_by_a_quarter_after_s_falls_and_move_out_by_the_mean_exce
     np.testing.assert_allclose(layer.reach[:, :, 0], [[1, 0.75, 1], [1, 0.75, 1]])
     layer = update_ranges(layer, weights, 3)  # beyond for the fourth time, so the third in a row
     np.testing.assert_allclose(layer.reach[:, :, 0], [[1.3, 0.75, 1], [1, 0.75, 1]], rtol=1e-6)
+    outside = np.array([[1.5], [-0.9], [0.7]], np.float32)
+    clipped = constrain(layer, outside)
+    np.testing.assert_allclose(clipped, [[1.3], [-0.75], [0.7]], rtol=1e-6)
 
 
 def test_a_masked_kernel_returns_after_more_than_s_epochs_in_a_row():

@@ -12,16 +12,20 @@ from dataclasses import replace
 from functools import partial
 
 from ccsrp_jax.coevolution import PRESETS
-from ccsrp_jax.methods import criteria
+from ccsrp_jax.methods import (
+    criteria,
+    criticality,
+    cyclical,
+    dpap,
+    hydra,
+    nm,
+    sca,
+    sdsnn,
+    tickets,
+)
 from ccsrp_jax.methods.criteria import by_score, magnitude
-from ccsrp_jax.methods.criticality import criticality, criticality_weights
-from ccsrp_jax.methods.cyclical import cyclical
 from ccsrp_jax.methods.evolved import ccsrp
-from ccsrp_jax.methods.hydra import hydra, hydra_weights
-from ccsrp_jax.methods.nm import nm
 from ccsrp_jax.methods.problem import Passes, Problem, Pruned
-from ccsrp_jax.methods.sca import sca
-from ccsrp_jax.methods.tickets import lottery, u_ticket
 
 Method = Callable[..., Pruned]
 
@@ -46,21 +50,23 @@ FILTER_METHODS: dict[str, Method] = {
     "spike-rate": partial(by_score, criterion=criteria.spike_rate),
     "taylor": partial(by_score, criterion=criteria.taylor, **ROUNDS),
     "taylor-global": partial(by_score, criterion=criteria.taylor, allocation="global", **ROUNDS),
-    "criticality": criticality,
-    "criticality-ablation": partial(criticality, regenerate=False),
-    "sca": sca,
-    "hydra": hydra,
+    "criticality": criticality.criticality,
+    "criticality-ablation": partial(criticality.criticality, regenerate=False),
+    "sd-snn": sdsnn.sdsnn,
+    "dpap": partial(dpap.dpap, synapses=False),
+    "sca": sca.sca,
+    "hydra": hydra.hydra,
 }
 # Single weights, which cost a dense machine as much when they are 0.
 WEIGHT_METHODS: dict[str, Method] = {
     "magnitude": magnitude,
-    "criticality-weights": criticality_weights,
-    "criticality-weights-ablation": partial(criticality_weights, regenerate=False),
-    "hydra-weights": hydra_weights,
-    "lottery": lottery,
-    "u-ticket": u_ticket,
-    "nm": partial(nm, m=8, mixed=True),
-    "cyclical": cyclical,
+    "criticality-weights": criticality.criticality_weights,
+    "criticality-weights-ablation": partial(criticality.criticality_weights, regenerate=False),
+    "hydra-weights": hydra.hydra_weights,
+    "lottery": tickets.lottery,
+    "u-ticket": tickets.u_ticket,
+    "nm": partial(nm.nm, m=8, mixed=True),
+    "cyclical": cyclical.cyclical,
 }
 METHODS = FILTER_METHODS | WEIGHT_METHODS
 
@@ -75,13 +81,12 @@ __all__ = [
     "ccsrp",
     "criteria",
     "criticality",
-    "criticality_weights",
     "cyclical",
+    "dpap",
     "hydra",
-    "hydra_weights",
-    "lottery",
     "magnitude",
     "nm",
     "sca",
-    "u_ticket",
+    "sdsnn",
+    "tickets",
 ]

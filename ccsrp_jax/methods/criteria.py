@@ -68,11 +68,12 @@ def by_score(
             felt, passes = sensitivity(key_layers, problem, variables, masks)
             search += passes
             mean = np.mean(list(felt.values()))
-            scores = budget.spread(scores, {g: mean / max(s, 1e-9) for g, s in felt.items()})
+            speeds = {g: mean / max(s, 1e-9) for g, s in felt.items()}
+            scores = budget.spread(_first(scores, masks), speeds)
         elif allocation == "uniform":
             scores = budget.spread(_first(scores, masks))
         cost = problem.cost(variables=variables)
-        masks = budget.cut(_first(scores, masks), cost, problem.limit((number + 1) / rounds))
+        masks = _cut(scores, masks, cost, problem.limit((number + 1) / rounds))
         variables, _ = finetune(key_train, problem, variables, masks, epochs=epochs)
     return Pruned(variables, masks, search)
 
@@ -81,6 +82,16 @@ def _first(scores: Scores, masks: MaskTree) -> Scores:
     """The same scores, but filters that are gone go before all others."""
     least = min(float(np.min(values)) for values in scores.values()) - 1
     return {name: np.where(np.asarray(masks[name]) > 0, s, least) for name, s in scores.items()}
+
+
+def _cut(scores: Scores, masks: MaskTree, cost: budget.Cost, limit: float) -> MaskTree:
+    """`budget.cut` of what is left: what is gone stays so, though training may have made SynOps
+    fewer than the limit."""
+
+    def left(cut: MaskTree) -> MaskTree:
+        return {name: mask * np.asarray(masks[name]) for name, mask in cut.items()}
+
+    return left(budget.cut(_first(scores, masks), lambda cut: cost(left(cut)), limit))
 
 
 def magnitude(key: Array, problem: Problem, *, rounds: int = 1, early: int | None = None) -> Pruned:
@@ -97,7 +108,7 @@ def magnitude(key: Array, problem: Problem, *, rounds: int = 1, early: int | Non
             for name in masks
         }
         limit = problem.limit((number + 1) / rounds, measure)
-        masks = budget.cut(_first(scores, masks), problem.cost(measure, variables), limit)
+        masks = _cut(scores, masks, problem.cost(measure, variables), limit)
         key_train = jax.random.fold_in(key, number)
         variables, _ = finetune(key_train, problem, variables, masks, epochs=epochs)
     return Pruned(variables, masks)
@@ -231,7 +242,7 @@ def sensitivity(key: Array, problem: Problem, variables: dict, masks: MaskTree):
             step = PERTURBATION * jnp.linalg.norm(weights) / (jnp.linalg.norm(slope) + 1e-12)
             params[layer] = {**params[layer], "kernel": weights + step * slope}
         moved = {**variables, "params": params}
-        loss = _loss_and_slopes(problem.classifier, moved, masks, attacked, labels, key)[0]
+        loss = _loss(problem.classifier, moved, masks, attacked, labels, key)
         rises[group] = float(loss - base)
     values = np.array(list(rises.values()))
     if not np.isfinite(values).all():
@@ -243,11 +254,15 @@ def sensitivity(key: Array, problem: Problem, variables: dict, masks: MaskTree):
 
 
 @partial(jax.jit, static_argnums=0)
-def _loss_and_slopes(classifier, variables, masks, images, labels, key):
+def _loss(classifier, variables, masks, images, labels, key):
     extra = {"key": key} if classifier.stochastic else {}
+    logits = classifier((variables, masks), images, **extra)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
+
+@partial(jax.jit, static_argnums=0)
+def _loss_and_slopes(classifier, variables, masks, images, labels, key):
     def loss(params):
-        logits = classifier(({**variables, "params": params}, masks), images, **extra)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return _loss(classifier, {**variables, "params": params}, masks, images, labels, key)
 
     return jax.value_and_grad(loss)(variables["params"])

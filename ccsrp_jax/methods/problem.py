@@ -177,7 +177,7 @@ def shares(epochs: int, rounds: int, early: int | None = None) -> list[int]:
     Raises:
       InputError: there are more rounds than epochs for them.
     """
-    each = epochs // rounds if early is None else early
+    each = epochs // max(rounds, 1) if early is None else early
     if rounds < 1 or each < 1 or each * (rounds - 1) >= max(epochs, 1):
         raise InputError(
             f"{rounds} rounds of pruning share {epochs} epochs of fine-tuning: give rounds from 1 "

@@ -1,0 +1,96 @@
+"""Comparisons of methods against volumes by hand and scipy's own paired test."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ccsrp_jax.comparison import hypervolumes, paired, points, spread
+
+DENSE = {"macs": 200.0, "params": 50, "synops": 8.0}
+
+
+def cell(method, seed, target, accuracy, robust, macs, **costs):
+    scores = {"accuracy": accuracy, "robust_accuracy": robust, "macs": macs}
+    return {"method": method, "seed": seed, "target": target} | scores | costs
+
+
+CELLS = [
+    cell("a", 0, 0.5, 0.8, 0.5, 100.0),
+    cell("a", 0, 0.2, 0.6, 0.4, 40.0),
+    cell("a", 1, 0.5, 0.9, 0.3, 90.0),
+    cell("a", 1, 0.2, 0.4, 0.5, 30.0),
+    cell("b", 1, 0.2, 0.5, 0.5, 20.0),
+    cell("b", 1, 0.5, 0.5, 0.5, 100.0),
+]
+
+
+def test_points_are_errors_and_the_share_of_the_dense_cost():
+    cells = [cell("a", 0, 0.5, 0.8, 0.5, 100.0, params=20, synops=2.0)]
+    for cost, share in (("macs", 0.5), ("params", 0.4), ("synops", 0.25)):
+        np.testing.assert_allclose(points(cells, DENSE, cost), [[0.2, 0.5, share]], rtol=1e-6)
+    assert points([], DENSE).shape == (0, 3)
+
+
+def test_hypervolumes_are_those_by_hand_of_all_targets_of_a_method_and_seed():
+    """The union of boxes from every network to an error of 1 at the dense cost."""
+    found = hypervolumes(CELLS, DENSE)
+    assert {method: list(seeds) for method, seeds in found.items()} == {"a": [0, 1], "b": [1]}
+    first = 0.8 * 0.5 * 0.5 + 0.6 * 0.4 * 0.8 - 0.6 * 0.4 * 0.5
+    second = 0.9 * 0.3 * 0.55 + 0.4 * 0.5 * 0.85 - 0.4 * 0.3 * 0.55
+    assert found["a"][0] == pytest.approx(first, rel=1e-5)
+    assert found["a"][1] == pytest.approx(second, rel=1e-5)
+    assert found["b"][1] == pytest.approx(0.5 * 0.5 * 0.9, rel=1e-5)  # which dominates the other
+
+
+def test_a_network_worse_than_none_adds_nothing():
+    dear = [cell("a", 0, 0.5, 0.9, 0.9, 200.0), cell("a", 0, 0.2, 0.0, 0.5, 10.0)]
+    assert hypervolumes(dear, DENSE) == {"a": {0: 0.0}}
+
+
+def test_who_lacks_a_target_that_others_have_is_left_out():
+    found = hypervolumes([*CELLS, cell("b", 0, 0.2, 1.0, 1.0, 1.0)], DENSE)
+    assert list(found["b"]) == [1]
+    found = hypervolumes([*CELLS, cell("c", 0, 0.1, 1.0, 1.0, 1.0)], DENSE)
+    assert found == {}
+    found = hypervolumes(CELLS[:-1], DENSE)
+    assert found == {"a": hypervolumes(CELLS, DENSE)["a"]}
+
+
+def test_spread_is_the_mean_and_the_samples_deviation():
+    values = [0.2, 0.5, 0.3]
+    mean = sum(values) / 3
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / 2)
+    assert spread(iter(values)) == pytest.approx((mean, deviation, 3))
+
+
+def test_pairs_are_tested_as_scipy_does_on_the_seeds_of_both():
+    random = np.random.default_rng(0)
+    for _ in range(5):
+        first, second = random.normal(0.5, 0.1, 6), random.normal(0.45, 0.1, 6)
+        one = dict(enumerate(first)) | {9: 100.0}
+        other = {seed: second[seed] for seed in (4, 2, 0, 5, 1, 3)} | {8: -100.0}
+        found, told = paired(one, other), stats.ttest_rel(first, second)
+        assert found.p == pytest.approx(told.pvalue, rel=1e-9) and 0 < found.p < 1
+        assert found.difference == pytest.approx(np.mean(first) - np.mean(second))
+        assert found.deviation == pytest.approx(np.std(first - second, ddof=1))
+        assert found.wins == sum(a > b for a, b in zip(first, second, strict=True))
+        back = paired(other, one)
+        assert (back.difference, back.p) == pytest.approx((-found.difference, found.p))
+        assert back.wins == 6 - found.wins
+
+
+def test_a_single_seed_tells_no_spread_and_no_test():
+    assert spread([0.4])[::2] == (0.4, 1) and math.isnan(spread([0.4]).deviation)
+    found = paired({3: 0.5, 4: 1.0}, {3: 0.25, 5: 0.0})
+    assert (found.difference, found.wins) == (0.25, 1)
+    assert math.isnan(found.deviation) and math.isnan(found.p)
+    none = paired({1: 0.5}, {2: 0.5})
+    assert math.isnan(none.difference) and math.isnan(none.p) and none.wins == 0
+
+
+def test_equal_differences_are_no_test():
+    found = paired({0: 0.5, 1: 0.75}, {0: 0.25, 1: 0.5})
+    assert (found.difference, found.deviation, found.wins) == (0.25, 0.0, 2)
+    assert math.isnan(found.p)

@@ -1,0 +1,139 @@
+"""The comparison of methods as a user runs it, and single methods through the main job."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import pytest
+from conftest import busy
+
+from ccsrp_jax import cli, compaction, models, rundir
+from ccsrp_jax.config import parse, settings
+from ccsrp_jax.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    *("--train-images", "64", "--search-images", "32", "--test-images", "32"),
+    *("--time-steps", "2", "--rounds", "1", "--target-macs", "0.5", "--batch-size", "32"),
+    *("--latency-batch", "8", "--width", "0.25", "--training.finetune-epochs", "1"),
+    *("--training.batch-size", "32", "--training.attack-steps", "1"),
+    *("--attack.search-steps", "1", "--attack.test-steps", "2", "--attack.suite", "pgd"),
+]
+
+
+@pytest.fixture(scope="module")
+def script():
+    path = ROOT / "experiments" / "methods.py"
+    spec = importlib.util.spec_from_file_location("methods_script", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """As much of a run as the comparison reads: settings and the dense network."""
+    folder = tmp_path_factory.mktemp("run")
+    config = parse(TINY)
+    architecture = models.build("small", (8, 8, 1), 10, width=0.25, time_steps=2)
+    (folder / "networks").mkdir()
+    compaction.save(
+        folder / "networks" / "round00.safetensors", architecture, busy(architecture, seed=0)
+    )
+    rundir.write_json(folder / "config.json", settings(config))
+    return folder
+
+
+COMPARE = ["--methods", "l1", "magnitude", "--targets", "0.5", "--epochs", "1", "--suite", "pgd"]
+
+
+@pytest.fixture(scope="module")
+def compared(script, run_dir):
+    assert script.main([str(run_dir), *COMPARE, "--seeds", "0", "1"]) == 0
+    return run_dir / "methods"
+
+
+def test_every_cell_has_the_same_training_and_meets_its_target(compared):
+    record = json.loads((compared / "methods.json").read_text())
+    cells, dense = record["cells"], record["dense"]
+    assert {(c["method"], c["seed"]) for c in cells} == {
+        (method, seed) for method in ("l1", "magnitude") for seed in (0, 1)
+    }
+    assert {c["training"]["steps"] for c in cells} == {2}
+    for cell in cells:
+        cost = "params" if cell["weights"] else "macs"
+        assert 0.4 * dense[cost] < cell[cost] <= 0.5 * dense[cost]
+        assert 0 <= cell["robust_accuracy"] <= cell["accuracy"] <= 1
+        assert cell["search"]["forward"] == cell["search"]["backward"] == 0
+    weights = [c for c in cells if c["weights"]]
+    assert {c["macs"] for c in weights} == {dense["macs"]}
+    assert all(c["synops"] < dense["synops"] for c in weights)
+    assert record["device"] and record["versions"]["jax"] and record["caveat"]
+
+
+def test_the_page_shows_every_method(compared):
+    page = (compared / "index.html").read_text()
+    assert "l1" in page and "magnitude" in page and "data:image/png;base64," in page
+    assert "http://" not in page and "https://" not in page  # self-contained
+
+
+def test_finished_cells_are_not_computed_again(script, run_dir, compared):
+    cells = sorted((compared / "cells").iterdir())
+    before = {path.name: path.read_bytes() for path in cells}
+    gone = before.pop(cells[0].name)
+    cells[0].unlink()
+    marked = json.loads(cells[1].read_text()) | {"accuracy": 0.125}
+    rundir.write_json(cells[1], marked)
+    assert script.main([str(run_dir), *COMPARE, "--seeds", "0", "1"]) == 0
+    assert json.loads(cells[1].read_text())["accuracy"] == 0.125
+    again, first = json.loads(cells[0].read_text()), json.loads(gone)
+    for name in ("accuracy", "robust_accuracy", "macs", "params", "synops", "kept"):
+        assert again[name] == first[name]  # an interrupted cell gives what it would have given
+    cells[1].write_bytes(before[cells[1].name])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--methods", "l2"], "method 'l2'"),
+        (["--targets", "1.5"], "target fraction"),
+        (["--epochs", "2"], "other settings"),
+        (["--suite", "all"], "suite"),
+    ],
+)
+def test_bad_input_is_one_sentence(script, run_dir, compared, capsys, flags, said):
+    assert script.main([str(run_dir), *COMPARE, *flags]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error and error.count("\n") == 1
+
+
+def test_a_folder_without_a_run_is_refused(script, tmp_path, capsys):
+    assert script.main([str(tmp_path), *COMPARE]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ("magnitude", "l1"))
+def test_a_method_runs_through_the_main_job(run_dir, tmp_path, name):
+    network = str(run_dir / "networks" / "round00.safetensors")
+    flags = [*TINY, "--method", name, "--dense", network, "--run-dir", str(tmp_path / "run")]
+    assert cli.main(flags) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    dense, pruned = summary["dense"], summary["pruned"]
+    assert summary["method"] == name and summary["chosen_round"] == 1
+    cost = "params" if name == "magnitude" else "macs"
+    assert 0.4 * dense[cost] < pruned[cost] <= 0.5 * dense[cost]
+    assert (pruned["macs"] == dense["macs"]) == (name == "magnitude")
+    _, variables = compaction.load(tmp_path / "run" / "pruned.safetensors")
+    zeros = sum(int((leaf == 0).sum()) for leaf in jax.tree.leaves(variables["params"]))
+    assert (zeros > 100) == (name == "magnitude")
+
+
+def test_an_unknown_method_is_named(tmp_path, capsys):
+    assert cli.main([*TINY, "--method", "l2", "--run-dir", str(tmp_path)]) == 2
+    assert "method 'l2'" in capsys.readouterr().err
+
+
+def test_all_methods_are_functions_of_key_and_problem():
+    assert len(METHODS) > 25 and next(iter(METHODS)) == "ccsrp"
+    assert all(callable(method) for method in METHODS.values())
