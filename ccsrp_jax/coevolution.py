@@ -32,7 +32,7 @@ from ccsrp_jax.racing import Racing
 
 CHOICES = {
     "decoder": ("threshold", "topk"),
-    "objective": ("accuracy", "loss"),
+    "objective": ("accuracy", "loss", "change"),
     "selection": ("weighted_sum", "nsga2"),
     "shared_set": ("pooled", "per_layer"),
     "splice": ("winners", "price"),
@@ -63,7 +63,9 @@ class Search:
       multiple: `topk` rounds the floor down to a multiple of this many filters, and leaves
         a group alone that has no more (ours: convolutions are slow on odd numbers of
         channels). Small groups lose more than the floor says.
-      objective: `accuracy` (CCEP) or `loss`, which ties less often (ours).
+      objective: `accuracy` (CCEP); `loss`, which ties less often; or `change`, the mean over
+        images of how far the loss is from that of the current network, up or down: what
+        fine-tuning has to mend, and not what search images happen to gain (both ours).
       selection: `weighted_sum` with ties to fewer MACs, or `nsga2` (both ours).
       robust_weight: weight of the robust objective beside the clean one (ours).
       macs_weight: weight of the share of MACs left; 0 leaves MACs to break ties (CCEP).
@@ -94,7 +96,7 @@ class Search:
     init_keep: float = 0.95
     decoder: evolution.Decoder = "topk"
     multiple: int = 1
-    objective: Literal["accuracy", "loss"] = "accuracy"
+    objective: Literal["accuracy", "loss", "change"] = "accuracy"
     selection: Literal["weighted_sum", "nsga2"] = "weighted_sum"
     robust_weight: float = 1.0
     macs_weight: float = 0.0
@@ -135,7 +137,10 @@ class Search:
                 f"{self.strategy} with {self.decoder} is none; use SNES, say, or leave them out."
             )
         check_number("white_box_steps", self.white_box_steps, 0)
-        _ = self.race  # checks its values
+        if self.objective != "change":
+            _ = self.race  # checks its values
+        if self.racing and self.objective == "change":
+            raise InputError("racing compares accuracies or losses: use another objective.")
         if self.racing and self.selection == "nsga2":
             raise InputError(
                 "racing compares candidates by one value: use it with selection weighted_sum."
@@ -498,6 +503,8 @@ def search_round(
             attack=white_box or None,
             key=key_task,
         )
+        if search.objective == "change":
+            task = fitness.refer(task)
 
         def evaluate(members: np.ndarray, task: fitness.Task = task) -> np.ndarray:
             points = np.empty((len(members), 3))

@@ -63,6 +63,7 @@ class Task(NamedTuple):
     mesh: Mesh | None
     local: tuple[dict, MaskTree]  # the network on one device, which computes what is shared
     member_chunk: int = 1  # members a call on each device
+    reference: np.ndarray | None = None  # (2, images) losses of the current mask, see `refer`
 
     @property
     def images(self) -> int:
@@ -276,18 +277,22 @@ class Scores(NamedTuple):
     robust_loss: np.ndarray
     macs: np.ndarray  # (M,) share of the dense network's
     images: np.ndarray  # (M,)
+    change: np.ndarray | None = None  # (M,) mean |loss - the current mask's|, image by image
+    robust_change: np.ndarray | None = None
 
     @property
     def finite(self) -> np.ndarray:
         """(M,) whether all logits were."""
         return np.isfinite(self.loss) & np.isfinite(self.robust_loss)
 
-    def objectives(self, kind: Literal["accuracy", "loss"]) -> np.ndarray:
+    def objectives(self, kind: Literal["accuracy", "loss", "change"]) -> np.ndarray:
         """(M, 3): clean, robust and MACs, each to be minimised; where a logit was not finite,
         all are infinite, so that everything else is better."""
-        clean, robust = (
-            (self.error, self.robust_error) if kind == "accuracy" else (self.loss, self.robust_loss)
-        )
+        clean, robust = {
+            "accuracy": (self.error, self.robust_error),
+            "loss": (self.loss, self.robust_loss),
+            "change": (self.change, self.robust_change),
+        }[kind]
         points = np.stack([clean, robust, self.macs], axis=-1)
         return np.where(self.finite[:, None], points, np.inf)
 
@@ -323,7 +328,23 @@ def score(task: Task, members: Float[np.ndarray, "M n"], *, racing: Racing | Non
             running = running[~beaten]
     means = np.stack([values[:, :, i, :n].mean(-1, dtype=np.float64) for i, n in enumerate(seen)])
     (error, loss), (robust_error, robust_loss) = means.transpose(1, 2, 0)
-    return Scores(error, robust_error, loss, robust_loss, macs, seen)
+    scores = Scores(error, robust_error, loss, robust_loss, macs, seen)
+    if task.reference is None:
+        return scores
+    apart = np.abs(values[:, 1].astype(np.float64) - task.reference[:, None])
+    change = np.stack([apart[:, i, :n].mean(-1) for i, n in enumerate(seen)], axis=1)
+    return scores._replace(change=change[0], robust_change=change[1])
+
+
+def refer(task: Task) -> Task:
+    """The same task, whose scores also say how far candidates are from the current mask."""
+    current = np.asarray(task.masks[task.group], np.float32)[None]
+    parts = [_score_batch(task, number, current) for number in range(len(task.clean))]
+    losses = [
+        np.stack([np.asarray(each[0])[1, 0, : batch.real] for each in part])
+        for part, batch in zip(jax.device_get(parts), task.clean, strict=True)
+    ]
+    return task._replace(reference=np.concatenate(losses, axis=1))
 
 
 def _score_batch(task: Task, number: int, members: np.ndarray) -> list[list[Array]]:

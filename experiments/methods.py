@@ -31,6 +31,7 @@ from ccsrp_jax import (
     compiles,
     config,
     data,
+    figures,
     masks,
     rundir,
     stages,
@@ -58,6 +59,7 @@ ABLATIONS = {
         "no single removals": {"search": replace(PRICED, single_removals=False)},
         "single removals alone": {"search": replace(PRICED, generations=1, population=2)},
         "accuracy": {"search": replace(PRICED, objective="accuracy")},
+        "change of the loss": {"search": replace(PRICED, objective="change")},
         "clean objective": {"search": replace(PRICED, robust_weight=0.0)},
         "robust objective x 3": {"search": replace(PRICED, robust_weight=3.0)},
         "per layer": {"search": replace(PRICED, shared_set="per_layer")},
@@ -76,7 +78,8 @@ class Settings:
     """Compare pruning methods on the dense network of a finished run of the main job.
 
     Attributes:
-      run: its directory; data, network, recipe of fine-tuning and attacks are its own.
+      run: its directory; data, network, recipe of fine-tuning and attacks are its own. With
+        --only-report it may be a directory with a methods.json.
       out: directory of the results; by default RUN/methods.
       methods: names, by default all of the library's; there are also ablations of the default,
         such as "ccsrp: one round".
@@ -123,6 +126,8 @@ class Settings:
 
     @property
     def folder(self) -> Path:
+        if self.only_report and not self.out and (Path(self.run) / "methods.json").exists():
+            return Path(self.run)
         return Path(self.out) if self.out else Path(self.run) / "methods"
 
     @property
@@ -326,16 +331,21 @@ def _measure(stage: Stage, variables: dict, chosen: masks.MaskTree) -> dict:
 
 
 def report(folder: Path) -> None:
-    """Writes methods.json and index.html of the cells in a directory."""
-    about = folder / "about.json"
+    """Writes methods.json of the cells in a directory, and index.html and curves.png of it."""
+    about, table = folder / "about.json", folder / "methods.json"
     cells = [rundir.read_json(path) for path in sorted((folder / "cells").glob("*.json"))]
-    if not (about.exists() and cells):
+    if about.exists() and cells:
+        record = rundir.read_json(about) | {"cells": cells}
+    elif table.exists():  # a table that came without its cells
+        record = rundir.read_json(table)
+    else:
         raise InputError(f"{folder} holds no comparison: run one first, without --only-report.")
-    record = rundir.read_json(about) | {"cells": cells}
     summary = comparison_page.summarise(record)
     said = {"finding": comparison_page.finding(record, summary)}
+    curves = figures.png(comparison_page.curves(record, summary))
+    write_whole(folder / "curves.png", curves)
     write_whole(folder / "index.html", comparison_page.page(record, summary).encode())
-    rundir.write_json(folder / "methods.json", said | record)
+    rundir.write_json(table, said | {k: v for k, v in record.items() if k != "finding"})
     print(said["finding"])
 
 

@@ -323,3 +323,27 @@ def test_candidates_of_a_stochastic_network_see_the_same_draws(small, splits, en
             for images, labels, real, key, _ in tasks[0].adversarial
         ]
         assert error == pytest.approx(np.concatenate(wrong).mean(), abs=1e-9)
+
+
+def test_change_is_the_mean_distance_from_the_current_masks_losses(network, splits):
+    architecture, variables = network
+    current = masks.random(jax.random.key(4), architecture, 0.8)
+    members = np.repeat(np.asarray(current["conv2"])[None], 3, axis=0)
+    members[1, np.flatnonzero(members[1])[0]] = 0
+    members[2, np.flatnonzero(members[2])[:2]] = 0
+    task = fitness.make_task(
+        *(Classifier(architecture), variables, current, "conv2", *splits), batch_size=8
+    )
+    scores = fitness.score(fitness.refer(task), members)
+    images = range(len(splits[0].labels))
+    for split, found in zip(splits, (scores.change, scores.robust_change), strict=True):
+        singles = [Split(split.images[i : i + 1], split.labels[i : i + 1]) for i in images]
+        losses = np.array(
+            [
+                [naive(architecture, variables, current | {"conv2": m}, one)[1] for one in singles]
+                for m in members
+            ]
+        )
+        np.testing.assert_allclose(found, np.abs(losses - losses[0]).mean(1), atol=1e-5)
+    assert scores.change[0] == 0 and scores.change[2] > 0
+    np.testing.assert_array_equal(scores.objectives("change")[:, 0], scores.change)

@@ -1,7 +1,6 @@
 """SD-SNN against a plain loop over single weights, and what it does with a budget."""
 
 import dataclasses
-import importlib
 import math
 from itertools import pairwise
 
@@ -14,6 +13,7 @@ from ccsrp_jax import masks as masking
 from ccsrp_jax import models
 from ccsrp_jax.budget import Target
 from ccsrp_jax.errors import InputError
+from ccsrp_jax.methods import sdsnn as module
 from ccsrp_jax.methods.problem import Passes, kept
 from ccsrp_jax.methods.sdsnn import by_budget, connections, sdsnn
 from ccsrp_jax.methods.spines import Growth, constrain, regenerate, sprout, update_ranges
@@ -22,7 +22,6 @@ from ccsrp_jax.recipe import Recipe
 from ccsrp_jax.training import TrainState
 
 KEY = jax.random.key(0)
-module = importlib.import_module("ccsrp_jax.methods.sdsnn")  # the package has the function
 START = {"conv": 30.0, "dense": 40.0}  # percent: high enough to prune a few of few neurons
 
 
