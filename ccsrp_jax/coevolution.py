@@ -265,6 +265,8 @@ def search_group(
     evaluate: Callable[[np.ndarray], np.ndarray],
     search: Search,
     report: Callable[[int, float, int], None] = lambda generation, best, evaluations: None,
+    *,
+    harm: np.ndarray | None = None,
 ) -> Found:
     """Evolves one group's mask.
 
@@ -274,6 +276,8 @@ def search_group(
       evaluate: (M, n) masks to (M, 3) objectives, minimised; called on distinct new masks.
       search: settings.
       report: called after each generation.
+      harm: (n,) of removing each filter, as far as it is known, for evosax strategies with the
+        decoder `topk` to start from; in place of `single_removals`.
 
     Returns:
       The best mask ever scored that removes a filter: the unpruned one is refused, as in
@@ -326,7 +330,6 @@ def search_group(
         decoded = evolution.decode(genomes, jnp.asarray(alive), kept, decoder=search.decoder)
         return np.asarray(decoded)
 
-    harm = None
     key_init, key_state, key_loop, key_noise, key_spare = jax.random.split(key, 5)
     start = evolution.initial_masks(
         key_init, jnp.asarray(alive), search.init_keep, least, size=search.population
@@ -340,8 +343,9 @@ def search_group(
     else:
         # topk looks at the order of genes only; threshold starts where most are kept
         mean = jnp.full(n, 1.0 if search.decoder == "threshold" else 0.0)
-        if search.single_removals:
+        if harm is None and search.single_removals:
             harm = _harm(alive, lambda members: weigh(objectives(members)))
+        if harm is not None:
             mean = _start(alive, harm)
             for kept in counts:  # the order itself, before it is varied
                 objectives(decode(mean[None], kept))
@@ -443,6 +447,7 @@ def search_round(
     member_chunk: int | None = None,
     mesh: Mesh | None = None,
     report: Callable[[str, int, float, int], None] = lambda *progress: None,
+    harm: Mapping[str, np.ndarray] | None = None,
 ) -> Round:
     """Searches every group in the current network, then splices all masks at once.
 
@@ -459,6 +464,7 @@ def search_round(
       member_chunk: candidates a call, as in `fitness.make_task`.
       mesh: devices, likewise.
       report: called with group, generation, best fitness and number of evaluations.
+      harm: by group, of removing each filter, as in `search_group`.
     """
     key_shared, key_search = jax.random.split(key)
     # in the architecture's order, which a restored mask tree may not be in
@@ -518,7 +524,12 @@ def search_round(
             return points
 
         found[group] = search_group(
-            key_group, np.asarray(masks[group]), evaluate, search, partial(report, group)
+            key_group,
+            np.asarray(masks[group]),
+            evaluate,
+            search,
+            partial(report, group),
+            harm=harm and np.asarray(harm[group], np.float64),
         )
     spliced = masks | {group: jnp.asarray(result.mask) for group, result in found.items()}
     return Round(spliced, found, shared_sets, images)

@@ -35,7 +35,7 @@ ROUNDS = {"rounds": 3, "early": 1}
 
 # Filters; the default comes first.
 FILTER_METHODS: dict[str, Method] = {
-    "ccsrp": partial(ccsrp, search=PRICED, **ROUNDS),
+    "ccsrp": partial(ccsrp, search=PRICED, criterion=criteria.taylor, **ROUNDS),
     "ccsrp-faithful": partial(ccsrp, search=FAITHFUL),
     "ccsrp-nsga2": partial(ccsrp, search=replace(FAITHFUL, selection="nsga2")),
     "ccsrp-snes": partial(ccsrp, search=replace(PRESETS["snes"], multiple=1)),

@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from ccsrp_jax import masks as masking
 from ccsrp_jax.coevolution import PRESETS, Search, priced, search_round, settled
+from ccsrp_jax.methods.criteria import Criterion
 from ccsrp_jax.methods.problem import Passes, Problem, Pruned, finetune, shares
 from ccsrp_jax.recipe import Recipe
 
@@ -19,6 +20,7 @@ def ccsrp(
     search: Search = PRESETS["faithful"],
     rounds: int | None = None,
     early: int | None = None,
+    criterion: Criterion | None = None,
     clean_training: bool = False,
 ) -> Pruned:
     """Prunes by searching every group's mask on clean and adversarial search images.
@@ -34,6 +36,7 @@ def ccsrp(
       search: settings of the search. With `robust_weight` 0, clean accuracy alone counts (CCEP).
       rounds: by default as many as the search's keep floor asks for, if all layers lose as much.
       early: epochs of fine-tuning after every round but the last; by default equal shares.
+      criterion: of `criteria`, whose order of filters the search starts from in every round.
       clean_training: fine-tune on clean images, as an ablation.
     """
     variables, masks = problem.variables, masking.ones(problem.architecture)
@@ -47,6 +50,11 @@ def ccsrp(
     passes, left = Passes(), shares(problem.recipe.epochs, rounds, early)
     for number in range(rounds):
         key_search, key_splice, key_train = jax.random.split(jax.random.fold_in(key, number), 3)
+        harm = None
+        if criterion:
+            key_score = jax.random.fold_in(key_search, 10**6)
+            harm, spent = criterion(key_score, problem, variables, masks)
+            passes += spent
         found = search_round(
             key_search,
             problem.classifier,
@@ -56,6 +64,7 @@ def ccsrp(
             problem.attack,
             search,
             batch_size=problem.batch_size,
+            harm=harm,
         )
         passes += _passes(problem, found, search)
         cost_of, target = problem.cost(variables=variables), problem.limit()
