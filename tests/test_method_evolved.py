@@ -251,6 +251,19 @@ def test_the_first_generation_varies_the_order_of_harm_but_does_not_forget_it():
     assert share[:3].max() < 0.4 < 0.6 < share[-3:].min()
 
 
+def test_an_order_that_is_given_takes_the_place_of_single_removals():
+    order, calls = np.arange(12.0)[::-1], []
+
+    def evaluate(members):
+        calls.extend(members)
+        return objectives(members)
+
+    found = search_group(KEY, ALIVE, evaluate, PRICED, harm=order)
+    assert found.harm is order
+    for mask, left in zip(calls, (9, 6, 4), strict=False):  # the least harmful are the last
+        assert set(np.flatnonzero(mask)) == set(np.flatnonzero(ALIVE)[:left])
+
+
 def test_generations_take_turns_at_the_levels():
     search = dataclasses.replace(PRICED, population=8, generations=7, single_removals=False)
     found, masks, ends = generations_of(search, ALIVE)

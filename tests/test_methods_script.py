@@ -126,6 +126,16 @@ def test_a_method_runs_through_the_main_job(run_dir, tmp_path):
     assert sum(int((leaf == 0).sum()) for leaf in jax.tree.leaves(variables["params"])) > 100
 
 
+def test_rounds_of_the_main_job_splice_at_a_price(run_dir, tmp_path):
+    network = str(run_dir / "networks" / "round00.safetensors")
+    flags = ["--preset", "priced", "--search.generations", "2", "--search.population", "2"]
+    flags += ["--search.levels", "0.8", "0.5", "--rounds", "2", "--tolerance", "1"]
+    assert cli.main([*TINY, *flags, "--dense", network, "--run-dir", str(tmp_path / "run")]) == 0
+    rows = (tmp_path / "run" / "archive.jsonl").read_text().splitlines()
+    dense, first, second = (json.loads(row)["macs"] for row in rows)
+    assert 0.6 < first / dense <= 0.5**0.5 and 0.4 < second / dense <= 0.5
+
+
 def test_a_page_is_made_of_a_table_alone(script, compared, tmp_path):
     (tmp_path / "methods.json").write_bytes((compared / "methods.json").read_bytes())
     assert script.main([str(tmp_path), "--only-report"]) == 0

@@ -178,7 +178,7 @@ def shares(epochs: int, rounds: int, early: int | None = None) -> list[int]:
       InputError: there are more rounds than epochs for them.
     """
     each = epochs // max(rounds, 1) if early is None else early
-    if rounds < 1 or each < 1 or each * (rounds - 1) >= max(epochs, 1):
+    if rounds < 1 or (rounds > 1 and not 0 < each * (rounds - 1) < epochs):
         raise InputError(
             f"{rounds} rounds of pruning share {epochs} epochs of fine-tuning: give rounds from 1 "
             "to the epochs, and at least one epoch to each."
