@@ -254,6 +254,7 @@ class Config:
 
 
 OWN = "rounds"  # the method that is not one of METHODS
+LISTS = ("levels",)  # settings that are lists
 LATEST = "runs/latest"  # a link to the newest run
 
 # What may differ between a run and its continuation: where things lie and run, not what is
@@ -351,11 +352,11 @@ def _flags(table: dict, prefix: str = "") -> list[str]:
                 flags.append(f"--{name}" if value else f"--{prefix}no-{key.replace('_', '-')}")
             case None | int() | float() | str():
                 flags.append(f"--{name}={value}")
-            case list() if all(isinstance(each, int | float | str) for each in value):
+            case list() if key in LISTS:
                 flags += [f"--{name}", *map(str, value)]
             case _:
                 raise InputError(
-                    f"setting {key} of the config file is {value!r}: give a number, a text, true, "
-                    "false, or a list of numbers."
+                    f"setting {key} of the config file is {value!r}: give a number, a text, true "
+                    "or false."
                 )
     return flags

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from ccsrp_jax.methods import METHODS
+
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"
 
 
@@ -98,3 +100,22 @@ def test_a_part_of_cifar10_was_pruned_to_half_of_its_macs():
     assert summary["pruned"]["macs"] <= 0.5 * summary["dense"]["macs"]
     assert summary["pruned"]["robust_accuracy"] <= summary["pruned"]["pgd_accuracy"]
     assert summary["dense"]["reliable"] and summary["pruned"]["reliable"]
+
+
+def test_methods_were_compared_at_equal_budgets():
+    for path in sorted((RESULTS / "methods").glob("*/methods.json")):
+        record = json.loads(path.read_text())
+        cells, dense = record["cells"], record["dense"]
+        assert record["device"] and record["versions"]["jax"] and record["finding"]
+        assert len({cell["training"]["steps"] for cell in cells}) == 1
+        for cell in cells:
+            measure = "params" if cell["weights"] else record["settings"]["measure"]
+            assert cell[measure] <= cell["target"] * dense[measure]
+            if not cell["weights"]:  # a filter of these networks is a few percent
+                assert cell[measure] >= 0.93 * cell["target"] * dense[measure]
+
+
+def test_the_small_comparison_has_every_method_on_three_seeds():
+    record = json.loads((RESULTS / "methods" / "digits" / "methods.json").read_text())
+    found = {(cell["method"], cell["target"], cell["seed"]) for cell in record["cells"]}
+    assert found >= {(m, t, s) for m in METHODS for t in (0.5, 0.25) for s in (0, 1, 2)}
