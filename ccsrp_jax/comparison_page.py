@@ -12,6 +12,7 @@ from ccsrp_jax import figures
 from ccsrp_jax.comparison import Paired, Spread, hypervolumes, paired, spread
 
 DEFAULT = "ccsrp"
+CROPPED = 0.08  # share of the networks that may be below a figure
 SHOWN = 5  # methods with a colour of their own
 COLOURS = (figures.BLUE, figures.VERMILION, figures.GREEN, "#CC79A7", "#E69F00")
 
@@ -152,7 +153,10 @@ def curves(record: Mapping, summary: Mapping) -> Figure:
             if row == 1:
                 ax.set_xlabel(f"{'MACs' if cost == 'macs' else 'SynOps'} left (% of dense)")
         axes[row][0].set_ylabel("accuracy" if row == 0 else "robust accuracy")
-    axes[0][0].legend(frameon=False, fontsize=8, loc="lower right")
+        heights = [r[accuracy].mean for r in summary["rows"]] + [dense[accuracy]]
+        low, high = np.quantile(heights, CROPPED), max(heights)
+        axes[row][0].set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=SHOWN)
     return figure
 
 
