@@ -10,9 +10,9 @@ same command goes on where it was interrupted, and commands with different --see
 share a directory, and the machine. `methods.json`, `curves.png` and `index.html` are made of all
 cells that are there, with `--only-report` of them alone.
 
-Run so far: digits (--targets 0.5 0.25, seeds 0 to 2, 174 cells; results/methods/digits), in some 100
-minutes on two cores, a core each for two such commands and beside other work, so seconds are rough.
-CCSRP's hypervolume is 0.619 +- 0.005, within seed noise of most rivals, and below that of
+Run so far: digits (--targets 0.5 0.25, seeds 0 to 2, 174 cells; results/methods/digits), in some
+100 minutes on two cores, a core each for two such commands and beside other work, so seconds are
+rough. CCSRP's hypervolume is 0.619 +- 0.005, within seed noise of most rivals, and below that of
 Taylor scores in rounds, 0.635 +- 0.005; README.md has the table.
 """
 
