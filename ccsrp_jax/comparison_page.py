@@ -155,7 +155,8 @@ def curves(record: Mapping, summary: Mapping) -> Figure:
         axes[row][0].set_ylabel("accuracy" if row == 0 else "robust accuracy")
         heights = [r[accuracy].mean for r in summary["rows"]] + [dense[accuracy]]
         low, high = np.quantile(heights, CROPPED), max(heights)
-        axes[row][0].set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+        room = 0.1 * max(high - low, 0.01)
+        axes[row][0].set_ylim(low - room, high + room)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=SHOWN)
     return figure
 

@@ -277,8 +277,8 @@ class Scores(NamedTuple):
     robust_loss: np.ndarray
     macs: np.ndarray  # (M,) share of the dense network's
     images: np.ndarray  # (M,)
-    change: np.ndarray | None = None  # (M,) mean |loss - the current mask's|, image by image
-    robust_change: np.ndarray | None = None
+    change: np.ndarray  # (M,) mean |loss - the current mask's|, image by image; see `refer`
+    robust_change: np.ndarray  # (M,)
 
     @property
     def finite(self) -> np.ndarray:
@@ -328,12 +328,10 @@ def score(task: Task, members: Float[np.ndarray, "M n"], *, racing: Racing | Non
             running = running[~beaten]
     means = np.stack([values[:, :, i, :n].mean(-1, dtype=np.float64) for i, n in enumerate(seen)])
     (error, loss), (robust_error, robust_loss) = means.transpose(1, 2, 0)
-    scores = Scores(error, robust_error, loss, robust_loss, macs, seen)
-    if task.reference is None:
-        return scores
-    apart = np.abs(values[:, 1].astype(np.float64) - task.reference[:, None])
+    reference = np.full((2, task.images), np.nan) if task.reference is None else task.reference
+    apart = np.abs(values[:, 1].astype(np.float64) - reference[:, None])
     change = np.stack([apart[:, i, :n].mean(-1) for i, n in enumerate(seen)], axis=1)
-    return scores._replace(change=change[0], robust_change=change[1])
+    return Scores(error, robust_error, loss, robust_loss, macs, seen, *change)
 
 
 def refer(task: Task) -> Task:

@@ -250,7 +250,7 @@ def test_members_that_dropped_out_come_behind_all_that_did_not():
                 robust_weight=robust_weight,
                 macs_weight=macs_weight,
             )
-            points = coevolution._behind(fitness.Scores(*values, images), 256, search)
+            points = coevolution._behind(fitness.Scores(*values, images, *values[2:4]), 256, search)
             finite = np.isfinite(points).all(-1)
             out = images < 256
             weighed = selection.weighted_sum(points[finite], robust_weight, macs_weight)

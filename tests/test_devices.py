@@ -62,7 +62,7 @@ def test_four_devices_score_as_one(tmp_path):
         assert found["shares"].tolist() == [2, 2, 2, 2]
         assert set(alone) < set(found)
         for name, expected in alone.items():
-            error, robust_error, loss, robust_loss, macs, images = found[name]
+            error, robust_error, loss, robust_loss, macs, images, *_ = found[name]
             assert expected[0].std() > 0 and expected[3].std() > 0
             for i, exact in ((0, error), (1, robust_error), (4, macs), (5, images)):
                 np.testing.assert_array_equal(exact, expected[i])
