@@ -57,7 +57,14 @@ def cost_of(
     return lambda masks: sum(cost.synops(architecture, variables, images, masks, key=key).values())
 
 
-def cut(scores: Scores, cost_of: Cost, limit: float | int, *, least: int = 1) -> MaskTree:
+def cut(
+    scores: Scores,
+    cost_of: Cost,
+    limit: float | int,
+    *,
+    least: int = 1,
+    before: MaskTree | None = None,
+) -> MaskTree:
     """Removes filters (or weights) in the order of their scores, until the cost is in the limit.
 
     The highest of every group are kept, however low. Where a cost is not monotone (SynOps), the
@@ -68,6 +75,7 @@ def cut(scores: Scores, cost_of: Cost, limit: float | int, *, least: int = 1) ->
       cost_of: of masks.
       limit: that the cost may reach.
       least: filters that every group keeps.
+      before: masks so far; what they have removed stays so, whatever its score and the limit.
 
     Returns:
       0/1 masks of the same shapes.
@@ -80,6 +88,10 @@ def cut(scores: Scores, cost_of: Cost, limit: float | int, *, least: int = 1) ->
     for name, values in flat.items():
         if not np.isfinite(values).all():
             raise InputError(f"scores of {name!r} are not all finite: give finite scores.")
+    if before is not None:
+        lowest = min(values.min() for values in flat.values()) - 1
+        past = {name: np.asarray(before[name]).ravel() for name in names}
+        flat = {name: np.where(past[name] > 0, flat[name], lowest) for name in names}
     may_go = {name: np.ones(len(values), bool) for name, values in flat.items()}
     for name, values in flat.items():
         may_go[name][np.argsort(-values, kind="stable")[:least]] = False
@@ -93,6 +105,8 @@ def cut(scores: Scores, cost_of: Cost, limit: float | int, *, least: int = 1) ->
         gone = order[:count]
         for i, name in enumerate(names):
             masks[name][index[gone[place[gone] == i]]] = 0
+            if before is not None:
+                masks[name] *= past[name]
         return {name: mask.reshape(np.shape(scores[name])) for name, mask in masks.items()}
 
     low, high = 0, len(order)

@@ -605,14 +605,11 @@ def settled(
     place[order] = np.arange(len(order)) / len(order)
     places = dict(zip(harm, np.split(place, np.cumsum(widths)[:-1]), strict=True))
     scores = {
-        name: np.asarray(before[name]) + np.asarray(after[name]) + places[name] for name in harm
+        name: np.asarray(after[name]) + places[name]
+        for name in harm  # below 1: just removed
     }
     rest = {name: mask for name, mask in after.items() if name not in scores}
-
-    def left(cut: MaskTree) -> MaskTree:  # what was gone before stays so, whatever the limit
-        return rest | {name: mask * np.asarray(before[name]) for name, mask in cut.items()}
-
-    masks = left(budget.cut(scores, lambda cut: cost_of(left(cut)), limit))
+    masks = rest | budget.cut(scores, lambda cut: cost_of(rest | cut), limit, before=before)
     back = [
         (place, name, i)
         for name, values in places.items()

@@ -34,14 +34,16 @@ def compact(
       InputError: the masks do not fit, or a group would keep no filter.
     """
     kept = {name: np.flatnonzero(bits) for name, bits in masking.alive(architecture, masks).items()}
-    nodes, params, stats = [], dict(variables["params"]), dict(variables.get("batch_stats", {}))
+    nodes, params, stats = (
+        [],
+        dict(masking.fold(variables, masks)["params"]),
+        dict(variables.get("batch_stats", {})),
+    )
     for node in architecture.nodes:
         into, out = kept[node.input], kept[node.name]
         match node:
             case Conv() | Dense():
                 layer = dict(params[node.name])
-                if (weights := masks.get(masking.kernel(node.name))) is not None:
-                    layer["kernel"] = layer["kernel"] * weights
                 layer["kernel"] = layer["kernel"][..., into, :][..., out]
                 if "bias" in layer:
                     layer["bias"] = layer["bias"][out]

@@ -83,7 +83,7 @@ def _row(method: str, target: float, cells: Sequence[Mapping], dense: Mapping) -
     }
 
 
-def finding(record: Mapping, summary: Mapping) -> str:
+def finding(summary: Mapping) -> str:
     """Who is ahead in hypervolume, and how surely, in words."""
     volumes = [v for v in summary["volumes"] if v["macs"]]
     default = next((v for v in volumes if v["method"] == DEFAULT), None)
@@ -161,8 +161,8 @@ def curves(record: Mapping, summary: Mapping) -> Figure:
     return figure
 
 
-def page(record: Mapping, summary: Mapping) -> str:
-    """The self-contained HTML page."""
+def page(record: Mapping, summary: Mapping, picture: bytes) -> str:
+    """The self-contained HTML page, with the curves as PNG in it."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"spread": _text, "surely": lambda lead: bool(lead) and _sure(lead)}
     source = resources.files("ccsrp_jax").joinpath("comparison.html.j2").read_text("utf-8")
@@ -170,7 +170,7 @@ def page(record: Mapping, summary: Mapping) -> str:
         record=record,
         rows=summary["rows"],
         volumes=summary["volumes"],
-        finding=finding(record, summary),
+        finding=finding(summary),
         default=DEFAULT,
-        figure=base64.b64encode(figures.png(curves(record, summary))).decode(),
+        figure=base64.b64encode(picture).decode(),
     )

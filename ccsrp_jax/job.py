@@ -21,7 +21,7 @@ from ccsrp_jax import (
 from ccsrp_jax.architecture import Architecture
 from ccsrp_jax.board import Board
 from ccsrp_jax.config import LATEST, OWN, Config, settings
-from ccsrp_jax.data import Dataset, Split, load
+from ccsrp_jax.data import Dataset, Split
 from ccsrp_jax.errors import InputError
 from ccsrp_jax.network import Classifier
 from ccsrp_jax.stages import (
@@ -29,6 +29,7 @@ from ccsrp_jax.stages import (
     State,
     archive_row,
     check_memory,
+    data_of,
     forget_unfinished,
     network_file,
     prune_by_method,
@@ -49,16 +50,7 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
     folder = _folder(config)
     rundir.check(folder, settings(config), resume=config.resume)
     evolution.strategy(config.search.strategy, config.search.population, 8)  # refuses it early
-    data = load(
-        config.dataset,
-        data_dir=config.data_dir,
-        seed=config.seed,
-        search_fraction=config.search_fraction,
-        train_images=config.train_images,
-        search_images=config.search_images,
-        test_images=config.test_images,
-        time_steps=config.time_steps,
-    )
+    data = data_of(config)
     mesh = devices.mesh(config.devices)
     if data.encoding != "direct" and config.encoding != "direct":
         raise InputError(

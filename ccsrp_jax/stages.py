@@ -2,8 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,11 +28,11 @@ from ccsrp_jax.budget import Target
 from ccsrp_jax.budget import cost_of as cost_of_masks
 from ccsrp_jax.coevolution import priced, search_round
 from ccsrp_jax.config import Config
-from ccsrp_jax.data import Dataset, Split
+from ccsrp_jax.data import Dataset, Split, load
 from ccsrp_jax.evaluation import correct, even
 from ccsrp_jax.masks import MaskTree
 from ccsrp_jax.methods import METHODS
-from ccsrp_jax.methods.problem import Problem
+from ccsrp_jax.methods.problem import Problem, timed
 from ccsrp_jax.network import Classifier
 from ccsrp_jax.terminal import Terminal
 
@@ -208,12 +207,7 @@ def prune_by_method(job: Run, state: State) -> State:
             epochs.append(row)
             _log(job, {"stage": "finetune", "round": 1} | row)
 
-        @contextmanager
-        def clock() -> Iterator[None]:
-            began = time.perf_counter()
-            yield
-            inside.append(time.perf_counter() - began)
-
+        clock = partial(timed, inside)
         problem = dataclasses.replace(problem, report=tell, progress=advance, clock=clock)
         found = METHODS[config.method](jax.random.fold_in(job.key, 1001), problem)
     seconds = time.perf_counter() - started
@@ -297,6 +291,20 @@ def _train(
             mesh=job.mesh,
             **options,
         )
+
+
+def data_of(config: Config) -> Dataset:
+    """The data that a run's settings ask for."""
+    return load(
+        config.dataset,
+        data_dir=config.data_dir,
+        seed=config.seed,
+        search_fraction=config.search_fraction,
+        train_images=config.train_images,
+        search_images=config.search_images,
+        test_images=config.test_images,
+        time_steps=config.time_steps,
+    )
 
 
 def problem_of(

@@ -295,10 +295,11 @@ def silenced(architecture: Architecture, variables: dict, masks: MaskTree) -> di
     `orthogonalise` mixes filters, and those that are gone are not to take part; as no gradient
     reaches these weights, they stay 0.
     """
-    alive, params = masking.alive(architecture, masks), dict(variables["params"])
+    alive = masking.alive(architecture, masks)
+    params = dict(masking.fold(variables, masks)["params"])
     for node in architecture.nodes:
         if isinstance(node, Conv | Dense):
-            kernel = params[node.name]["kernel"] * masks.get(masking.kernel(node.name), 1.0)
+            kernel = params[node.name]["kernel"]
             kernel = kernel * alive[node.input][:, None] * alive[node.name]
             params[node.name] = {**params[node.name], "kernel": kernel}
     return {**variables, "params": params}

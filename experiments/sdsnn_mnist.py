@@ -8,16 +8,15 @@ same images with the same recipe; both are then met with the test images, once. 
 Connections are counted as the source counts them, see `methods.sdsnn.connections`.
 
 The published figure is 99.51 % of accuracy with 49.83 % of the connections pruned, 0.05 points
-above the dense network (Han et al., arXiv 2211.12219), of another network with other settings;
-the defaults here are what two CPU cores do in some twenty minutes.
+above the dense network (Han et al., arXiv 2211.12219), of another network with other settings.
+Run so far, with --train-images 8000 --epochs 12 --seeds 0: 0.9823 with 50.6 % of the connections
+removed, 0.9847 dense, in 328 s on one core (results/sdsnn_mnist.json); not yet with the defaults.
 
 It writes results/sdsnn_mnist.json, anew after every seed.
 """
 
 import dataclasses
-import importlib.metadata
 import json
-import platform
 import sys
 import time
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from ccsrp_jax import cli, compiles, evaluation, models
+from ccsrp_jax import cli, closing, compiles, evaluation, models
 from ccsrp_jax import masks as masking
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.budget import Target
@@ -123,7 +122,7 @@ def run(settings: Settings, terminal: Terminal) -> dict:
                 for name, value in dataclasses.asdict(settings).items()
                 if name not in ("data_dir", "out")
             },
-            **machine(),
+            **closing.machine(),
         }
         write_whole(settings.out, (json.dumps(record, indent=1) + "\n").encode())
     mean = record["mean"]
@@ -198,19 +197,6 @@ def both(settings: Settings, data: Dataset, seed: int, terminal: Terminal) -> di
         f"{row['removed']:.4f} of the connections removed, {sum(seconds.values()):.0f} s"
     )
     return row
-
-
-def machine() -> dict:
-    """What the figures were made with."""
-    cpu = jax.default_backend() == "cpu"
-    return {
-        "device": (platform.processor() or platform.machine())
-        if cpu
-        else jax.devices()[0].device_kind,
-        "backend": jax.default_backend(),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in ("ccsrp-jax", "jax", "jaxlib")},
-    }
 
 
 def main(args: list[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from jaxtyping import Array
 from ccsrp_jax import budget
 from ccsrp_jax import masks as masking
 from ccsrp_jax.architecture import Conv, Dense, Norm, Spike, group_of, groups
+from ccsrp_jax.attacks import keyed
 from ccsrp_jax.budget import Scores
 from ccsrp_jax.errors import InputError, unknown
 from ccsrp_jax.masks import MaskTree
@@ -73,7 +74,8 @@ def by_score(
         elif allocation == "uniform":
             scores = budget.spread(_first(scores, masks))
         cost = problem.cost(variables=variables)
-        masks = _cut(scores, masks, cost, problem.limit((number + 1) / rounds))
+        limit = problem.limit((number + 1) / rounds)
+        masks = budget.cut(scores, cost, limit, before=masks)
         variables, _ = finetune(key_train, problem, variables, masks, epochs=epochs)
     return Pruned(variables, masks, search)
 
@@ -82,16 +84,6 @@ def _first(scores: Scores, masks: MaskTree) -> Scores:
     """The same scores, but filters that are gone go before all others."""
     least = min(float(np.min(values)) for values in scores.values()) - 1
     return {name: np.where(np.asarray(masks[name]) > 0, s, least) for name, s in scores.items()}
-
-
-def _cut(scores: Scores, masks: MaskTree, cost: budget.Cost, limit: float) -> MaskTree:
-    """`budget.cut` of what is left: what is gone stays so, though training may have made SynOps
-    fewer than the limit."""
-
-    def left(cut: MaskTree) -> MaskTree:
-        return {name: mask * np.asarray(masks[name]) for name, mask in cut.items()}
-
-    return left(budget.cut(_first(scores, masks), lambda cut: cost(left(cut)), limit))
 
 
 def magnitude(key: Array, problem: Problem, *, rounds: int = 1, early: int | None = None) -> Pruned:
@@ -108,7 +100,7 @@ def magnitude(key: Array, problem: Problem, *, rounds: int = 1, early: int | Non
             for name in masks
         }
         limit = problem.limit((number + 1) / rounds, measure)
-        masks = _cut(scores, masks, problem.cost(measure, variables), limit)
+        masks = budget.cut(scores, problem.cost(measure, variables), limit, before=masks)
         key_train = jax.random.fold_in(key, number)
         variables, _ = finetune(key_train, problem, variables, masks, epochs=epochs)
     return Pruned(variables, masks)
@@ -200,8 +192,7 @@ def _slopes(classifier, variables, masks, images, labels, key):
     """By group, the sum over images of squared slopes of each image's loss by the gates."""
 
     def loss(masks, image, label):
-        extra = {"key": key} if classifier.stochastic else {}
-        logits = classifier((variables, masks), image[None], **extra)
+        logits = classifier((variables, masks), image[None], **keyed(classifier, key))
         return optax.softmax_cross_entropy_with_integer_labels(logits[0], label)
 
     slopes = jax.vmap(jax.grad(loss), (None, 0, 0))(masks, images, labels)
@@ -255,8 +246,7 @@ def sensitivity(key: Array, problem: Problem, variables: dict, masks: MaskTree):
 
 @partial(jax.jit, static_argnums=0)
 def _loss(classifier, variables, masks, images, labels, key):
-    extra = {"key": key} if classifier.stochastic else {}
-    logits = classifier((variables, masks), images, **extra)
+    logits = classifier((variables, masks), images, **keyed(classifier, key))
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 

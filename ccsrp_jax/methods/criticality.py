@@ -142,7 +142,7 @@ def criticality_weights(
             for layer, shape in shapes.items():
                 if member[layer] in every:
                     revival[masking.kernel(layer)] = np.broadcast_to(every[member[layer]], shape)
-        before, params = masks, _zeroed(state.variables, masks)["params"]
+        before, params = masks, masking.fold(state.variables, masks)["params"]
         sparsity = (1 - problem.target.fraction) * (1 - (1 - k / len(when)) ** 3)
         masks, stayed = exchange(
             {masking.kernel(layer): np.abs(params[layer]["kernel"]) for layer in shapes},
@@ -153,7 +153,10 @@ def criticality_weights(
             np.random.default_rng(np.asarray(jax.random.key_data(key_event))),
         )
         kept = {name: mask * np.asarray(before[name]) for name, mask in stayed.items()}
-        variables, ema = _zeroed(state.variables, kept), state.ema and _zeroed(state.ema, kept)
+        variables, ema = (
+            masking.fold(state.variables, kept),
+            state.ema and masking.fold(state.ema, kept),
+        )
         masks = {name: jnp.asarray(mask) for name, mask in masks.items()}
         return state._replace(variables=variables, ema=ema), masks
 
@@ -229,16 +232,6 @@ def _critical(architecture, score, variables, masks, images, real, key):
             near = near.max(tuple(range(1, near.ndim - 1)))
             found.setdefault(group, []).append((jnp.arange(len(images)) < real) @ near)
     return {name: sum(parts) / len(parts) for name, parts in found.items()}
-
-
-@jax.jit
-def _zeroed(variables: dict, masks: MaskTree) -> dict:
-    """The variables with zeros for the weights that are gone."""
-    params = dict(variables["params"])
-    for name, mask in masks.items():
-        layer = name.removesuffix(masking.KERNEL)
-        params[layer] = {**params[layer], "kernel": params[layer]["kernel"] * mask}
-    return {**variables, "params": params}
 
 
 def _shrink(

@@ -6,8 +6,9 @@ is its search, and is counted in passes.
 """
 
 import dataclasses
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -120,6 +121,14 @@ class Pruned(NamedTuple):
     search: Passes = Passes()
 
 
+@contextmanager
+def timed(seconds: list[float]) -> Iterator[None]:
+    """Appends how long its inside took, for `Problem.clock`."""
+    began = time.perf_counter()
+    yield
+    seconds.append(time.perf_counter() - began)
+
+
 Adapt = Callable[[int, TrainState, MaskTree], tuple[TrainState, MaskTree]]
 
 
@@ -186,21 +195,16 @@ def shares(epochs: int, rounds: int, early: int | None = None) -> list[int]:
     return [each] * (rounds - 1) + [epochs - each * (rounds - 1)]
 
 
-def weight_masks(problem: Problem, *, first: bool = True) -> MaskTree:
-    """Masks that keep every weight, of every layer but the classifier.
-
-    Args:
-      first: also of the first layer, which reads the image.
-    """
+def weight_masks(problem: Problem) -> MaskTree:
+    """Masks that keep every weight, of every layer but the classifier."""
     layers = [node.name for node in problem.architecture.nodes if isinstance(node, Conv | Dense)]
-    chosen = layers[0 if first else 1 : -1]
     shapes = kernel_shapes(problem.architecture)
-    return {masking.kernel(name): jnp.ones(shapes[name]) for name in chosen}
+    return {masking.kernel(name): jnp.ones(shapes[name]) for name in layers[:-1]}
 
 
-def batches(problem: Problem, split: Split | None = None) -> list[tuple[Array, Array, int]]:
-    """Search images (or others) in [0, 1], labels, and how many of them are real."""
-    return list(evaluation.batches(split or problem.search, problem.batch_size))
+def batches(problem: Problem) -> list[tuple[Array, Array, int]]:
+    """Search images in [0, 1], labels, and how many of them are real."""
+    return list(evaluation.batches(problem.search, problem.batch_size))
 
 
 def kept(masks: MaskTree) -> int:
