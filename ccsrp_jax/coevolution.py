@@ -267,6 +267,7 @@ def search_group(
     report: Callable[[int, float, int], None] = lambda generation, best, evaluations: None,
     *,
     harm: np.ndarray | None = None,
+    kept: int | None = None,
 ) -> Found:
     """Evolves one group's mask.
 
@@ -278,6 +279,8 @@ def search_group(
       report: called after each generation.
       harm: (n,) of removing each filter, as far as it is known, for evosax strategies with the
         decoder `topk` to start from; in place of `single_removals`.
+      kept: filters that every candidate of such a strategy keeps, in place of `keep_floor` and
+        `levels`.
 
     Returns:
       The best mask ever scored that removes a filter: the unpruned one is refused, as in
@@ -313,6 +316,7 @@ def search_group(
     n = len(alive)
     levels = search.levels or (search.keep_floor,)
     counts = [evolution.floor_count(int(alive.sum()), level, search.step) for level in levels]
+    counts = counts if kept is None else [kept]
     least = min(counts)
     bit_flip = search.strategy == "BitFlip"
     algorithm = evolution.strategy(search.strategy, search.population, n)
@@ -448,6 +452,7 @@ def search_round(
     mesh: Mesh | None = None,
     report: Callable[[str, int, float, int], None] = lambda *progress: None,
     harm: Mapping[str, np.ndarray] | None = None,
+    kept: Mapping[str, int] | None = None,
 ) -> Round:
     """Searches every group in the current network, then splices all masks at once.
 
@@ -465,11 +470,15 @@ def search_round(
       mesh: devices, likewise.
       report: called with group, generation, best fitness and number of evaluations.
       harm: by group, of removing each filter, as in `search_group`.
+      kept: by group, filters that candidates keep, likewise; groups that are to lose none are
+        not searched.
     """
     key_shared, key_search = jax.random.split(key)
     # in the architecture's order, which a restored mask tree may not be in
     masks = masking.ones(classifier.architecture) | dict(masks)
     prunable = search.prunable(classifier.architecture, masks)
+    if kept is not None:
+        prunable = [group for group in prunable if kept[group] < int(masks[group].sum())]
 
     def shared(number: int, mutated: list[str]) -> Split:
         key_set = jax.random.fold_in(key_shared, number)
@@ -530,6 +539,7 @@ def search_round(
             search,
             partial(report, group),
             harm=harm and np.asarray(harm[group], np.float64),
+            kept=kept and kept[group],
         )
     spliced = masks | {group: jnp.asarray(result.mask) for group, result in found.items()}
     return Round(spliced, found, shared_sets, images)

@@ -44,18 +44,29 @@ from ccsrp_jax.architecture import Architecture
 from ccsrp_jax.budget import Target
 from ccsrp_jax.errors import InputError, check_number, unknown
 from ccsrp_jax.files import write_whole
-from ccsrp_jax.methods import METHODS, WEIGHT_METHODS, ccsrp
+from ccsrp_jax.methods import METHODS, WEIGHT_METHODS, ccsrp, ccsrp_widths, criteria
 from ccsrp_jax.methods.problem import timed
 from ccsrp_jax.network import Classifier
 from ccsrp_jax.robustness import Outcome, attack_all
 from ccsrp_jax.suite import PRESETS, entries_of, views
 from ccsrp_jax.terminal import Terminal
 
-DEFAULT = METHODS["ccsrp"].keywords
-PRICED = DEFAULT["search"]
-# What the default is made of, one thing changed at a time.
+EARLIER = METHODS["ccsrp-priced"].keywords
+PRICED = EARLIER["search"]
+# What the default is made of, and what the one before it was, one thing changed at a time.
 ABLATIONS = {
-    "ccsrp: " + name: partial(ccsrp, **DEFAULT | changes)
+    "ccsrp: " + name: partial(ccsrp_widths, **changes)
+    for name, changes in {
+        "even widths": {"factors": ()},
+        "widths alone": {"search": None},
+        "random order": {"criterion": criteria.at_random},
+        "L1 order": {"criterion": criteria.l1},
+        "one epoch": {"epochs": 1},
+        "two cycles": {"cycles": 2},
+        "smaller steps": {"factors": (0.75, 1.25)},
+    }.items()
+} | {
+    "ccsrp-priced: " + name: partial(ccsrp, **EARLIER | changes)
     for name, changes in {
         "one round": {"rounds": 1, "early": None},
         "equal rounds": {"early": None},
@@ -87,7 +98,7 @@ class Settings:
         --only-report it may be a directory with a methods.json.
       out: directory of the results; by default RUN/methods.
       methods: names, by default all of the library's; there are also ablations of the default,
-        such as "ccsrp: one round".
+        such as "ccsrp: even widths".
       targets: fractions that pruned networks may cost.
       measure: of the targets: `macs`, `params` or `synops`. Methods that remove single weights
         are held to parameters where it is MACs, of which they save none.

@@ -319,3 +319,18 @@ def test_a_search_goes_on_after_objectives_that_are_not_finite(strategy, robust_
     )
     assert found.not_finite > 0 and found.mask.sum() % 2 == 0
     assert drawn[11] > drawn[7] > drawn[3]
+
+
+def test_searches_at_given_widths_leave_whole_groups_alone(network, clean):
+    architecture, variables = network
+    whole = masks.ones(architecture)
+    kept = {name: len(mask) - (name == "conv2") for name, mask in whole.items()}
+    found = coevolution.search_round(
+        *(jax.random.key(0), Classifier(architecture), variables, whole, clean, ATTACK),
+        Search(strategy="SNES", population=4, generations=2, keep_floor=0.5),
+        kept=kept,
+    )
+    assert list(found.found) == ["conv2"]
+    assert {name: int(mask.sum()) for name, mask in found.masks.items()} == kept
+    scored, _ = found.found["conv2"].scored
+    assert (scored.sum(-1) == kept["conv2"]).all()

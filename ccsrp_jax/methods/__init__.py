@@ -26,6 +26,7 @@ from ccsrp_jax.methods import (
 from ccsrp_jax.methods.criteria import by_score, magnitude
 from ccsrp_jax.methods.evolved import ccsrp
 from ccsrp_jax.methods.problem import Passes, Problem, Pruned
+from ccsrp_jax.methods.widths import best_of, ccsrp_widths
 
 Method = Callable[..., Pruned]
 
@@ -35,12 +36,14 @@ ROUNDS = {"rounds": 3, "early": 1}
 
 # Filters; the default comes first.
 FILTER_METHODS: dict[str, Method] = {
-    "ccsrp": partial(ccsrp, search=PRICED, criterion=criteria.taylor, **ROUNDS),
+    "ccsrp": ccsrp_widths,
+    "ccsrp-priced": partial(ccsrp, search=PRICED, criterion=criteria.taylor, **ROUNDS),
     "ccsrp-faithful": partial(ccsrp, search=FAITHFUL),
     "ccsrp-nsga2": partial(ccsrp, search=replace(FAITHFUL, selection="nsga2")),
     "ccsrp-snes": partial(ccsrp, search=replace(PRESETS["snes"], multiple=1)),
     "ccep": partial(ccsrp, search=replace(FAITHFUL, robust_weight=0.0)),
     "random": partial(by_score, criterion=criteria.at_random),
+    "random-auditioned": best_of,
     "l1": partial(by_score, criterion=criteria.l1),
     "l1-rounds": partial(by_score, criterion=criteria.l1, **ROUNDS),
     "l1-global": partial(by_score, criterion=criteria.l1, allocation="global"),
@@ -77,8 +80,10 @@ __all__ = [
     "Passes",
     "Problem",
     "Pruned",
+    "best_of",
     "by_score",
     "ccsrp",
+    "ccsrp_widths",
     "criteria",
     "criticality",
     "cyclical",

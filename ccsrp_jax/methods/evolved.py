@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array
 
 from ccsrp_jax import masks as masking
-from ccsrp_jax.coevolution import PRESETS, Search, priced, search_round, settled
+from ccsrp_jax.coevolution import PRESETS, Round, Search, priced, search_round, settled
 from ccsrp_jax.methods.criteria import Criterion
 from ccsrp_jax.methods.problem import Passes, Problem, Pruned, finetune, shares
 from ccsrp_jax.recipe import Recipe
@@ -66,7 +66,7 @@ def ccsrp(
             batch_size=problem.batch_size,
             harm=harm,
         )
-        passes += _passes(problem, found, search)
+        passes += passes_of(problem, found, search)
         cost_of, target = problem.cost(variables=variables), problem.limit()
         arrives = number == rounds - 1
         if search.splice == "price":
@@ -85,7 +85,7 @@ def ccsrp(
     return Pruned(variables, masks, passes)
 
 
-def _passes(problem: Problem, found, search: Search) -> Passes:
+def passes_of(problem: Problem, found: Round, search: Search) -> Passes:
     """Every candidate's pass over clean and adversarial images, and what made the latter."""
     images = len(problem.search.labels)
     scored = 2 * sum(found.images.values())

@@ -78,7 +78,7 @@ from ccsrp_jax.racing import Racing  # noqa: E402
 # batch size of ours, those that the others may choose from; images of a race
 NETWORKS = {
     "small": (8, 1, None, 5, 5e-3, 256, 256, (16, 32, 64, 128, 256), 287),
-    "vgg11": (32, 3, 512, 4, 5e-3, 32, 32, (16, 32), 512),
+    "vgg11": (32, 3, 512, 16, 5e-3, 32, 32, (16, 32), 256),
 }
 WAYS = ("ours", "unshared", "vmap", "spikingjelly")
 
@@ -259,6 +259,7 @@ def raced(make, search: Split, adversarial: Split, members: np.ndarray) -> dict:
         "full_seconds": found["full_seconds"],
         "share_of_images": float(found["racing"].images.mean() / task.images),
         "same_choice": bool(full.argmin() == racing.argmin()),
+        "accuracy": float(1 - found["full"].error.min()),
     }
 
 

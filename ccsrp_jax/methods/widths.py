@@ -1,0 +1,194 @@
+"""Widths by cooperative coevolution: how many filters each group keeps, tried by fine-tuning.
+
+How a budget is dealt out over layers decides more than which filters of a layer stay, and the loss
+right after pruning does not tell which division is good once weights have adapted: a group that is
+cheap to lose then may be the one that fine-tuning cannot do without. So here what evolves first is
+every group's share, and a candidate's fitness is the loss after fine-tuning.
+"""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from ccsrp_jax import budget, training
+from ccsrp_jax import masks as masking
+from ccsrp_jax.apgd import APGD
+from ccsrp_jax.attacks import keyed
+from ccsrp_jax.coevolution import PRESETS, Search, search_round
+from ccsrp_jax.masks import MaskTree
+from ccsrp_jax.methods import criteria
+from ccsrp_jax.methods.criteria import Criterion
+from ccsrp_jax.methods.evolved import passes_of
+from ccsrp_jax.methods.problem import Passes, Problem, Pruned, batches, finetune
+from ccsrp_jax.suite import views
+
+SEARCH = replace(PRESETS["snes"], multiple=1)
+STEPS, VIEW = 25, "atan:0.5"  # of the attack on auditioned networks: the quick suite's strongest
+
+
+def ccsrp_widths(
+    key: Array,
+    problem: Problem,
+    *,
+    criterion: Criterion = criteria.taylor,
+    search: Search | None = SEARCH,
+    factors: tuple[float, ...] = (0.5, 1.5),
+    cycles: int = 1,
+    epochs: int | None = None,
+) -> Pruned:
+    """Coevolves every group's width, then its mask at that width, and fine-tunes once.
+
+    All groups begin with the same share of their filters. In a cycle, every group's
+    sub-population tries other shares while those of all others are held (in proportion to each
+    other, so that the target is met), then all groups' best are spliced at once. The step from the
+    old shares to the best ones is taken again for as long as that is better. At the widths found,
+    masks are evolved in the trained network as `search_round` does, and taken if they are
+    better than the criterion's.
+
+    Candidates are *auditioned*: the dense network is masked and trained, and the loss on clean and
+    on attacked search images is compared. Those weights are thrown away, and counted as search:
+    with G groups, about 2 G + 4 trainings. (Ours, from what CCSRP shares with its ancestor:
+    sub-populations, and a splice of their best.)
+
+    Args:
+      key: of search and training.
+      problem: see `problem`.
+      criterion: of `criteria`, the order in which filters of a group go.
+      search: of masks at the widths that were found; None leaves the criterion's.
+      factors: that a group's share is tried with, relative to the others.
+      cycles: of coevolution; each has factors nearer to 1 than the one before.
+      epochs: of an audition; by default as many as the problem's recipe has.
+    """
+    key_score, key_try, key_search, key_train = jax.random.split(key, 4)
+    dense = masking.ones(problem.architecture)
+    scores, passes = criterion(key_score, problem, problem.variables, dense)
+    cost_of, limit = problem.cost(), problem.limit()
+    heard: dict[bytes, float] = {}
+
+    def fitness(masks: MaskTree) -> float:
+        nonlocal passes
+        name = b"".join(np.packbits(np.asarray(mask) > 0).tobytes() for mask in masks.values())
+        if name not in heard:
+            heard[name], spent = audition(key_try, problem, masks, epochs=epochs)
+            passes += spent
+        return heard[name]
+
+    def divided(shares: Mapping[str, float]) -> MaskTree:
+        return budget.cut(_places(scores, shares), cost_of, limit)
+
+    best = dict.fromkeys(scores, 1.0)
+    for cycle in range(cycles):
+        around, lowest = best, fitness(divided(best))
+        spliced = dict(around)
+        for group in scores:
+            tried = {1.0: lowest}
+            for factor in factors:
+                moved = around | {group: around[group] * factor ** (0.5**cycle)}
+                tried[moved[group] / around[group]] = fitness(divided(moved))
+                best = min((best, moved), key=lambda shares: fitness(divided(shares)))
+            spliced[group] *= min(tried, key=tried.get)
+        best = min((best, spliced), key=lambda shares: fitness(divided(shares)))
+        while best is not around:  # once more as far, while that is better still
+            further = {group: best[group] ** 2 / around[group] for group in best}
+            around = best
+            best = min((best, further), key=lambda shares: fitness(divided(shares)))
+    masks = divided(best)
+    if search:
+        found = search_round(
+            key_search,
+            problem.classifier,
+            problem.variables,
+            dense,
+            problem.search,
+            problem.attack,
+            search,
+            batch_size=problem.batch_size,
+            harm=scores,
+            kept={name: int(mask.sum()) for name, mask in masks.items()},
+        )
+        passes += passes_of(problem, found, search)
+        masks = min((masks, found.masks), key=fitness)
+    variables, _ = finetune(key_train, problem, problem.variables, masks)
+    return Pruned(variables, masks, passes)
+
+
+def best_of(
+    key: Array, problem: Problem, *, criterion: Criterion = criteria.at_random, candidates: int = 10
+) -> Pruned:
+    """Auditions without evolution: the best of masks that a criterion draws with several keys.
+
+    A control for `ccsrp_widths`: what comes of comparing candidates after training, and not of the
+    way in which they are made.
+
+    Args:
+      key: of masks and training.
+      problem: see `problem`.
+      criterion: of `criteria`; one that does not use its key gives the same masks every time.
+      candidates: that are auditioned.
+    """
+    key_draw, key_try, key_train = jax.random.split(key, 3)
+    dense, passes, heard = masking.ones(problem.architecture), Passes(), []
+    for number in range(candidates):
+        key_score = jax.random.fold_in(key_draw, number)
+        scores, spent = criterion(key_score, problem, problem.variables, dense)
+        masks = budget.cut(budget.spread(scores), problem.cost(), problem.limit())
+        loss, more = audition(key_try, problem, masks)
+        heard.append((loss, masks))
+        passes += spent + more
+    _, masks = min(heard, key=lambda entry: entry[0])
+    variables, _ = finetune(key_train, problem, problem.variables, masks)
+    return Pruned(variables, masks, passes)
+
+
+def _places(scores: budget.Scores, shares: Mapping[str, float]) -> budget.Scores:
+    """Scores by which, however many filters go, groups keep in proportion to their shares."""
+    placed = {}
+    for name, values in scores.items():
+        order = np.argsort(np.argsort(-np.asarray(values), kind="stable"), kind="stable")
+        placed[name] = -(order + 1) / len(order) / shares[name]
+    return placed
+
+
+def audition(
+    key: Array, problem: Problem, masks: MaskTree, *, epochs: int | None = None
+) -> tuple[float, Passes]:
+    """What masks come to: the loss on clean plus that on attacked search images, after training.
+
+    Args:
+      key: of training and attack; the same for candidates that are to be compared.
+      problem: whose network is trained, with its recipe.
+      masks: of the candidate.
+      epochs: of training; by default the recipe's.
+    """
+    key_train, key_attack = jax.random.split(key)
+    quiet = replace(problem, report=lambda epoch: None, progress=lambda: None, clock=nullcontext)
+    recipe, classifier = problem.recipe, problem.classifier
+    epochs = recipe.epochs if epochs is None else epochs
+    variables, _ = finetune(key_train, quiet, problem.variables, masks, epochs=epochs)
+    view = views(classifier, (variables, masks))[VIEW]
+    attack = APGD(problem.attack.eps, STEPS, loss="margin", norm=problem.attack.norm)
+    total, count = 0.0, 0
+    for number, (images, labels, real) in enumerate(batches(problem)):
+        key_batch = jax.random.fold_in(key_attack, number)
+        attacked = attack(*view, images, labels, key_batch)
+        for version in (images, attacked):
+            losses = _losses(classifier, variables, masks, version, labels, key_batch)
+            total += float(losses[:real].sum())
+        count += real
+    steps = epochs * training.steps_an_epoch(recipe, len(problem.train.labels))
+    trained = steps * min(recipe.batch_size, len(problem.train.labels))
+    trained *= 1 + (recipe.adversarial.gradients if recipe.adversarial else 0)
+    spent = Passes(trained + count * (2 + attack.gradients), trained + count * attack.gradients)
+    return total / count, spent
+
+
+@partial(jax.jit, static_argnums=0)
+def _losses(classifier, variables, masks, images, labels, key):
+    logits = classifier((variables, masks), images, **keyed(classifier, key))
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
