@@ -94,16 +94,17 @@ def finding(summary: Mapping) -> str:
     ahead = [name for name, lead in leads.items() if lead.difference > 0]
     sure = [name for name in ahead if _sure(leads[name])]
     best = max(rivals, key=lambda v: v["macs"].mean)
+    seeds, lead = default["macs"].seeds, leads[best["method"]]
     text = (
         f"{DEFAULT} has a hypervolume of {_text(default['macs'])}; it is above {len(ahead)} of "
-        f"{len(rivals)} rivals that remove filters, and above {len(sure)} of them by a paired "
-        f"t-test over {default['macs'].seeds} seeds at 5 %."
+        f"{len(rivals)} rivals that remove filters. The strongest rival is {best['method']} with "
+        f"{_text(best['macs'])}: the default's lead is {lead.difference:+.4f}"
     )
-    lead = leads[best["method"]]
+    if seeds == 1:
+        return text + ". With one seed nothing can be said of chance."
     return text + (
-        f" The strongest rival is {best['method']} with {_text(best['macs'])}: the default's lead "
-        f"is {lead.difference:+.4f} on average, and it is ahead on {lead.wins} of "
-        f"{default['macs'].seeds} seeds (p = {lead.p:.2g})."
+        f" on average, and it is ahead on {lead.wins} of {seeds} seeds (p = {lead.p:.2g}). By a "
+        f"paired t-test over seeds at 5 %, {len(sure)} of the rivals {'is' if len(sure) == 1 else 'are'} below it."
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from ccsrp_jax.comparison import hypervolumes, paired, points, spread
+from ccsrp_jax.comparison_page import finding, summarise
 
 DENSE = {"macs": 200.0, "params": 50, "synops": 8.0}
 
@@ -94,3 +95,33 @@ def test_equal_differences_are_no_test():
     found = paired({0: 0.5, 1: 0.75}, {0: 0.25, 1: 0.5})
     assert (found.difference, found.deviation, found.wins) == (0.25, 0.0, 2)
     assert math.isnan(found.p)
+
+
+RESULTS = {"ccsrp": (0.9, 0.91, 0.92), "l1": (0.8, 0.82, 0.81), "random": (0.91, 0.88, 0.93)}
+
+
+def compared(seeds):
+    """A record of one target at half of the MACs, where the volume is half the robust accuracy."""
+    common = {"weights": False, "pgd_accuracy": 0.5, "params": 5, "synops": 4.0}
+    common |= {
+        kind: {"forward": 1, "backward": 1, "seconds": 1.0} for kind in ("search", "training")
+    }
+    cells = [
+        cell(method, seed, 0.5, 1.0, robust[seed], 100.0, **common)
+        for method, robust in RESULTS.items()
+        for seed in range(seeds)
+    ]
+    return {"cells": cells, "dense": DENSE}
+
+
+def test_the_finding_names_the_strongest_rival_and_what_chance_leaves_of_the_lead():
+    text = finding(summarise(compared(3)))
+    p = stats.ttest_rel(RESULTS["ccsrp"], RESULTS["random"]).pvalue
+    assert "above 2 of 2 rivals" in text and "strongest rival is random with 0.4533" in text
+    assert "lead is +0.0017 on average" in text and "1 of 3 seeds" in text
+    assert f"(p = {p:.2g})" in text and "at 5 %, 1 of the rivals is below" in text
+
+
+def test_a_finding_of_one_seed_says_that_it_cannot_tell_chance():
+    text = finding(summarise(compared(1)))
+    assert "lead is -0.0050. With one seed" in text and "nan" not in text
