@@ -119,7 +119,7 @@ def test_the_finding_names_the_strongest_rival_and_what_chance_leaves_of_the_lea
     p = stats.ttest_rel(RESULTS["ccsrp"], RESULTS["random"]).pvalue
     assert "above 2 of 2 rivals" in text and "strongest rival is random with 0.4533" in text
     assert "lead is +0.0017 on average" in text and "1 of 3 seeds" in text
-    assert f"(p = {p:.2g})" in text and "at 5 %, 1 of the rivals is below" in text
+    assert f"(p = {p:.2g})" in text and "at 5 %, rivals surely below it: 1." in text
 
 
 def test_a_finding_of_one_seed_says_that_it_cannot_tell_chance():
