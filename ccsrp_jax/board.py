@@ -25,11 +25,13 @@ class Board:
         self._writer = SummaryWriter(str(run_dir / "tensorboard"))
 
     def add(self, row: dict) -> None:
-        """One row of metrics.jsonl, under the name of its stage."""
+        """The numbers of one row of metrics.jsonl, under the name of its stage."""
         row = dict(row)
         stage, step = row.pop("stage"), ROUND * row.pop("round", 0)
         step += row.pop("epoch", row.pop("generation", 0))
         stage = "/".join([stage, *[row.pop(name) for name in ("group",) if name in row]])
         for name, value in row.items():
+            if not isinstance(value, int | float):
+                continue
             self._writer.add_scalar(f"{stage}/{name}", value, step)
         self._writer.flush()

@@ -197,7 +197,7 @@ def prune_by_method(job: Run, state: State) -> State:
     target = Target("macs", config.target_macs)
     problem = problem_of(config, job.data, state.variables, architecture, target)
     steps = training.steps_an_epoch(problem.recipe, len(job.data.train.labels))
-    started, inside, epochs = time.perf_counter(), [], []
+    started, inside, epochs, heard = time.perf_counter(), [], [], []
 
     with job.terminal.stage(config.method, problem.recipe.epochs * steps) as advance:
 
@@ -207,8 +207,16 @@ def prune_by_method(job: Run, state: State) -> State:
             epochs.append(row)
             _log(job, {"stage": "finetune", "round": 1} | row)
 
+        def tried(loss: float, kept: dict[str, int]) -> None:
+            advance(0, note=f"tried {' '.join(map(str, kept.values()))}: {loss:.3f}")
+            heard.append(loss)
+            row = {"generation": len(heard), "loss": loss, "kept": kept}
+            _log(job, {"stage": "search", "round": 1} | row)
+
         clock = partial(timed, inside)
-        problem = dataclasses.replace(problem, report=tell, progress=advance, clock=clock)
+        problem = dataclasses.replace(
+            problem, report=tell, progress=advance, tried=tried, clock=clock
+        )
         found = METHODS[config.method](jax.random.fold_in(job.key, 1001), problem)
     seconds = time.perf_counter() - started
     row = {"stage": "round", "round": 1, "method": config.method, **found.search._asdict()}

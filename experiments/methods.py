@@ -257,7 +257,7 @@ def _cell(stage: Stage, name: str, fraction: float, seed: int, terminal: Termina
     rate = settings.learning_rate or problem.recipe.learning_rate
     recipe = replace(problem.recipe, epochs=settings.epochs, learning_rate=rate)
     each = training.steps_an_epoch(recipe, len(stage.data.train.labels))
-    inside = []  # seconds of each training
+    inside, tried = [], []  # seconds of each training, candidates
     with (
         compiles.counting() as compiled,
         terminal.stage(f"{name} {fraction:g} {seed}", settings.epochs * each) as advance,
@@ -273,6 +273,7 @@ def _cell(stage: Stage, name: str, fraction: float, seed: int, terminal: Termina
             report=lambda epoch: epochs.append(epoch.loss),
             clock=partial(timed, inside),
             progress=step,
+            tried=lambda loss, kept: tried.append({"loss": loss, "kept": kept}),
         )
         started = time.perf_counter()
         found = KNOWN[name](jax.random.fold_in(jax.random.key(seed), 17), problem)
@@ -288,6 +289,7 @@ def _cell(stage: Stage, name: str, fraction: float, seed: int, terminal: Termina
         "search": {
             **found.search._asdict(),
             "seconds": seconds - sum(inside),
+            **({"tried": tried} if tried else {}),
         },
         "training": {
             "steps": len(steps),

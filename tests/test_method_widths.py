@@ -142,7 +142,10 @@ def test_the_control_takes_the_best_of_its_draws(problem, heard):
 def test_an_audition_is_the_loss_after_training(problem):
     masks = masking.ones(problem.architecture)
     masks["conv1"] = masks["conv1"].at[2:5].set(0.0)
-    value, _ = widths.audition(KEY, problem, masks, epochs=1)
+    told = []
+    tried = dataclasses.replace(problem, tried=lambda *entry: told.append(entry))
+    value, _ = widths.audition(KEY, tried, masks, epochs=1)
+    assert told == [(value, {"conv1": 5, "conv2": 12, "fc1": 10})]
     key_train, key_attack = jax.random.split(KEY)
     variables, _ = finetune(key_train, problem, problem.variables, masks, epochs=1)
     images = unit(jnp.asarray(problem.search.images))

@@ -9,6 +9,7 @@ import pytest
 from conftest import busy
 
 from ccsrp_jax import cli, compaction, models, rundir
+from ccsrp_jax.board import Board
 from ccsrp_jax.config import parse, settings
 from ccsrp_jax.methods import METHODS
 
@@ -150,3 +151,13 @@ def test_an_unknown_method_is_named(tmp_path, capsys):
 def test_all_methods_are_functions_of_key_and_problem():
     assert len(METHODS) > 25 and next(iter(METHODS)) == "ccsrp"
     assert all(callable(method) for method in METHODS.values())
+
+
+def test_the_board_shows_the_numbers_of_a_methods_rows(tmp_path):
+    board = Board(tmp_path)
+    board.add({"stage": "search", "round": 1, "generation": 2, "kept": {"conv1": 3}, "loss": 0.5})
+    board.add({"stage": "round", "round": 1, "method": "ccsrp", "search_seconds": 2})
+    [path] = (tmp_path / "tensorboard").iterdir()
+    content = path.read_bytes()
+    assert b"search/loss" in content and b"round/search_seconds" in content
+    assert b"kept" not in content and b"method" not in content

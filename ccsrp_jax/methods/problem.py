@@ -62,6 +62,8 @@ class Problem:
       clock: a context that all training runs in, to time it.
       report: called after every epoch of training.
       progress: called after every step of training.
+      tried: called with the loss of every candidate whose search takes long, and the filters it
+        keeps by group.
     """
 
     classifier: Classifier
@@ -76,6 +78,7 @@ class Problem:
     clock: Callable[[], AbstractContextManager] = nullcontext
     report: Callable[[Epoch], None] = field(default=lambda epoch: None)
     progress: Callable[[], None] = field(default=lambda: None)
+    tried: Callable[[float, dict[str, int]], None] = field(default=lambda loss, kept: None)
 
     @property
     def architecture(self):

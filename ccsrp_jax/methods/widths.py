@@ -181,6 +181,7 @@ def audition(
             losses = _losses(classifier, variables, masks, version, labels, key_batch)
             total += float(losses[:real].sum())
         count += real
+    problem.tried(total / count, masking.widths(problem.architecture, masks))
     steps = epochs * training.steps_an_epoch(recipe, len(problem.train.labels))
     trained = steps * min(recipe.batch_size, len(problem.train.labels))
     trained *= 1 + (recipe.adversarial.gradients if recipe.adversarial else 0)
