@@ -157,6 +157,7 @@ def test_the_board_shows_the_numbers_of_a_methods_rows(tmp_path):
     board = Board(tmp_path)
     board.add({"stage": "search", "round": 1, "generation": 2, "kept": {"conv1": 3}, "loss": 0.5})
     board.add({"stage": "round", "round": 1, "method": "ccsrp", "search_seconds": 2})
+    board._writer.close()  # it writes in a thread
     [path] = (tmp_path / "tensorboard").iterdir()
     content = path.read_bytes()
     assert b"search/loss" in content and b"round/search_seconds" in content
