@@ -44,7 +44,7 @@ from ccsrp_jax.architecture import Architecture
 from ccsrp_jax.budget import Target
 from ccsrp_jax.errors import InputError, check_number, unknown
 from ccsrp_jax.files import write_whole
-from ccsrp_jax.methods import METHODS, WEIGHT_METHODS, ccsrp, ccsrp_widths, criteria
+from ccsrp_jax.methods import METHODS, WEIGHT_METHODS, best_of, ccsrp, ccsrp_widths, criteria
 from ccsrp_jax.methods.problem import timed
 from ccsrp_jax.network import Classifier
 from ccsrp_jax.robustness import Outcome, attack_all
@@ -85,6 +85,7 @@ ABLATIONS = {
         "clean fine-tuning": {"clean_training": True},
     }.items()
 }
+ABLATIONS["random: auditioned"] = best_of  # the default's comparisons without its evolution
 KNOWN = METHODS | ABLATIONS
 SPLITS = ("train", "search", "test")
 

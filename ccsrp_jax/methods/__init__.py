@@ -43,7 +43,6 @@ FILTER_METHODS: dict[str, Method] = {
     "ccsrp-snes": partial(ccsrp, search=replace(PRESETS["snes"], multiple=1)),
     "ccep": partial(ccsrp, search=replace(FAITHFUL, robust_weight=0.0)),
     "random": partial(by_score, criterion=criteria.at_random),
-    "random-auditioned": best_of,
     "l1": partial(by_score, criterion=criteria.l1),
     "l1-rounds": partial(by_score, criterion=criteria.l1, **ROUNDS),
     "l1-global": partial(by_score, criterion=criteria.l1, allocation="global"),
