@@ -312,6 +312,11 @@ def search_group(
         worst = known[np.isfinite(known)].max(initial=0)  # many strategies end on an infinity
         return np.where(np.isfinite(values), values, worst + 1)
 
+    if kept is not None and (search.strategy == "BitFlip" or search.decoder != "topk"):
+        raise InputError(
+            f"strategy {search.strategy} with decoder {search.decoder} cannot keep a given number of "
+            "filters: use an evosax strategy, such as SNES, with decoder topk."
+        )
     weigh = partial(_weigh, search=search)
     n = len(alive)
     levels = search.levels or (search.keep_floor,)

@@ -334,3 +334,11 @@ def test_searches_at_given_widths_leave_whole_groups_alone(network, clean):
     assert {name: int(mask.sum()) for name, mask in found.masks.items()} == kept
     scored, _ = found.found["conv2"].scored
     assert (scored.sum(-1) == kept["conv2"]).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "SNES", "decoder": "threshold"}])
+def test_given_widths_need_candidates_that_keep_them(options):
+    with pytest.raises(InputError, match="use an evosax strategy, such as SNES, with decoder topk"):
+        coevolution.search_group(
+            jax.random.key(0), np.ones(4), lambda members: members, Search(**options), kept=2
+        )

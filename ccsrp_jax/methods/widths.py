@@ -60,7 +60,8 @@ def ccsrp_widths(
       key: of search and training.
       problem: see `problem`.
       criterion: of `criteria`, the order in which filters of a group go.
-      search: of masks at the widths that were found; None leaves the criterion's.
+      search: of masks at the widths that were found, with the decoder `topk`; None leaves the
+        criterion's.
       factors: that a group's share is tried with, relative to the others.
       cycles: of coevolution; each has factors nearer to 1 than the one before.
       epochs: of an audition; by default as many as the problem's recipe has.
@@ -82,22 +83,22 @@ def ccsrp_widths(
     def divided(shares: Mapping[str, float]) -> MaskTree:
         return budget.cut(_places(scores, shares), cost_of, limit)
 
+    def loss(shares: Mapping[str, float]) -> float:
+        return fitness(divided(shares))
+
     best = dict.fromkeys(scores, 1.0)
     for cycle in range(cycles):
-        around, lowest = best, fitness(divided(best))
-        spliced = dict(around)
-        for group in scores:
-            tried = {1.0: lowest}
-            for factor in factors:
-                moved = around | {group: around[group] * factor ** (0.5**cycle)}
-                tried[moved[group] / around[group]] = fitness(divided(moved))
-                best = min((best, moved), key=lambda shares: fitness(divided(shares)))
-            spliced[group] *= min(tried, key=tried.get)
-        best = min((best, spliced), key=lambda shares: fitness(divided(shares)))
+        around = spliced = best
+        for group, share in around.items():
+            moved = [around | {group: share * factor ** (0.5**cycle)} for factor in factors]
+            winner = min((around, *moved), key=loss)
+            spliced = spliced | {group: winner[group]}
+            best = min((best, winner), key=loss)
+        best = min((best, spliced), key=loss)
         while best is not around:  # once more as far, while that is better still
             further = {group: best[group] ** 2 / around[group] for group in best}
             around = best
-            best = min((best, further), key=lambda shares: fitness(divided(shares)))
+            best = min((best, further), key=loss)
     masks = divided(best)
     if search:
         found = search_round(
@@ -165,6 +166,9 @@ def audition(
       problem: whose network is trained, with its recipe.
       masks: of the candidate.
       epochs: of training; by default the recipe's.
+
+    Returns:
+      The loss, infinite where it is none, and the passes taken.
     """
     key_train, key_attack = jax.random.split(key)
     quiet = replace(problem, report=lambda epoch: None, progress=lambda: None, clock=nullcontext)
@@ -181,12 +185,13 @@ def audition(
             losses = _losses(classifier, variables, masks, version, labels, key_batch)
             total += float(losses[:real].sum())
         count += real
-    problem.tried(total / count, masking.widths(problem.architecture, masks))
+    loss = total / count if np.isfinite(total) else np.inf
+    problem.tried(loss, masking.widths(problem.architecture, masks))
     steps = epochs * training.steps_an_epoch(recipe, len(problem.train.labels))
     trained = steps * min(recipe.batch_size, len(problem.train.labels))
     trained *= 1 + (recipe.adversarial.gradients if recipe.adversarial else 0)
     spent = Passes(trained + count * (2 + attack.gradients), trained + count * attack.gradients)
-    return total / count, spent
+    return loss, spent
 
 
 @partial(jax.jit, static_argnums=0)
