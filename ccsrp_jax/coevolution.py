@@ -314,8 +314,8 @@ def search_group(
 
     if kept is not None and (search.strategy == "BitFlip" or search.decoder != "topk"):
         raise InputError(
-            f"strategy {search.strategy} with decoder {search.decoder} cannot keep a given number of "
-            "filters: use an evosax strategy, such as SNES, with decoder topk."
+            f"strategy {search.strategy} with decoder {search.decoder} cannot keep a given number "
+            "of filters: use an evosax strategy, such as SNES, with decoder topk."
         )
     weigh = partial(_weigh, search=search)
     n = len(alive)

@@ -161,10 +161,3 @@ def test_an_audition_is_the_loss_after_training(problem):
         for version in (images, attacked)
     )
     assert value == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_a_loss_that_is_none_is_the_worst(problem):
-    broken = jax.tree.map(lambda leaf: leaf * np.nan, problem.variables)
-    dead = dataclasses.replace(problem, variables=broken)
-    value, _ = widths.audition(KEY, dead, masking.ones(problem.architecture), epochs=1)
-    assert value == np.inf

@@ -168,7 +168,7 @@ def audition(
       epochs: of training; by default the recipe's.
 
     Returns:
-      The loss, infinite where it is none, and the passes taken.
+      The loss, and the passes taken.
     """
     key_train, key_attack = jax.random.split(key)
     quiet = replace(problem, report=lambda epoch: None, progress=lambda: None, clock=nullcontext)
@@ -185,7 +185,7 @@ def audition(
             losses = _losses(classifier, variables, masks, version, labels, key_batch)
             total += float(losses[:real].sum())
         count += real
-    loss = total / count if np.isfinite(total) else np.inf
+    loss = total / count
     problem.tried(loss, masking.widths(problem.architecture, masks))
     steps = epochs * training.steps_an_epoch(recipe, len(problem.train.labels))
     trained = steps * min(recipe.batch_size, len(problem.train.labels))
