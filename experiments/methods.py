@@ -10,10 +10,17 @@ same command goes on where it was interrupted, and commands with different --see
 share a directory, and the machine. `methods.json`, `curves.png` and `index.html` are made of all
 cells that are there, with `--only-report` of them alone.
 
-Run so far: digits (--targets 0.5 0.25, seeds 0 to 2, 174 cells; results/methods/digits), in some
-100 minutes on two cores, a core each for two such commands and beside other work, so seconds are
-rough. CCSRP's hypervolume is 0.619 +- 0.005, within seed noise of most rivals, and below that of
-Taylor scores in rounds, 0.635 +- 0.005; README.md has the table.
+Run so far, on two cores, a core each for two such commands, so seconds are rough:
+
+  digits   RUN --targets 0.5 0.25: every method, 3 seeds, in some two hours
+  mnist    RUN --targets 0.5 0.25 --epochs 4 --train-images 1500 --test-images 300: methods that
+           remove filters, 3 seeds, in two hours; RUN is `--dataset mnist --model medium --width 0.5
+           --train-images 4000 --search-images 300 --test-images 500 --rounds 0 --attack.eps 0.1
+           --training.epochs 10 --training.clean-epochs 2 --training.batch-size 64`
+  cifar10  RUN --targets 0.5 0.25 --epochs 3 --train-images 1000 --search-images 150
+           --test-images 300: 1 seed, in one hour; RUN is configs/cifar10.toml
+
+They are in results/methods; README.md has the tables and what was found.
 """
 
 import sys

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ccsrp_jax.comparison_page import summarise
 from ccsrp_jax.methods import METHODS
 
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"
@@ -111,11 +112,29 @@ def test_methods_were_compared_at_equal_budgets():
         for cell in cells:
             measure = "params" if cell["weights"] else record["settings"]["measure"]
             assert cell[measure] <= cell["target"] * dense[measure]
-            if not cell["weights"]:  # a filter of these networks is a few percent
-                assert cell[measure] >= 0.93 * cell["target"] * dense[measure]
+            if not cell["weights"]:  # one filter may be a tenth of what is left
+                assert cell[measure] >= 0.9 * cell["target"] * dense[measure]
 
 
 def test_the_small_comparison_has_every_method_on_three_seeds():
     record = json.loads((RESULTS / "methods" / "digits" / "methods.json").read_text())
     found = {(cell["method"], cell["target"], cell["seed"]) for cell in record["cells"]}
     assert found >= {(m, t, s) for m in METHODS for t in (0.5, 0.25) for s in (0, 1, 2)}
+
+
+def test_the_readme_says_what_methods_reached():
+    lines = (RESULTS.parents[1] / "README.md").read_text().splitlines()
+    said = {line.split("`")[1]: line.split(" | ")[1:10] for line in lines if line.startswith("| `")}
+    for place, name in enumerate(("mnist", "digits", "cifar10")):
+        summary = summarise(json.loads((RESULTS / "methods" / name / "methods.json").read_text()))
+        volumes = {row["method"]: row["macs"] for row in summary["volumes"]}
+        rows = {(row["method"], row["target"]): row for row in summary["rows"]}
+        for method, cells in said.items():
+            if method in volumes:
+                *scores, volume = cells[3 * place : 3 * place + 3]
+                for target, score in zip((0.5, 0.25), scores, strict=True):
+                    row = rows[method, target]
+                    means = row["accuracy"].mean, row["robust_accuracy"].mean
+                    assert score == "{:.3f} / {:.3f}".format(*means)
+                assert volume.split()[0] == f"{volumes[method].mean:.3f}"
+    assert said.keys() >= {"ccsrp", "ccsrp-faithful", "random", "l1", "hydra"}
