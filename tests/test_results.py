@@ -112,8 +112,9 @@ def test_methods_were_compared_at_equal_budgets():
         for cell in cells:
             measure = "params" if cell["weights"] else record["settings"]["measure"]
             assert cell[measure] <= cell["target"] * dense[measure]
-            if not cell["weights"]:  # one filter may be a tenth of what is left
-                assert cell[measure] >= 0.9 * cell["target"] * dense[measure]
+            if not cell["weights"]:  # a filter is a few percent, more in MNIST's narrow network
+                least = 0.9 if record["dataset"] == "mnist" else 0.93
+                assert cell[measure] >= least * cell["target"] * dense[measure]
 
 
 def test_the_small_comparison_has_every_method_on_three_seeds():

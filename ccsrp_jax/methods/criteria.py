@@ -245,9 +245,15 @@ def sensitivity(key: Array, problem: Problem, variables: dict, masks: MaskTree):
 
 
 @partial(jax.jit, static_argnums=0)
-def _loss(classifier, variables, masks, images, labels, key):
+def losses(classifier, variables, masks, images, labels, key):
+    """Cross-entropy of a masked network, by image."""
     logits = classifier((variables, masks), images, **keyed(classifier, key))
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+@partial(jax.jit, static_argnums=0)
+def _loss(classifier, variables, masks, images, labels, key):
+    return losses(classifier, variables, masks, images, labels, key).mean()
 
 
 @partial(jax.jit, static_argnums=0)

@@ -9,17 +9,14 @@ every group's share, and a candidate's fitness is the loss after fine-tuning.
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 
 import jax
 import numpy as np
-import optax
 from jaxtyping import Array
 
 from ccsrp_jax import budget, training
 from ccsrp_jax import masks as masking
 from ccsrp_jax.apgd import APGD
-from ccsrp_jax.attacks import keyed
 from ccsrp_jax.coevolution import PRESETS, Search, search_round
 from ccsrp_jax.masks import MaskTree
 from ccsrp_jax.methods import criteria
@@ -182,8 +179,8 @@ def audition(
         key_batch = jax.random.fold_in(key_attack, number)
         attacked = attack(*view, images, labels, key_batch)
         for version in (images, attacked):
-            losses = _losses(classifier, variables, masks, version, labels, key_batch)
-            total += float(losses[:real].sum())
+            each = criteria.losses(classifier, variables, masks, version, labels, key_batch)
+            total += float(each[:real].sum())
         count += real
     loss = total / count
     problem.tried(loss, masking.widths(problem.architecture, masks))
@@ -192,9 +189,3 @@ def audition(
     trained *= 1 + (recipe.adversarial.gradients if recipe.adversarial else 0)
     spent = Passes(trained + count * (2 + attack.gradients), trained + count * attack.gradients)
     return loss, spent
-
-
-@partial(jax.jit, static_argnums=0)
-def _losses(classifier, variables, masks, images, labels, key):
-    logits = classifier((variables, masks), images, **keyed(classifier, key))
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
