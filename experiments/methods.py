@@ -8,7 +8,8 @@ seed. All methods have the same images and gradient steps to train weights with;
 beside that, to choose, is reported as search. Every cell of the table is a file of its own: the
 same command goes on where it was interrupted, and commands with different --seeds or --methods may
 share a directory, and the machine. `methods.json`, `curves.png` and `index.html` are made of all
-cells that are there, with `--only-report` of them alone.
+cells that are there, with `--only-report` of them alone. `networks/` has the pruned networks, which
+`experiments/robustness.py` takes.
 
 Run so far, on two cores, a core each for two such commands, so seconds are rough:
 
@@ -287,6 +288,9 @@ def _cell(stage: Stage, name: str, fraction: float, seed: int, terminal: Termina
         found = KNOWN[name](jax.random.fold_in(jax.random.key(seed), 17), problem)
         jax.block_until_ready(found)
         seconds = time.perf_counter() - started
+    network = settings.folder / "networks" / f"{_file(name, fraction, seed)}.safetensors"
+    network.parent.mkdir(exist_ok=True)
+    compaction.save(network, *compaction.compact(stage.architecture, found.variables, found.masks))
     row = {
         "method": name,
         "target": fraction,

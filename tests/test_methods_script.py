@@ -5,13 +5,17 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from conftest import busy
 
-from ccsrp_jax import cli, compaction, models, rundir
+from ccsrp_jax import cli, compaction, cost, models, rundir, stages
 from ccsrp_jax.board import Board
 from ccsrp_jax.config import parse, settings
+from ccsrp_jax.data import unit
 from ccsrp_jax.methods import METHODS
+from ccsrp_jax.network import Classifier
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -71,6 +75,19 @@ def test_every_cell_has_the_same_training_and_meets_its_target(compared):
     assert {c["macs"] for c in weights} == {dense["macs"]}
     assert all(c["synops"] < dense["synops"] for c in weights)
     assert record["device"] and record["versions"]["jax"] and record["caveat"]
+
+
+def test_pruned_networks_are_kept_and_are_those_of_the_table(compared):
+    test = stages.data_of(parse(TINY)).test
+    cells = json.loads((compared / "methods.json").read_text())["cells"]
+    assert len(list((compared / "networks").iterdir())) == len(cells)
+    for cell in cells:
+        name = f"{cell['method']}-{cell['target']:g}-{cell['seed']}.safetensors"
+        architecture, variables = compaction.load(compared / "networks" / name)
+        logits = Classifier(architecture)((variables, {}), unit(jnp.asarray(test.images)))
+        right = np.asarray(logits.argmax(-1)) == test.labels
+        assert right.mean() == pytest.approx(cell["accuracy"])
+        assert sum(cost.macs(architecture).values()) == cell["macs"]
 
 
 def test_the_page_shows_every_method(compared):
