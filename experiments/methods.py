@@ -196,11 +196,15 @@ def _run(settings: Settings) -> None:
             path = settings.folder / "cells" / f"{_file(*cell)}.json"
             if path.exists():
                 continue
-            row = _cell(stage, *cell, terminal)
+            what = f"{number + 1}/{len(cells)} {cell[0]} at {cell[1]:g}, seed {cell[2]}"
+            try:
+                row = _cell(stage, *cell, terminal)
+            except InputError as error:  # a method that cannot do this is no reason to stop others
+                terminal.line(f"{what} is left out: {error}")
+                continue
             rundir.write_json(path, row)
             terminal.line(
-                f"{number + 1}/{len(cells)} {cell[0]} at {cell[1]:g}, seed {cell[2]}: accuracy "
-                f"{row['accuracy']:.3f}, robust {row['robust_accuracy']:.3f}, MACs "
+                f"{what}: accuracy {row['accuracy']:.3f}, robust {row['robust_accuracy']:.3f}, MACs "
                 f"{row['macs']:,}, parameters {row['params']:,}, search "
                 f"{row['search']['seconds']:.0f} s, training {row['training']['seconds']:.0f} s"
             )

@@ -126,6 +126,16 @@ def test_bad_input_is_one_sentence(script, run_dir, compared, capsys, flags, sai
     assert said in error and "Traceback" not in error and error.count("\n") == 1
 
 
+def test_a_method_that_cannot_reach_a_target_leaves_the_others(script, run_dir, tmp_path, capsys):
+    # magnitude leaves the classifier whole, which has more than 1 % of all weights
+    flags = [*COMPARE, "--targets", "0.5", "0.01", "--measure", "params", "--seeds", "0"]
+    assert script.main([str(run_dir), *flags, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "magnitude at 0.01, seed 0 is left out: a cost of" in said and "Traceback" not in said
+    cells = json.loads((tmp_path / "methods.json").read_text())["cells"]
+    assert {(cell["method"], cell["target"]) for cell in cells} >= {("l1", 0.5), ("magnitude", 0.5)}
+
+
 def test_a_folder_without_a_run_is_refused(script, tmp_path, capsys):
     assert script.main([str(tmp_path), *COMPARE]) == 2
     assert "holds no run" in capsys.readouterr().err

@@ -26,7 +26,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ccsrp_jax import compiles, devices, masks, models
+from ccsrp_jax import closing, compiles, devices, masks, models
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.coevolution import PRESETS, search_round
 from ccsrp_jax.data import Split
@@ -46,7 +46,7 @@ def main() -> None:
         compiles.keep(options.cache)
         print(json.dumps(search(options)))
         return
-    record = {"model": options.model, "width": options.width}
+    record = {"model": options.model, "width": options.width, **closing.machine()}
     with tempfile.TemporaryDirectory() as cache:
         again = [sys.executable, __file__, *sys.argv[1:], "--cache", cache]
         environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}

@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ccsrp_jax import data, evolution, fitness, masks, models, selection, training
+from ccsrp_jax import closing, data, evolution, fitness, masks, models, selection, training
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.coevolution import PRESETS, shared_adversarial_set
 from ccsrp_jax.data import Split
@@ -68,7 +68,7 @@ def main() -> None:
             for preset in ("faithful", "snes"):
                 races += run(task, draw(key, alive, preset), preset)
         print(group, len(races), "races")
-    record = {"images": len(loaded.search.labels), "rows": table(races)}
+    record = {"images": len(loaded.search.labels), "rows": table(races), **closing.machine()}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "racing.json").write_text(json.dumps(record, indent=1) + "\n")
     for row in record["rows"]:
