@@ -29,6 +29,7 @@ class Paired(NamedTuple):
     deviation: float  # of the differences
     p: float  # of a paired t-test, two-sided; nan where it says nothing
     wins: int  # seeds on which the first is above
+    seeds: int  # that both have
 
 
 def points(cells: Iterable[Mapping], dense: Mapping, cost: str = "macs") -> np.ndarray:
@@ -72,7 +73,7 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Paired:
     seeds = sorted(first.keys() & second.keys())
     gaps = np.array([first[seed] - second[seed] for seed in seeds])
     if not len(gaps):
-        return Paired(np.nan, np.nan, np.nan, 0)
+        return Paired(np.nan, np.nan, np.nan, 0, 0)
     spread_ = gaps.std(ddof=1) if len(gaps) > 1 else np.nan
     p = float(stats.ttest_1samp(gaps, 0).pvalue) if len(gaps) > 1 and spread_ > 0 else np.nan
-    return Paired(float(gaps.mean()), float(spread_), p, int((gaps > 0).sum()))
+    return Paired(float(gaps.mean()), float(spread_), p, int((gaps > 0).sum()), len(gaps))

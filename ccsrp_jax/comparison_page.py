@@ -94,16 +94,16 @@ def finding(summary: Mapping) -> str:
     ahead = [name for name, lead in leads.items() if lead.difference > 0]
     sure = [name for name in ahead if _sure(leads[name])]
     best = max(rivals, key=lambda v: v["macs"].mean)
-    seeds, lead = default["macs"].seeds, leads[best["method"]]
+    lead = leads[best["method"]]
     text = (
         f"{DEFAULT} has a hypervolume of {_text(default['macs'])}; it is above {len(ahead)} of "
         f"{len(rivals)} rivals that remove filters. The strongest rival is {best['method']} with "
         f"{_text(best['macs'])}: the default's lead is {lead.difference:+.4f}"
     )
-    if seeds == 1:
+    if lead.seeds < 2:
         return text + ". With one seed nothing can be said of chance."
     return text + (
-        f" on average, and it is ahead on {lead.wins} of {seeds} seeds (p = {lead.p:.2g}). By a "
+        f" on average, and it is ahead on {lead.wins} of {lead.seeds} seeds (p = {lead.p:.2g}). By a "
         f"paired t-test over seeds at 5 %, rivals surely below it: {len(sure)}."
     )
 

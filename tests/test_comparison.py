@@ -85,10 +85,10 @@ def test_pairs_are_tested_as_scipy_does_on_the_seeds_of_both():
 def test_a_single_seed_tells_no_spread_and_no_test():
     assert spread([0.4])[::2] == (0.4, 1) and math.isnan(spread([0.4]).deviation)
     found = paired({3: 0.5, 4: 1.0}, {3: 0.25, 5: 0.0})
-    assert (found.difference, found.wins) == (0.25, 1)
+    assert (found.difference, found.wins, found.seeds) == (0.25, 1, 1)
     assert math.isnan(found.deviation) and math.isnan(found.p)
     none = paired({1: 0.5}, {2: 0.5})
-    assert math.isnan(none.difference) and math.isnan(none.p) and none.wins == 0
+    assert math.isnan(none.difference) and math.isnan(none.p) and none.wins == none.seeds == 0
 
 
 def test_equal_differences_are_no_test():
@@ -125,3 +125,10 @@ def test_the_finding_names_the_strongest_rival_and_what_chance_leaves_of_the_lea
 def test_a_finding_of_one_seed_says_that_it_cannot_tell_chance():
     text = finding(summarise(compared(1)))
     assert "lead is -0.0050. With one seed" in text and "nan" not in text
+
+
+def test_a_rival_is_compared_on_the_seeds_that_both_have():
+    record = compared(3)
+    record["cells"] = [c for c in record["cells"] if c["method"] != "random" or c["seed"] < 2]
+    text = finding(summarise(record))
+    assert "lead is +0.0050 on average" in text and "1 of 2 seeds" in text
