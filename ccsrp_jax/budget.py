@@ -112,8 +112,8 @@ def cut(
     low, high = 0, len(order)
     if cost_of(without(high)) > limit:
         raise InputError(
-            f"a cost of {limit:g} cannot be reached: {cost_of(without(high)):g} are left where every "
-            f"mask keeps no more than {least}; raise the target."
+            f"a cost of {limit:g} cannot be reached: {cost_of(without(high)):g} are left where "
+            f"every mask keeps no more than {least}; raise the target."
         )
     while low < high:
         middle = (low + high) // 2

@@ -103,8 +103,8 @@ def finding(summary: Mapping) -> str:
     if lead.seeds < 2:
         return text + ". With one seed nothing can be said of chance."
     return text + (
-        f" on average, and it is ahead on {lead.wins} of {lead.seeds} seeds (p = {lead.p:.2g}). By a "
-        f"paired t-test over seeds at 5 %, rivals surely below it: {len(sure)}."
+        f" on average, and it is ahead on {lead.wins} of {lead.seeds} seeds (p = {lead.p:.2g}). By "
+        f"a paired t-test over seeds at 5 %, rivals surely below it: {len(sure)}."
     )
 
 
