@@ -136,6 +136,16 @@ def test_ccsrp_is_above_every_rival_on_every_seed_on_mnist():
         assert leads[name].p < 0.05
 
 
+def test_the_readme_says_what_the_standard_suite_left_of_pruned_networks():
+    text = (RESULTS.parents[1] / "README.md").read_text()
+    for name, reliable in (("ccsrp", True), ("slimming", False)):
+        path = RESULTS / "methods" / "mnist" / f"standard-{name}.json"
+        record = json.loads(path.read_text())
+        low, high = record["intervals"]["robust_accuracy"]
+        assert f"{record['robust_accuracy']:.3f} [{low:.3f}, {high:.3f}]" in text
+        assert record["reliable"] is reliable and record["settings"]["suite"] == "standard"
+
+
 def test_the_readme_says_what_methods_reached():
     lines = (RESULTS.parents[1] / "README.md").read_text().splitlines()
     said = {line.split("`")[1]: line.split(" | ")[1:10] for line in lines if line.startswith("| `")}
