@@ -250,10 +250,10 @@ def raced(make, search: Split, adversarial: Split, members: np.ndarray) -> dict:
     task, seconds = make(*shuffled, population=len(members)), {}
     jax.block_until_ready([batch.prefix for batch in task.clean + task.adversarial])
     few = members[: jax.device_count()]
-    for way, raced, racing in (("full", few, None), ("race", members, Racing(objective="loss"))):
+    for way, some, racing in (("full", few, None), ("race", members, Racing(objective="loss"))):
         started = time.perf_counter()  # all is compiled, as batches have the shape of before
-        scores = fitness.score(task, raced, racing=racing)
-        seconds[way] = (time.perf_counter() - started) / len(raced)
+        scores = fitness.score(task, some, racing=racing)
+        seconds[way] = (time.perf_counter() - started) / len(some)
     return {
         "images": task.images,
         "candidates": len(members),
