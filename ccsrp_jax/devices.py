@@ -8,7 +8,7 @@ devices as it has cores, by `jax.config.update("jax_num_cpu_devices", n)` before
 else, it works on as many members at a time, which is faster where layers are small.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -66,6 +66,23 @@ def place(mesh: Mesh | None, tree: Any, *, dealt: bool = False) -> Any:
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(put, tree)
+
+
+def joined(mesh: Mesh, trees: Sequence[Any]) -> Any:
+    """Trees of arrays that lie whole on every device, one tree a device of the mesh, as one tree
+    of arrays dealt out over it: each device gets its own by keeping what it has."""
+
+    def join(*leaves: Array) -> Array:
+        places = zip(leaves, mesh.devices.flat, strict=True)
+        parts = [
+            next(shard.data for shard in leaf.addressable_shards if shard.device == device)
+            for leaf, device in places
+        ]
+        shape = (len(parts) * leaves[0].shape[0], *leaves[0].shape[1:])
+        sharding = NamedSharding(mesh, P(MEMBERS))
+        return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+    return jax.tree.map(join, *trees)
 
 
 def replicated(x: Array, mesh: Mesh | None) -> Array:

@@ -7,7 +7,7 @@ What candidates share is computed once (`sharing`); how many go into a call foll
 device and its memory (`devices`); beaten ones may drop out early (`racing`).
 """
 
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Literal, NamedTuple
 
 import jax
@@ -29,6 +29,7 @@ from ccsrp_jax.sharing import (
     member_slopes,
     score_attacked,
     score_members,
+    score_pairs,
     shared_prefix,
     suffix_macs,
 )
@@ -314,12 +315,8 @@ def score(task: Task, members: Float[np.ndarray, "M n"], *, racing: Racing | Non
     for first, last in pairwise([0, *looks, len(task.clean)]):
         if not running.size:  # none was finite
             break
-        # all calls are dispatched before the first result is waited for
-        parts = [_score_batch(task, number, members[running]) for number in range(first, last)]
-        for number, part in zip(range(first, last), parts, strict=True):
-            real = np.stack([np.concatenate(each, axis=1) for each in jax.device_get(part)])
-            real = real[:, :, : len(running), : task.clean[number].real]
-            values[:, :, running, ends[number] : ends[number + 1]] = real
+        part = _score_batches(task, range(first, last), members[running])
+        values[:, :, running, ends[first] : ends[last]] = part
         seen[running] = ends[last]
         if last in looks:
             beaten = racing.beaten(
@@ -337,12 +334,55 @@ def score(task: Task, members: Float[np.ndarray, "M n"], *, racing: Racing | Non
 def refer(task: Task) -> Task:
     """The same task, whose scores also say how far candidates are from the current mask."""
     current = np.asarray(task.masks[task.group], np.float32)[None]
-    parts = [_score_batch(task, number, current) for number in range(len(task.clean))]
-    losses = [
-        np.stack([np.asarray(each[0])[1, 0, : batch.real] for each in part])
-        for part, batch in zip(jax.device_get(parts), task.clean, strict=True)
-    ]
-    return task._replace(reference=np.concatenate(losses, axis=1))
+    losses = _score_batches(task, range(len(task.clean)), current)[:, 1, 0]
+    return task._replace(reference=losses)
+
+
+def _score_batches(task: Task, numbers: range, members: np.ndarray) -> np.ndarray:
+    """(2, 2, m, images), by set and kind, of members on the images of some batches.
+
+    Members that are too few for all devices are dealt out batch by batch, where a device takes
+    one at a time. All calls are dispatched before the first result is waited for.
+    """
+    shape = (2, 2, len(members), len(numbers), len(task.clean[0].labels))
+    found = np.empty(shape, np.float32)
+    most = len(members) - _odd(task, len(members))
+    parts = [_score_batch(task, number, members[:most]) for number in numbers if most]
+    places = list(product((0, 1), range(most, len(members)), range(len(numbers))))
+    pairs = _score_pairs(task, [(s, members[j], numbers[i]) for s, j, i in places])
+    for i, sets in enumerate(jax.device_get(parts)):
+        for s, calls in enumerate(sets):
+            found[s, :, :most, i] = np.concatenate(calls, axis=1)[:, :most]
+    for (s, j, i), values in zip(places, pairs, strict=True):
+        found[s, :, j, i] = values
+    real = [found[..., i, : task.clean[number].real] for i, number in enumerate(numbers)]
+    return np.concatenate(real, axis=-1)
+
+
+def _odd(task: Task, members: int) -> int:
+    """How many of so many members are left to be dealt out batch by batch."""
+    held = task.attack is None and task.clean[0].prefix is not None
+    if task.mesh is None or task.mesh.is_multi_process or task.member_chunk > 1 or not held:
+        return 0
+    return members % task.mesh.size
+
+
+def _score_pairs(task: Task, pairs: list[tuple[int, np.ndarray, int]]) -> list[np.ndarray]:
+    """The (2, B) values of pairs of a member and a batch, given its set and number, a pair on
+    each device; the last call is filled up."""
+    found, count = [], devices.count(task.mesh)
+    for first in range(0, len(pairs), count):
+        some = [pairs[min(first + i, len(pairs) - 1)] for i in range(count)]
+        loaded = [(task.clean, task.adversarial)[s][number] for s, _, number in some]
+        members = np.stack([member for _, member, _ in some]).astype(np.float32)
+        part = score_pairs(
+            *(task.classifier.architecture, task.group, task.variables, task.masks),
+            *devices.joined(task.mesh, [(batch.prefix, batch.labels) for batch in loaded]),
+            devices.place(task.mesh, members, dealt=True),
+            mesh=task.mesh,
+        )
+        found.append(part)
+    return [part[:, i] for part in jax.device_get(found) for i in range(count)][: len(pairs)]
 
 
 def _score_batch(task: Task, number: int, members: np.ndarray) -> list[list[Array]]:

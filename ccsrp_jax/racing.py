@@ -1,5 +1,6 @@
 """Races between candidates: the beaten ones drop out before they have seen all images."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,13 +15,13 @@ from ccsrp_jax.errors import check_number, unknown
 class Racing:
     """When a candidate is out: when it is worse than the leader beyond chance.
 
-    Candidates see the same images in the same random order. After 1, 2, 4, ... batches, each
-    is compared with the leader, the best so far, by the paired differences between their
-    values on the images seen; it is out where even the lower end of the confidence interval
-    says that it is worse on all images. The interval is Student's, with the correction for
-    a finite population (after the last image nothing is left to chance), and its level
-    divided among all pairs and looks. It holds as far as means of `first` images and more are
-    normal; where no two differences differ, nothing is concluded.
+    Candidates see the same images in the same random order. Every time that the odds of images
+    seen to images not seen have doubled, each is compared with the leader, the best so far, by
+    the paired differences between their values on the images seen; it is out where even the
+    lower end of the confidence interval says that it is worse on all images. The interval is
+    Student's, with the correction for a finite population (after the last image nothing is left
+    to chance), and its level divided among all pairs and looks. It holds as far as means of
+    `first` images and more are normal; where no two differences differ, nothing is concluded.
 
     Attributes:
       confidence: that the best candidate of a race is not dropped.
@@ -47,13 +48,18 @@ class Racing:
             raise unknown("objective", self.objective, ("accuracy", "loss"))
 
     def looks(self, batches: int, batch_size: int) -> list[int]:
-        """After how many batches to look, but for the last, after which all is known."""
-        look = -(-self.first // batch_size)
-        found = []
-        while look < batches:
-            found.append(look)
-            look *= 2
-        return found
+        """After how many batches to look, but for the last, after which all is known.
+
+        With n of N images seen, the interval is as wide as the root of (N - n) / n, so that equal
+        steps of the odds n / (N - n) make it narrower by equal factors.
+        """
+        first = -(-self.first // batch_size)
+        if first >= batches:
+            return []
+        odds = first / (batches - first)
+        doublings = max(0, math.floor(-2 * math.log2(odds)))  # until as few are not yet seen
+        shares = [odds * 2**i / (1 + odds * 2**i) for i in range(doublings + 1)]
+        return sorted({round(batches * share) for share in shares})
 
     def beaten(
         self,

@@ -62,27 +62,57 @@ def score_members(
     Logits that are not finite are an error of infinite cross-entropy. On a mesh, each
     device scores its share of the members.
     """
+    score_all = partial(_score_suffix, architecture, group)
+    if mesh is not None:
+        score_all = _dealt(score_all, mesh, P(), P())
+    return replicated(score_all(variables, dict(masks), prefix, labels, members), mesh)
+
+
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="mesh")
+def score_pairs(
+    architecture: Architecture,
+    group: str,
+    variables: dict,
+    masks: MaskTree,
+    prefix: Values,
+    labels: Int[Array, "all_B"],
+    members: Float[Array, "D n"],
+    *,
+    mesh: Mesh,
+) -> Float[Array, "2 D B"]:
+    """As `score_members`, of one member a device, each on a batch of its own.
+
+    Args:
+      prefix, labels: of as many batches as there are devices, see `devices.joined`.
+    """
+    score_all = partial(_score_suffix, architecture, group)
+    return _dealt(score_all, mesh, P(MEMBERS), P(MEMBERS))(
+        variables, dict(masks), prefix, labels, members
+    )
+
+
+def _score_suffix(architecture, group, variables, masks, prefix, labels, members):
+    """(2, M, B), what follows the group's gate for every member, on one device."""
     network, gate = SpikingNetwork(architecture), gate_position(architecture, group)
     spiking = architecture.nodes[gate].name
+    values = {k: v.astype(network.dtype) for k, v in prefix.items()}
 
-    def score_all(variables, masks, prefix, labels, members):
-        values = {k: v.astype(network.dtype) for k, v in prefix.items()}
-
-        def score_one(member):
-            gated = values | {spiking: values[spiking] * member.astype(network.dtype)}
-            out, _ = network.apply(
-                variables, gated, masks | {group: member}, begin=gate + 1, method="walk"
-            )
-            return judge(network.readout(out), labels)
-
-        return jax.vmap(score_one, out_axes=1)(members)
-
-    if mesh is not None:
-        shares = (*[P()] * 4, P(MEMBERS))
-        score_all = jax.shard_map(
-            score_all, mesh=mesh, in_specs=shares, out_specs=P(None, MEMBERS), check_vma=False
+    def score_one(member):
+        gated = values | {spiking: values[spiking] * member.astype(network.dtype)}
+        out, _ = network.apply(
+            variables, gated, masks | {group: member}, begin=gate + 1, method="walk"
         )
-    return replicated(score_all(variables, dict(masks), prefix, labels, members), mesh)
+        return judge(network.readout(out), labels)
+
+    return jax.vmap(score_one, out_axes=1)(members)
+
+
+def _dealt(score_all, mesh, prefix, labels):
+    """Over a mesh: the network whole, members dealt out, prefix and labels as said."""
+    specs = (P(), P(), prefix, labels, P(MEMBERS))
+    return jax.shard_map(
+        score_all, mesh=mesh, in_specs=specs, out_specs=P(None, MEMBERS), check_vma=False
+    )
 
 
 def attack_members(

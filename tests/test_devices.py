@@ -51,7 +51,8 @@ def on_cpu(function):
 
 
 def test_four_devices_score_as_one(tmp_path):
-    """With a shared set and white-box, for 8 members and for 6, which four do not divide."""
+    """With a shared set and white-box, for 8 members and for 6 and 3, which four do not divide,
+    and in a race; where a device takes one at a time, the odd ones are dealt out by batch."""
     worker = start(WORK.format(f"save_scores({str(tmp_path / 'out.npz')!r})"), forced=4)
     try:
         alone = on_cpu(population.scores)
@@ -64,6 +65,7 @@ def test_four_devices_score_as_one(tmp_path):
         for name, expected in alone.items():
             error, robust_error, loss, robust_loss, macs, images, *_ = found[name]
             assert expected[0].std() > 0 and expected[3].std() > 0
+            assert name != "single race" or len(set(images)) > 1  # some dropped out
             for i, exact in ((0, error), (1, robust_error), (4, macs), (5, images)):
                 np.testing.assert_array_equal(exact, expected[i])
             np.testing.assert_allclose([loss, robust_loss], expected[2:4], rtol=1e-6)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ccsrp_jax import coevolution, data, devices, fitness, masks, models
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.network import Classifier
+from ccsrp_jax.racing import Racing
 
 ARCHITECTURE = models.plain((4, "A", 4), (8, 8, 1), 10, time_steps=2, mean=(0.3,), std=(0.4,))
 ATTACK = PGD(0.1, 1)
@@ -26,7 +27,11 @@ def splits() -> tuple[data.Split, data.Split]:
 def scores(mesh: Mesh | None) -> dict[str, np.ndarray]:
     """By way and population, the fields of `Scores`."""
     clean, noisy = splits()
-    ways = {"shared": (noisy, {}), "white": (None, {"attack": ATTACK, "key": jax.random.key(3)})}
+    ways = {
+        "shared": (noisy, {"member_chunk": 2}),
+        "single": (noisy, {"member_chunk": 1}),
+        "white": (None, {"member_chunk": 2, "attack": ATTACK, "key": jax.random.key(3)}),
+    }
     members = np.random.default_rng(1).integers(0, 2, (8, 4)).astype(np.float32)
     members[:, 0] = 1
     found = {}
@@ -39,12 +44,13 @@ def scores(mesh: Mesh | None) -> dict[str, np.ndarray]:
             clean,
             adversarial,
             batch_size=8,
-            member_chunk=2,
             mesh=mesh,
             **options,
         )
-        for population in (8, 6):
+        for population in (8, 6, 3):
             found[f"{way} {population}"] = np.stack(fitness.score(task, members[:population]))
+        racing = Racing(confidence=0.5, first=8, objective="loss")
+        found[f"{way} race"] = np.stack(fitness.score(task, members, racing=racing))
     return found
 
 
