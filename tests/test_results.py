@@ -53,6 +53,7 @@ def test_scoring_beats_the_others_by_what_was_aimed_at():
         assert over["spikingjelly"] >= peer and over["unshared"] >= 1.7
         for group in networks[name]["groups"].values():  # they compute the same
             assert max(error for error, _ in group["error_and_loss_differ_by"].values()) == 0
+    assert networks["vgg11"]["racing_over"]["spikingjelly"] >= 3
 
 
 def test_later_rounds_compile_nothing():
@@ -72,6 +73,9 @@ def test_the_readme_says_what_the_benchmarks_found():
     for name, network in json.loads((RESULTS / "population.json").read_text())["networks"].items():
         cells = (network["ours_over"][way] for way in ("spikingjelly", "unshared", "vmap"))
         assert f"| {name} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |" in text
+    race = network["racing_over"]  # of vgg11, the last
+    told = f"{race['ours']:.1f} times as fast as in full, which is {race['spikingjelly']:.1f} times"
+    assert told in text.replace("\n", " ")
 
 
 def test_races_choose_as_the_full_evaluation_does():

@@ -25,11 +25,10 @@ Writes results/population.json and population.png.
 On two cores (jax 0.10.2, torch 2.15, SpikingJelly 2.0), ours over SpikingJelly, unshared and vmap:
 small 4.5, 3.2, 3.4; vgg11 2.2, 2.2, 2.3 (--population 4 --rounds 2, 17 minutes, most of them
 training and warming up; vgg11 had 4 epochs then). Races on vgg11 are of a later run (--networks
-vgg11 --only-races --population 8, 26 minutes, 8 epochs): eight candidates over 384 images, which
-saw 58 % of them in the first layer, 79 to 100 % in the next three and 60 to 79 % in the others.
-That is 1.19 times as fast as exact scores, and with those 2.6 times SpikingJelly, not the 3 times
-that was aimed at: masks that keep nine tenths of a wide layer's filters differ by so little that
-some hundred images do not tell them apart. Four candidates over 128 images came to 2.4 times.
+vgg11 --only-races --population 8, 37 minutes, 8 epochs): eight candidates over 896 images, which
+saw 26 to 70 % of them, by layer. That is 2.0 times as fast as exact scores, and with those 4.4
+times SpikingJelly. Of few images races save less: candidates that keep nine tenths of a wide
+layer's filters differ by too little for some hundred images to tell.
 """
 
 import argparse
