@@ -10,9 +10,9 @@ confidences and over images in a random order. A race's choice differs if its be
 all images than the best of the full evaluation; its regret is by how much (clean + robust).
 Writes results/racing.json.
 
-With --populations 20 (720 races, about 10 minutes beside other work): at 95 and 99 % confidence
-none of 480 choices differed, at 80 % 3 of 240 did, the worst by 0.018. At 95 % a race looks at 36 %
-(faithful) and 45 % (snes) of the images by cross-entropy, at 80 and 70 % by accuracy, in which
+With --populations 20 (720 races, 14 minutes beside other work): at 95 and 99 % confidence
+none of 480 choices differed, at 80 % 4 of 240 did, the worst by 0.005. At 95 % a race looks at 36 %
+(faithful) and 43 % (snes) of the images by cross-entropy, at 76 and 65 % by accuracy, in which
 candidates of one network seldom differ.
 """
 
