@@ -139,3 +139,13 @@ def spread(scores: Scores, weight: Mapping[str, float] | None = None) -> Scores:
         share = (rank + 1) / values.size
         ranked[name] = (share / max(weight.get(name, 1.0), 1e-9)).reshape(values.shape)
     return ranked
+
+
+def proportioned(scores: Scores, shares: Mapping[str, float]) -> Scores:
+    """Scores by which, however many filters go, groups keep in proportion to their shares, and of
+    each group the highest."""
+    placed = {}
+    for name, values in scores.items():
+        order = np.argsort(np.argsort(-np.asarray(values), kind="stable"), kind="stable")
+        placed[name] = -(order + 1) / len(order) / shares[name]
+    return placed

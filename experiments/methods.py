@@ -71,6 +71,7 @@ ABLATIONS = {
         "random order": {"criterion": criteria.at_random},
         "L1 order": {"criterion": criteria.l1},
         "one epoch": {"epochs": 1},
+        "or in rounds": {"rounds": 3},
         "two cycles": {"cycles": 2},
         "smaller steps": {"factors": (0.75, 1.25)},
     }.items()

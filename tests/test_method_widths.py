@@ -1,6 +1,7 @@
 """Widths by coevolution: shares that meet a budget, and candidates compared after training."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from ccsrp_jax.apgd import APGD
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.data import unit
 from ccsrp_jax.gradients import Surrogate
-from ccsrp_jax.methods import best_of, ccsrp_widths, criteria, widths
+from ccsrp_jax.methods import best_of, by_score, ccsrp_widths, criteria, widths
 from ccsrp_jax.methods.problem import Passes, finetune
 
 KEY = jax.random.key(3)
@@ -32,7 +33,8 @@ def heard(monkeypatch):
     tried = []
 
     def use(wish):
-        def audition(key, problem, masks, *, epochs=None):
+        def audition(key, problem, way, *, epochs=None):
+            masks = way.keywords.get("masks")  # None: in rounds
             tried.append((np.asarray(jax.random.key_data(key)).tobytes(), masks))
             return float(wish(masks)), Passes(100, 10)
 
@@ -50,7 +52,7 @@ def counts(masks):
 def test_groups_keep_filters_in_proportion_to_their_shares(shares):
     rng = np.random.default_rng(0)
     scores = {"a": rng.permutation(40), "b": rng.permutation(20)}
-    placed = widths._places(scores, dict(zip(scores, shares, strict=True)))
+    placed = budget.proportioned(scores, dict(zip(scores, shares, strict=True)))
     for limit in (10, 20, 30):
         masks = budget.cut(placed, lambda m: sum(x.sum() for x in m.values()), limit)
         kept = counts(masks)
@@ -62,7 +64,7 @@ def test_groups_keep_filters_in_proportion_to_their_shares(shares):
 
 def test_a_share_of_more_than_all_filters_keeps_all():
     scores = {"a": np.arange(4.0), "b": np.arange(16.0)}
-    placed = widths._places(scores, {"a": 100.0, "b": 1.0})
+    placed = budget.proportioned(scores, {"a": 100.0, "b": 1.0})
     masks = budget.cut(placed, lambda m: sum(x.sum() for x in m.values()), 8)
     assert counts(masks) == {"a": 4, "b": 4}
 
@@ -75,7 +77,7 @@ def test_widths_go_where_auditions_are_best(problem, heard, wide):
     assert counts(found.masks)[wide] == most
     order, _ = criteria.taylor(KEY, problem, problem.variables, masking.ones(problem.architecture))
     shares = {name: 1e6 if name == wide else 1.0 for name in order}
-    placed = widths._places(order, shares)
+    placed = budget.proportioned(order, shares)
     end = budget.cut(placed, problem.cost(), problem.limit())
     assert most == counts(end)[wide]  # as far as any division of the budget goes
 
@@ -124,6 +126,34 @@ def test_training_takes_the_recipe_and_auditions_are_search(problem):
     assert found.search.forward == taylor + sum(audition) + 2 * images
 
 
+@pytest.mark.parametrize("better", [True, False])
+def test_the_other_way_goes_in_rounds_to_the_same_shares_if_that_is_better(problem, heard, better):
+    """The second group is to be wide; then either way ends at the shares that were found."""
+    longer = dataclasses.replace(problem, recipe=dataclasses.replace(problem.recipe, epochs=2))
+    tried = heard(
+        lambda masks: (-1000 if better else 1000) if masks is None else -masks["conv2"].sum()
+    )
+    found = ccsrp_widths(KEY, longer, search=None, factors=(2.0,), rounds=3)
+    assert [masks is None for _, masks in tried] == [False] * (len(tried) - 1) + [True]
+    widest = max((masks for _, masks in tried[:-1]), key=lambda masks: masks["conv2"].sum())
+    assert counts(found.masks) == counts(widest)
+    scored = 32 * (2 + longer.attack.gradients)  # images, by Taylor's criterion
+    assert found.search.backward == 10 * len(tried) + scored * (3 if better else 1)
+
+
+def test_a_round_of_given_shares_keeps_filters_in_proportion(problem):
+    taken = by_score(
+        KEY, problem, criterion=criteria.l1, allocation={"conv1": 1.0, "conv2": 0.5, "fc1": 2.0}
+    )
+    dense = masking.ones(problem.architecture)
+    shares = {name: float(mask.sum() / dense[name].size) for name, mask in taken.masks.items()}
+    assert shares["fc1"] == 1.0 > shares["conv1"]
+    assert abs(shares["conv1"] - 2 * shares["conv2"]) <= 2 / 12 + 1 / 8
+    order, _ = criteria.l1(KEY, problem, problem.variables, dense)
+    for name, mask in taken.masks.items():
+        assert mask[np.argsort(np.asarray(order[name]))[: int((mask == 0).sum())]].sum() == 0
+
+
 def test_the_control_takes_the_best_of_its_draws(problem, heard):
     tried = heard(lambda masks: masks["conv1"][0] + masks["conv2"][0] + 0.1 * masks["conv2"][1])
     found = best_of(KEY, problem, candidates=6)
@@ -142,7 +172,7 @@ def test_an_audition_is_the_loss_after_training(problem):
     tried = dataclasses.replace(
         problem, attack=PGD(0.3, 2), tried=lambda *entry: told.append(entry)
     )
-    value, _ = widths.audition(KEY, tried, masks, epochs=1)
+    value, _ = widths.audition(KEY, tried, partial(widths.at_once, masks=masks), epochs=1)
     assert told == [(value, {"conv1": 5, "conv2": 12, "fc1": 10})]
     key_train, key_attack = jax.random.split(KEY)
     variables, _ = finetune(key_train, problem, problem.variables, masks, epochs=1)

@@ -5,7 +5,7 @@ layers. Recent work finds the second, and fine-tuning, to matter more (Beyond Pr
 arXiv 2410.15176), so every criterion can have every allocation, at once or in rounds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
 
@@ -43,7 +43,7 @@ def by_score(
     problem: Problem,
     *,
     criterion: Criterion,
-    allocation: Allocation = "uniform",
+    allocation: Allocation | Mapping[str, float] = "uniform",
     rounds: int = 1,
     early: int | None = None,
 ) -> Pruned:
@@ -54,18 +54,22 @@ def by_score(
       problem: see `problem`.
       criterion: by group, scores of filters; low ones go.
       allocation: `uniform`, every group loses the same share; `global`, one order for all groups;
-        `sensitivity`, shares by `sensitivity`, which are uniform where all layers are equal.
+        `sensitivity`, shares by `sensitivity`, which are uniform where all layers are equal; or
+        by group, shares of filters that they keep, relative to each other.
       rounds: of pruning and fine-tuning; scores are taken anew in each.
       early: epochs after every round but the last; by default equal shares.
     """
-    if allocation not in ("uniform", "global", "sensitivity"):
+    given = isinstance(allocation, Mapping)
+    if not given and allocation not in ("uniform", "global", "sensitivity"):
         raise unknown("allocation", allocation, ("uniform", "global", "sensitivity"))
     variables, masks, search = problem.variables, masking.ones(problem.architecture), Passes()
     for number, epochs in enumerate(shares(problem.recipe.epochs, rounds, early)):
         key_score, key_layers, key_train = jax.random.split(jax.random.fold_in(key, number), 3)
         scores, passes = criterion(key_score, problem, variables, masks)
         search += passes
-        if allocation == "sensitivity":
+        if given:
+            scores = budget.proportioned(_first(scores, masks), allocation)
+        elif allocation == "sensitivity":
             felt, passes = sensitivity(key_layers, problem, variables, masks)
             search += passes
             mean = np.mean(list(felt.values()))

@@ -6,9 +6,10 @@ cheap to lose then may be the one that fine-tuning cannot do without. So here wh
 every group's share, and a candidate's fitness is the loss after fine-tuning.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -20,12 +21,13 @@ from ccsrp_jax.apgd import APGD
 from ccsrp_jax.coevolution import PRESETS, Search, search_round
 from ccsrp_jax.masks import MaskTree
 from ccsrp_jax.methods import criteria
-from ccsrp_jax.methods.criteria import Criterion
+from ccsrp_jax.methods.criteria import Criterion, by_score
 from ccsrp_jax.methods.evolved import passes_of
 from ccsrp_jax.methods.problem import Passes, Problem, Pruned, batches, finetune
 from ccsrp_jax.suite import views
 
 SEARCH = replace(PRESETS["snes"], multiple=1)
+Way = Callable[[Array, Problem], Pruned]
 STEPS, VIEW = 25, "atan:0.5"  # of the attack on auditioned networks: the quick suite's strongest
 
 
@@ -38,6 +40,7 @@ def ccsrp_widths(
     factors: tuple[float, ...] = (0.5, 1.5),
     cycles: int = 1,
     epochs: int | None = None,
+    rounds: int = 1,
 ) -> Pruned:
     """Coevolves every group's width, then its mask at that width, and fine-tunes once.
 
@@ -46,7 +49,9 @@ def ccsrp_widths(
     other, so that the target is met), then all groups' best are spliced at once. The step from the
     old shares to the best ones is taken again for as long as that is better. At the widths found,
     masks are evolved in the trained network as `search_round` does, and taken if they are
-    better than the criterion's.
+    better than the criterion's. With `rounds`, another way to the same widths is tried last: in
+    rounds, with the criterion's scores anew in each, and an epoch of training after all but the
+    last, in which the others come.
 
     Candidates are *auditioned*: the dense network is masked and trained, and the loss on clean and
     on attacked search images is compared. Those weights are thrown away, and counted as search:
@@ -62,6 +67,7 @@ def ccsrp_widths(
       factors: that a group's share is tried with, relative to the others.
       cycles: of coevolution; each has factors nearer to 1 than the one before.
       epochs: of an audition; by default as many as the problem's recipe has.
+      rounds: of the other way, or as many as there are epochs; 1 leaves it out.
     """
     key_score, key_try, key_search, key_train = jax.random.split(key, 4)
     dense = masking.ones(problem.architecture)
@@ -73,12 +79,14 @@ def ccsrp_widths(
         nonlocal passes
         name = b"".join(np.packbits(np.asarray(mask) > 0).tobytes() for mask in masks.values())
         if name not in heard:
-            heard[name], spent = audition(key_try, problem, masks, epochs=epochs)
+            heard[name], spent = audition(
+                key_try, problem, partial(at_once, masks=masks), epochs=epochs
+            )
             passes += spent
         return heard[name]
 
     def divided(shares: Mapping[str, float]) -> MaskTree:
-        return budget.cut(_places(scores, shares), cost_of, limit)
+        return budget.cut(budget.proportioned(scores, shares), cost_of, limit)
 
     def loss(shares: Mapping[str, float]) -> float:
         return fitness(divided(shares))
@@ -112,8 +120,20 @@ def ccsrp_widths(
         )
         passes += passes_of(problem, found, search)
         masks = min((masks, found.masks), key=fitness)
-    variables, _ = finetune(key_train, problem, problem.variables, masks)
-    return Pruned(variables, masks, passes)
+    way, rounds = partial(at_once, masks=masks), min(rounds, epochs or problem.recipe.epochs)
+    if rounds > 1:
+        other = partial(by_score, criterion=criterion, allocation=best, rounds=rounds, early=1)
+        value, spent = audition(key_try, problem, other, epochs=epochs)
+        passes += spent
+        way = other if value < fitness(masks) else way
+    found = way(key_train, problem)
+    return found._replace(search=passes + found.search)
+
+
+def at_once(key: Array, problem: Problem, *, masks: MaskTree) -> Pruned:
+    """One fine-tuning with these masks."""
+    variables, _ = finetune(key, problem, problem.variables, masks)
+    return Pruned(variables, masks)
 
 
 def best_of(
@@ -136,42 +156,32 @@ def best_of(
         key_score = jax.random.fold_in(key_draw, number)
         scores, spent = criterion(key_score, problem, problem.variables, dense)
         masks = budget.cut(budget.spread(scores), problem.cost(), problem.limit())
-        loss, more = audition(key_try, problem, masks)
+        loss, more = audition(key_try, problem, partial(at_once, masks=masks))
         heard.append((loss, masks))
         passes += spent + more
     _, masks = min(heard, key=lambda entry: entry[0])
-    variables, _ = finetune(key_train, problem, problem.variables, masks)
-    return Pruned(variables, masks, passes)
-
-
-def _places(scores: budget.Scores, shares: Mapping[str, float]) -> budget.Scores:
-    """Scores by which, however many filters go, groups keep in proportion to their shares."""
-    placed = {}
-    for name, values in scores.items():
-        order = np.argsort(np.argsort(-np.asarray(values), kind="stable"), kind="stable")
-        placed[name] = -(order + 1) / len(order) / shares[name]
-    return placed
+    return at_once(key_train, problem, masks=masks)._replace(search=passes)
 
 
 def audition(
-    key: Array, problem: Problem, masks: MaskTree, *, epochs: int | None = None
+    key: Array, problem: Problem, way: Way, *, epochs: int | None = None
 ) -> tuple[float, Passes]:
-    """What masks come to: the loss on clean plus that on attacked search images, after training.
+    """What pruning comes to: the loss on clean plus that on attacked search images, after training.
 
     Args:
       key: of training and attack; the same for candidates that are to be compared.
       problem: whose network is trained, with its recipe.
-      masks: of the candidate.
+      way: prunes and trains.
       epochs: of training; by default the recipe's.
 
     Returns:
       The loss, and the passes taken.
     """
     key_train, key_attack = jax.random.split(key)
-    quiet = replace(problem, report=lambda epoch: None, progress=lambda: None, clock=nullcontext)
     recipe, classifier = problem.recipe, problem.classifier
-    epochs = recipe.epochs if epochs is None else epochs
-    variables, _ = finetune(key_train, quiet, problem.variables, masks, epochs=epochs)
+    recipe = replace(recipe, epochs=recipe.epochs if epochs is None else epochs)
+    quiet = {"report": lambda epoch: None, "progress": lambda: None, "clock": nullcontext}
+    variables, masks, scored = way(key_train, replace(problem, recipe=recipe, **quiet))
     view = views(classifier, (variables, masks))[VIEW]
     attack = APGD(problem.attack.eps, STEPS, loss="margin", norm=problem.attack.norm)
     total, count = 0.0, 0
@@ -184,8 +194,8 @@ def audition(
         count += real
     loss = total / count
     problem.tried(loss, masking.widths(problem.architecture, masks))
-    steps = epochs * training.steps_an_epoch(recipe, len(problem.train.labels))
+    steps = recipe.epochs * training.steps_an_epoch(recipe, len(problem.train.labels))
     trained = steps * min(recipe.batch_size, len(problem.train.labels))
     trained *= 1 + (recipe.adversarial.gradients if recipe.adversarial else 0)
     spent = Passes(trained + count * (2 + attack.gradients), trained + count * attack.gradients)
-    return loss, spent
+    return loss, spent + scored
