@@ -12,7 +12,7 @@ from ccsrp_jax.apgd import APGD, SAPGD
 from ccsrp_jax.architecture import Architecture, groups
 from ccsrp_jax.assess import Assessment, evaluate
 from ccsrp_jax.attacks import PGD, Noise, fgsm
-from ccsrp_jax.coevolution import PRESETS, Search, search_group, search_round
+from ccsrp_jax.coevolution import search_group, search_round
 from ccsrp_jax.compaction import compact, load, save
 from ccsrp_jax.corruptions import corrupt
 from ccsrp_jax.data import Dataset, Split
@@ -25,6 +25,7 @@ from ccsrp_jax.models import MODELS, build, init, plain, residual
 from ccsrp_jax.network import Classifier, SpikingNetwork
 from ccsrp_jax.neurons import LIF, Surrogate, lif, spike
 from ccsrp_jax.racing import Racing
+from ccsrp_jax.search import PRESETS, Search
 from ccsrp_jax.smoothing import Smoothing, certify
 from ccsrp_jax.square import Square
 from ccsrp_jax.training import Recipe, train

@@ -9,9 +9,9 @@ CCEP (IJCAI 2022, released code); everything else is this library's choice and s
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,182 +20,14 @@ from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ccsrp_jax import budget, evolution, fitness, selection
+from ccsrp_jax import evolution, fitness, selection
 from ccsrp_jax import masks as masking
-from ccsrp_jax.architecture import Architecture, coupled, groups
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.data import Split, unit
-from ccsrp_jax.errors import InputError, check_number, unknown
+from ccsrp_jax.errors import InputError
 from ccsrp_jax.masks import MaskTree
 from ccsrp_jax.network import Classifier
-from ccsrp_jax.racing import Racing
-
-CHOICES = {
-    "decoder": ("threshold", "topk"),
-    "objective": ("accuracy", "loss", "change"),
-    "selection": ("weighted_sum", "nsga2"),
-    "shared_set": ("pooled", "per_layer"),
-    "splice": ("winners", "price"),
-}
-# They hold on to a best fitness of earlier generations, which an order by ranks has not.
-REMEMBERING = ("PSO", "HillClimbing", "GradientlessDescent", "SimulatedAnnealing")
-
-
-@dataclass(frozen=True)
-class Search:
-    """Settings of a round's search; the defaults are the preset `faithful`.
-
-    Where each comes from is marked: (CCEP) the ancestor's released code, (CCSRP) known of
-    the method, (ours) chosen here because no source tells.
-
-    Attributes:
-      strategy: `BitFlip` (CCEP) or the name of any evosax algorithm (ours).
-      population: members of a sub-population (CCEP: 5).
-      generations: a group's generations in a round (CCEP: 10).
-      keep_floor: share of a group's filters that a round keeps at least (CCEP: 0.9). As
-        there, bit flips may end one filter below; at least one filter may always go.
-      mutation_rate: of a bit, for `BitFlip` and for the variants that the shared
-        adversarial set is made from (CCEP: 0.1; its use for the variants ours).
-      init_keep: probability of a 1 in the first population (CCEP: 0.95).
-      decoder: genomes to masks for evosax strategies (ours); see `evolution.decode`. With
-        `topk` all candidates of a group keep equally many filters, so MACs do not tell
-        them apart and the floor alone sets the pace.
-      multiple: `topk` rounds the floor down to a multiple of this many filters, and leaves
-        a group alone that has no more (ours: convolutions are slow on odd numbers of
-        channels). Small groups lose more than the floor says.
-      objective: `accuracy` (CCEP); `loss`, which ties less often; or `change`, the mean over
-        images of how far the loss is from that of the current network, up or down: what
-        fine-tuning has to mend, and not what search images happen to gain (both ours).
-      selection: `weighted_sum` with ties to fewer MACs, or `nsga2` (both ours).
-      robust_weight: weight of the robust objective beside the clean one (ours).
-      macs_weight: weight of the share of MACs left; 0 leaves MACs to break ties (CCEP).
-      shared_set: `pooled`, every variant attacks its part of the search images, or
-        `per_layer`, a group's set comes from variants mutated in that group (two readings
-        of what is known of CCSRP).
-      white_box_steps: if above 0, every candidate is attacked itself with so many PGD steps,
-        in place of the shared set (ours). A candidate then costs 2 or 3 times as many passes of
-        the whole network as there are steps, and not a part of one.
-      residual_streams: also prune groups that additions couple, all layers that write into a
-        residual stream at once (ours); CCEP leaves them alone.
-      racing: candidates that are beaten beyond chance drop out before they have seen all
-        search images (ours); see `racing.Racing`.
-      racing_confidence: that the best candidate of a race stays in it.
-      single_removals: first score the removal of every single filter, and start an evosax
-        strategy from the order of their harm (ours).
-      levels: shares of a group's filters that the generations of an evosax strategy keep, by
-        turns, in place of `keep_floor` (ours). Only for strategies that compare candidates of
-        one generation alone.
-      splice: `winners`, every group's best mask (CCEP), or `price`, see `priced` (ours).
-    """
-
-    strategy: str = "BitFlip"
-    population: int = 5
-    generations: int = 10
-    keep_floor: float = 0.9
-    mutation_rate: float = 0.1
-    init_keep: float = 0.95
-    decoder: evolution.Decoder = "topk"
-    multiple: int = 1
-    objective: Literal["accuracy", "loss", "change"] = "accuracy"
-    selection: Literal["weighted_sum", "nsga2"] = "weighted_sum"
-    robust_weight: float = 1.0
-    macs_weight: float = 0.0
-    shared_set: Literal["pooled", "per_layer"] = "pooled"
-    white_box_steps: int = 0
-    residual_streams: bool = False
-    racing: bool = False
-    racing_confidence: float = 0.95
-    single_removals: bool = False
-    levels: tuple[float, ...] = ()
-    splice: Literal["winners", "price"] = "winners"
-
-    def __post_init__(self) -> None:
-        if self.strategy not in evolution.strategies():
-            raise unknown("strategy", self.strategy, evolution.strategies())
-        if self.population < 2:
-            raise InputError(
-                f"population {self.population} is too small to search: give 2 or more members."
-            )
-        for name, options in CHOICES.items():
-            if getattr(self, name) not in options:
-                raise unknown(name, getattr(self, name), options)
-        if self.selection == "nsga2" and self.strategy in REMEMBERING:
-            raise InputError(
-                f"strategy {self.strategy} compares ranks of different generations: use it with "
-                "selection weighted_sum, or choose another strategy for nsga2."
-            )
-        check_number("generations", self.generations, 1)
-        check_number("multiple", self.multiple, 1)
-        for name in ("keep_floor", "mutation_rate", "init_keep"):
-            check_number(name, getattr(self, name), 0, 1, above=True)
-        for level in self.levels:
-            check_number("each of levels", level, 0, 1, above=True)
-        orders = self.decoder == "topk" and evolution.is_distribution(self.strategy)
-        if (self.levels or self.single_removals) and not orders:
-            raise InputError(
-                f"levels and single_removals need decoder topk and a strategy without parents: "
-                f"{self.strategy} with {self.decoder} is none; use SNES, say, or leave them out."
-            )
-        check_number("white_box_steps", self.white_box_steps, 0)
-        if self.objective != "change":
-            _ = self.race  # checks its values
-        if self.racing and self.objective == "change":
-            raise InputError("racing compares accuracies or losses: use another objective.")
-        if self.racing and self.selection == "nsga2":
-            raise InputError(
-                "racing compares candidates by one value: use it with selection weighted_sum."
-            )
-
-    @property
-    def race(self) -> Racing:
-        """When a candidate is out, if there are races."""
-        return Racing(
-            confidence=self.racing_confidence,
-            objective=self.objective,
-            robust_weight=self.robust_weight,
-            macs_weight=self.macs_weight,
-        )
-
-    @property
-    def step(self) -> int:
-        """Filters are removed down to a multiple of this many."""
-        return self.multiple if self.strategy != "BitFlip" and self.decoder == "topk" else 1
-
-    def prunable(self, architecture: Architecture, masks: MaskTree) -> list[str]:
-        """Groups that may lose a filter, and can, in the order of `masks`."""
-        widths = groups(architecture)
-        kept = frozenset() if self.residual_streams else coupled(architecture)
-        return [
-            name
-            for name, mask in masks.items()
-            if name in widths and name not in kept and mask.sum() > self.step
-        ]
-
-
-# By name: the ancestor's search as far as it is known, and the one that `make run` uses,
-# whose every setting is ours.
-PRESETS = {
-    "faithful": Search(),
-    "snes": Search(
-        strategy="SNES",
-        population=8,
-        generations=8,
-        keep_floor=0.85,
-        multiple=4,
-        objective="loss",
-        residual_streams=True,
-    ),
-    "priced": Search(
-        strategy="SNES",
-        population=8,
-        generations=12,
-        levels=(0.95, 0.85, 0.7, 0.5),
-        single_removals=True,
-        splice="price",
-        objective="loss",
-        residual_streams=True,
-    ),
-}
+from ccsrp_jax.search import Search
 
 
 class Found(NamedTuple):
@@ -317,7 +149,7 @@ def search_group(
             f"strategy {search.strategy} with decoder {search.decoder} cannot keep a given number "
             "of filters: use an evosax strategy, such as SNES, with decoder topk."
         )
-    weigh = partial(_weigh, search=search)
+    weigh = search.weigh
     n = len(alive)
     levels = search.levels or (search.keep_floor,)
     counts = [evolution.floor_count(int(alive.sum()), level, search.step) for level in levels]
@@ -550,110 +382,13 @@ def search_round(
     return Round(spliced, found, shared_sets, images)
 
 
-def priced(
-    key: Array,
-    found: dict[str, Found],
-    masks: MaskTree,
-    search: Search,
-    cost_of: budget.Cost,
-    limit: float,
-) -> MaskTree:
-    """Splices masks that every group has scored, chosen together to meet a budget.
-
-    A price of MACs, the same for all groups, decides how much each of them loses: a group offers
-    the mask of least loss plus price times MACs, and the price is the lowest at which all offers
-    together are within the limit. So filters go where they cost much and matter little. As
-    groups were searched apart, their losses are taken to add up. (Ours; three objectives in one
-    choice, as the ancestors have not.)
-
-    What offers leave below the limit is given back, and what is above it is taken, by harm.
-
-    Args:
-      key: for the order of filters whose harm was not measured.
-      found: what the groups' searches found in the current network.
-      masks: of that network.
-      search: settings.
-      cost_of: of masks, what is limited.
-      limit: that the spliced masks may cost.
-    """
-    values = {name: _weigh(each.scored[1], search) for name, each in found.items()}
-
-    def offers(price: float) -> MaskTree:
-        chosen = {}
-        for name, each in found.items():
-            bid = values[name] + price * each.scored[1][:, 2]
-            chosen[name] = each.scored[0][int(np.argmin(np.where(np.isfinite(bid), bid, np.inf)))]
-        return masks | chosen
-
-    low, high = 1e-6, 1e6
-    for _ in range(60):
-        price = math.sqrt(low * high)
-        low, high = (low, price) if cost_of(offers(price)) <= limit else (price, high)
-    harm = {name: each.harm for name, each in found.items()}
-    return settled(key, masks, offers(high), harm, cost_of, limit)
-
-
-def settled(
-    key: Array,
-    before: MaskTree,
-    after: MaskTree,
-    harm: Mapping[str, np.ndarray | None],
-    cost_of: budget.Cost,
-    limit: float,
-) -> MaskTree:
-    """Masks moved to a limit: filters that just went come back, or more go, by their harm.
-
-    Args:
-      key: for the order where harm is not known or equal.
-      before, after: masks, before and after the last removals.
-      harm: by group, of removing each filter.
-      cost_of, limit: as in `budget.cut`.
-
-    Returns:
-      Masks of least removals within the limit, if it can be met.
-    """
-    widths = [len(before[name]) for name in harm]
-    draws = np.asarray(jax.random.uniform(key, (sum(widths),)))
-    known = [np.zeros(n) if h is None else h for n, h in zip(widths, harm.values(), strict=True)]
-    order = np.lexsort((draws, np.concatenate(known)))
-    place = np.empty(len(order))
-    place[order] = np.arange(len(order)) / len(order)
-    places = dict(zip(harm, np.split(place, np.cumsum(widths)[:-1]), strict=True))
-    scores = {
-        name: np.asarray(after[name]) + places[name]
-        for name in harm  # below 1: just removed
-    }
-    rest = {name: mask for name, mask in after.items() if name not in scores}
-    masks = rest | budget.cut(scores, lambda cut: cost_of(rest | cut), limit, before=before)
-    back = [
-        (place, name, i)
-        for name, values in places.items()
-        for i, place in enumerate(values)
-        if before[name][i] and not masks[name][i]
-    ]
-    for _, name, i in sorted(back, reverse=True):  # what is left of the limit may hold one more
-        more = masks | {name: masks[name] + (np.arange(len(masks[name])) == i)}
-        if cost_of(more) <= limit:
-            masks = more
-    return masks
-
-
 def _behind(scores: fitness.Scores, total: int, search: Search) -> np.ndarray:
     """Objectives, those of members that dropped out raised above the worst that did not: their
     means over fewer images must not put them in front of what beat them."""
     points, out = scores.objectives(search.objective), scores.images < total
-    value = _weigh(points, search)
+    value = search.weigh(points)
     stayed = value[~out & np.isfinite(value)]
     if stayed.size:
         raised = stayed.max() + 1e-9 - value[out]  # above: an equal one could be chosen
         points[out, 0] += np.maximum(raised, 0)
     return points
-
-
-def _weigh(points: np.ndarray, search: Search) -> np.ndarray:
-    """Weighted sums; infinite where the objectives are, whatever the weights."""
-    values, finite = np.full(len(points), np.inf), np.isfinite(points).all(-1)
-    values[finite] = selection.weighted_sum(
-        points[finite], search.robust_weight, search.macs_weight
-    )
-    return values

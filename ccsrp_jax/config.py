@@ -14,11 +14,11 @@ from typing import Any, Literal
 import tyro
 
 from ccsrp_jax.attacks import PGD
-from ccsrp_jax.coevolution import PRESETS, Search
 from ccsrp_jax.errors import InputError, check_number, unknown
 from ccsrp_jax.methods import METHODS
 from ccsrp_jax.models import MODELS
 from ccsrp_jax.neurons import LIF, Surrogate
+from ccsrp_jax.search import PRESETS, Search
 from ccsrp_jax.training import Recipe
 
 

@@ -26,7 +26,7 @@ from ccsrp_jax.attacks import PGD
 from ccsrp_jax.board import Board
 from ccsrp_jax.budget import Target
 from ccsrp_jax.budget import cost_of as cost_of_masks
-from ccsrp_jax.coevolution import priced, search_round
+from ccsrp_jax.coevolution import search_round
 from ccsrp_jax.config import Config
 from ccsrp_jax.data import Dataset, Split, load
 from ccsrp_jax.evaluation import correct, even
@@ -34,6 +34,7 @@ from ccsrp_jax.masks import MaskTree
 from ccsrp_jax.methods import METHODS
 from ccsrp_jax.methods.problem import Problem, timed
 from ccsrp_jax.network import Classifier
+from ccsrp_jax.splicing import priced
 from ccsrp_jax.terminal import Terminal
 
 

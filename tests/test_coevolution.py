@@ -9,13 +9,13 @@ from conftest import busy
 
 from ccsrp_jax import coevolution, cost, fitness, masks, models, selection, sharing
 from ccsrp_jax.attacks import PGD
-from ccsrp_jax.coevolution import Search
 from ccsrp_jax.compiles import counting
 from ccsrp_jax.data import Split
 from ccsrp_jax.errors import InputError
 from ccsrp_jax.evaluation import correct
 from ccsrp_jax.evolution import floor_count
 from ccsrp_jax.network import Classifier, SpikingNetwork
+from ccsrp_jax.search import Search
 
 ATTACK = PGD(0.1, 2)
 

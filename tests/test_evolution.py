@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from ccsrp_jax import evolution
-from ccsrp_jax.coevolution import Search, search_group
+from ccsrp_jax.coevolution import search_group
 from ccsrp_jax.errors import InputError
+from ccsrp_jax.search import Search
 
 
 def alive_mask(n: int, dead: int) -> jnp.ndarray:

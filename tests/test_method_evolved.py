@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 from conftest import pruning_problem
 
-from ccsrp_jax import budget, coevolution, fitness, models
+from ccsrp_jax import budget, coevolution, fitness, models, splicing
 from ccsrp_jax import masks as masking
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.budget import Target
-from ccsrp_jax.coevolution import Found, Search, priced, search_group, settled
+from ccsrp_jax.coevolution import Found, search_group
 from ccsrp_jax.errors import InputError
 from ccsrp_jax.evaluation import correct
 from ccsrp_jax.methods import evolved
 from ccsrp_jax.methods.evolved import ccsrp
 from ccsrp_jax.methods.problem import kept
 from ccsrp_jax.recipe import Recipe
+from ccsrp_jax.search import Search
+from ccsrp_jax.splicing import priced, settled
 
 KEY = jax.random.key(4)
 FAITHFUL = Search(population=3, generations=2, keep_floor=0.6)
@@ -133,9 +135,7 @@ def searched(seed):
 def test_offers_are_the_best_of_all_combinations_at_the_lowest_price_that_fits(
     monkeypatch, seed, fraction
 ):
-    monkeypatch.setattr(
-        coevolution, "settled", lambda key, before, after, harm, cost_of, limit: after
-    )
+    monkeypatch.setattr(splicing, "settled", lambda key, before, after, harm, cost_of, limit: after)
     search = dataclasses.replace(PRICED, robust_weight=0.5)
     found, cost = searched(seed)
     limit = fraction * cost(WHOLE)

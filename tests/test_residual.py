@@ -9,9 +9,9 @@ from conftest import busy
 
 from ccsrp_jax import cost, fitness, masks, models
 from ccsrp_jax.architecture import Add, Spike, coupled, group_of, groups, shapes
-from ccsrp_jax.coevolution import PRESETS, Search
 from ccsrp_jax.data import Split
 from ccsrp_jax.network import Classifier
+from ccsrp_jax.search import PRESETS, Search
 
 RESNET8 = {
     "stem": 16,

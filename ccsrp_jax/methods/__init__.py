@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from ccsrp_jax.coevolution import PRESETS
 from ccsrp_jax.methods import (
     criteria,
     criticality,
@@ -27,6 +26,7 @@ from ccsrp_jax.methods.criteria import by_score, magnitude
 from ccsrp_jax.methods.evolved import ccsrp
 from ccsrp_jax.methods.problem import Passes, Problem, Pruned
 from ccsrp_jax.methods.widths import best_of, ccsrp_widths
+from ccsrp_jax.search import PRESETS
 
 Method = Callable[..., Pruned]
 

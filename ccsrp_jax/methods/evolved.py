@@ -7,10 +7,12 @@ import jax
 from jaxtyping import Array
 
 from ccsrp_jax import masks as masking
-from ccsrp_jax.coevolution import PRESETS, Round, Search, priced, search_round, settled
+from ccsrp_jax.coevolution import Round, search_round
 from ccsrp_jax.methods.criteria import Criterion
 from ccsrp_jax.methods.problem import Passes, Problem, Pruned, finetune, shares
 from ccsrp_jax.recipe import Recipe
+from ccsrp_jax.search import PRESETS, Search
+from ccsrp_jax.splicing import priced, settled
 
 
 def ccsrp(

@@ -18,12 +18,13 @@ from jaxtyping import Array
 from ccsrp_jax import budget, training
 from ccsrp_jax import masks as masking
 from ccsrp_jax.apgd import APGD
-from ccsrp_jax.coevolution import PRESETS, Search, search_round
+from ccsrp_jax.coevolution import search_round
 from ccsrp_jax.masks import MaskTree
 from ccsrp_jax.methods import criteria
 from ccsrp_jax.methods.criteria import Criterion, by_score
 from ccsrp_jax.methods.evolved import passes_of
 from ccsrp_jax.methods.problem import Passes, Problem, Pruned, batches, finetune
+from ccsrp_jax.search import PRESETS, Search
 from ccsrp_jax.suite import views
 
 SEARCH = replace(PRESETS["snes"], multiple=1)

@@ -28,9 +28,10 @@ import numpy as np
 
 from ccsrp_jax import closing, compiles, devices, masks, models
 from ccsrp_jax.attacks import PGD
-from ccsrp_jax.coevolution import PRESETS, search_round
+from ccsrp_jax.coevolution import search_round
 from ccsrp_jax.data import Split
 from ccsrp_jax.network import Classifier
+from ccsrp_jax.search import PRESETS
 
 RESULTS = Path(__file__).parents[1] / "results"
 

@@ -25,10 +25,11 @@ import numpy as np
 
 from ccsrp_jax import closing, data, evolution, fitness, masks, models, selection, training
 from ccsrp_jax.attacks import PGD
-from ccsrp_jax.coevolution import PRESETS, shared_adversarial_set
+from ccsrp_jax.coevolution import shared_adversarial_set
 from ccsrp_jax.data import Split
 from ccsrp_jax.network import Classifier
 from ccsrp_jax.racing import Racing
+from ccsrp_jax.search import PRESETS
 
 EPS = 1 / 16
 RESULTS = Path(__file__).parents[1] / "results"

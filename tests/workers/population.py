@@ -12,6 +12,7 @@ from ccsrp_jax import coevolution, data, devices, fitness, masks, models
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.network import Classifier
 from ccsrp_jax.racing import Racing
+from ccsrp_jax.search import Search
 
 ARCHITECTURE = models.plain((4, "A", 4), (8, 8, 1), 10, time_steps=2, mean=(0.3,), std=(0.4,))
 ATTACK = PGD(0.1, 1)
@@ -63,7 +64,7 @@ def search_round(mesh: Mesh | None) -> dict[str, np.ndarray]:
         masks.ones(ARCHITECTURE),
         splits()[0],
         ATTACK,
-        coevolution.Search(population=3, generations=2, keep_floor=0.6),
+        Search(population=3, generations=2, keep_floor=0.6),
         batch_size=8,
         mesh=mesh,
     )
