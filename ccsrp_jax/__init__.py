@@ -19,7 +19,7 @@ from ccsrp_jax.data import Dataset, Split
 from ccsrp_jax.data import load as load_data
 from ccsrp_jax.errors import InputError
 from ccsrp_jax.evaluation import correct, predict
-from ccsrp_jax.fitness import Scores, Task, make_task, score
+from ccsrp_jax.fitness import Scores, score
 from ccsrp_jax.hypervolume import hypervolume
 from ccsrp_jax.models import MODELS, build, init, plain, residual
 from ccsrp_jax.network import Classifier, SpikingNetwork
@@ -28,6 +28,7 @@ from ccsrp_jax.racing import Racing
 from ccsrp_jax.search import PRESETS, Search
 from ccsrp_jax.smoothing import Smoothing, certify
 from ccsrp_jax.square import Square
+from ccsrp_jax.tasks import Task, make_task
 from ccsrp_jax.training import Recipe, train
 
 __all__ = [

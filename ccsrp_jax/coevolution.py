@@ -20,7 +20,7 @@ from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ccsrp_jax import evolution, fitness, selection
+from ccsrp_jax import evolution, fitness, selection, tasks
 from ccsrp_jax import masks as masking
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.data import Split, unit
@@ -303,7 +303,7 @@ def search_round(
       attack: makes the shared adversarial set.
       search: settings.
       batch_size: images a call of the scoring programs.
-      member_chunk: candidates a call, as in `fitness.make_task`.
+      member_chunk: candidates a call, as in `tasks.make_task`.
       mesh: devices, likewise.
       report: called with group, generation, best fitness and number of evaluations.
       harm: by group, of removing each filter, as in `search_group`.
@@ -342,7 +342,7 @@ def search_round(
         if race:  # a head of the images then says something about all of them
             order = np.asarray(jax.random.permutation(key_order, len(clean.labels)))
             splits = [split and Split(*(part[order] for part in split)) for split in splits]
-        task = fitness.make_task(
+        task = tasks.make_task(
             classifier,
             variables,
             masks,
@@ -358,7 +358,7 @@ def search_round(
         if search.objective == "change":
             task = fitness.refer(task)
 
-        def evaluate(members: np.ndarray, task: fitness.Task = task) -> np.ndarray:
+        def evaluate(members: np.ndarray, task: tasks.Task = task) -> np.ndarray:
             points = np.empty((len(members), 3))
             pruned = members.sum(-1) < np.asarray(masks[task.group]).sum()
             # the unpruned mask is never chosen, and must not beat those that may be

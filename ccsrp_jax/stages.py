@@ -15,9 +15,9 @@ from ccsrp_jax import (
     closing,
     compaction,
     compiles,
-    fitness,
     masks,
     rundir,
+    tasks,
     throughput,
     training,
 )
@@ -102,7 +102,7 @@ def check_memory(job: Run, state: State) -> None:
         return
     size = even(len(search.labels), config.batch_size)
     head = Split(search.images[:size], search.labels[:size])
-    fitness.make_task(
+    tasks.make_task(
         job.classifier,
         state.variables,
         state.masks,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import busy
 
-from ccsrp_jax import coevolution, cost, fitness, masks, models, selection, sharing
+from ccsrp_jax import coevolution, cost, fitness, masks, models, selection, sharing, tasks
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.compiles import counting
 from ccsrp_jax.data import Split
@@ -164,7 +164,9 @@ def test_a_second_round_compiles_nothing(clean, monkeypatch):
     for name, names in (("shared_prefix", ()), ("score_members", ("mesh",))):
         traced = chex.assert_max_traces(getattr(sharing, name).__wrapped__, groups)
         program = jax.jit(traced, static_argnums=(0, 1), static_argnames=names)
-        monkeypatch.setattr(fitness, name, program)
+        for module in (fitness, tasks):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, program)
     with counting() as compiled:
         spliced = search_round(network, clean, Search(**SMALL)).masks
     assert compiled.named("shared_prefix") == compiled.named("score_members") == groups

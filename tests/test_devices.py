@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType
 from workers import population
 
-from ccsrp_jax import data, devices, fitness, masks
+from ccsrp_jax import data, devices, masks, tasks
 from ccsrp_jax.errors import InputError
 from ccsrp_jax.network import Classifier
 
@@ -141,10 +141,10 @@ def test_what_is_placed_on_a_mesh_keeps_its_values():
 def test_program_bytes_grow_with_the_number_of_members(network, digits):
     architecture, variables = network
     clean = data.Split(*(part[:10] for part in digits.search))
-    task = fitness.make_task(
+    task = tasks.make_task(
         Classifier(architecture), variables, masks.ones(architecture), "conv3", clean, clean
     )
-    one, two, six = (fitness.call_bytes(task, task.clean[0], count) for count in (1, 2, 6))
+    one, two, six = (tasks.call_bytes(task, task.clean[0], count) for count in (1, 2, 6))
     assert 0 < one < two < six
     assert six > 5 * (two - one)  # in line
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import busy
 
-from ccsrp_jax import cli, closing, compaction, cost, fitness, masks, models
+from ccsrp_jax import cli, closing, compaction, cost, fitness, masks, models, tasks
 from ccsrp_jax.config import parse, settings
 from ccsrp_jax.data import Split, load, unit
 from ccsrp_jax.evaluation import correct
@@ -91,7 +91,7 @@ def test_candidates_on_frames_score_what_the_masked_network_does():
     split = Split(images.astype(np.uint8), random.integers(0, 3, 40).astype(np.int32))
     classifier, whole = Classifier(architecture), masks.ones(architecture)
     members = (random.random((3, 6)) < 0.6).astype(np.float32)
-    task = fitness.make_task(classifier, variables, whole, "conv1", split, split, batch_size=20)
+    task = tasks.make_task(classifier, variables, whole, "conv1", split, split, batch_size=20)
     errors = fitness.score(task, members).error
     for member, error in zip(members, errors, strict=True):
         params = (variables, whole | {"conv1": jnp.asarray(member)})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import busy
 
-from ccsrp_jax import cost, fitness, masks, models, sharing
+from ccsrp_jax import cost, fitness, masks, models, sharing, tasks
 from ccsrp_jax.architecture import Add, Architecture, Conv, Dense, Flatten, Norm, Spike
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.compiles import counting
@@ -76,7 +76,7 @@ def test_shared_prefix_scores_equal_naive_evaluation(request, splits, kind, grou
     n = current[group].shape[0]
     members = np.random.default_rng(1).integers(0, 2, (5, n)) * np.asarray(current[group])
     members[:, np.argmax(current[group])] = 1
-    task = fitness.make_task(
+    task = tasks.make_task(
         *(Classifier(architecture), variables, current, group, *splits),
         batch_size=batch,
         member_chunk=chunk,
@@ -99,7 +99,7 @@ def test_sets_of_different_sizes_are_refused(network, splits):
     clean, adversarial = splits
     fewer = Split(adversarial.images[:9], adversarial.labels[:9])
     with pytest.raises(InputError, match="9 images for 20 clean"):
-        fitness.make_task(
+        tasks.make_task(
             Classifier(architecture), variables, masks.ones(architecture), "conv1", clean, fewer
         )
 
@@ -121,7 +121,7 @@ def test_members_that_are_not_finite_score_worst(network, splits):
     poisoned = kernel.at[:: current["conv3"].shape[0]].set(jnp.inf)
     params = variables["params"] | {"classifier": {"bias": jnp.zeros(10), "kernel": poisoned}}
     members = np.array([[1, 1, 1, 1], [1, 0, 0, 1]], np.float32)
-    task = fitness.make_task(
+    task = tasks.make_task(
         Classifier(architecture), variables | {"params": params}, current, "conv3", *splits
     )
     scores = fitness.score(task, members)
@@ -132,7 +132,7 @@ def test_members_that_are_not_finite_score_worst(network, splits):
 def test_population_of_any_size_compiles_once(network, splits):
     architecture, variables = network
     current = masks.ones(architecture)
-    task = fitness.make_task(
+    task = tasks.make_task(
         *(Classifier(architecture), variables, current, "conv2", *splits), member_chunk=2
     )
     random = np.random.default_rng(2)
@@ -146,7 +146,7 @@ def test_population_of_any_size_compiles_once(network, splits):
 def test_order_of_members_does_not_matter(network, splits):
     architecture, variables = network
     current = masks.ones(architecture)
-    task = fitness.make_task(Classifier(architecture), variables, current, "conv1", *splits)
+    task = tasks.make_task(Classifier(architecture), variables, current, "conv1", *splits)
     members = np.random.default_rng(3).integers(0, 2, (4, 6)).astype(np.float32)
     members[:, 0] = 1
     forward, backward = fitness.score(task, members), fitness.score(task, members[::-1])
@@ -161,7 +161,7 @@ def task_within(network, splits, limit, group="conv1", **options):
     architecture, variables = network
     options = {"batch_size": 20} | options
     current = masks.ones(architecture)
-    return fitness.make_task(
+    return tasks.make_task(
         *(Classifier(architecture), variables, current, group, *splits),
         memory_limit=limit,
         **options,
@@ -215,10 +215,10 @@ def test_what_is_shared_is_held_in_half_of_the_memory_and_scores_are_the_same(ne
     """What conv1's candidates share: T = 3 spikes of a byte of 6 x 8 x 8 neurons, two sets."""
     held = 2 * 20 * 3 * 6 * 8 * 8
     members = np.random.default_rng(4).integers(0, 2, (5, 6)).astype(np.float32)
-    tasks = [task_within(network, splits, 2 * held + short, batch_size=4) for short in (0, -1)]
-    for task, kept in zip(tasks, (True, False), strict=True):
+    both = [task_within(network, splits, 2 * held + short, batch_size=4) for short in (0, -1)]
+    for task, kept in zip(both, (True, False), strict=True):
         assert all((batch.prefix is not None) == kept for batch in task.clean + task.adversarial)
-    whole, again = (fitness.score(task, members) for task in tasks)
+    whole, again = (fitness.score(task, members) for task in both)
     chex.assert_trees_all_equal(whole, again)
 
 
@@ -226,7 +226,7 @@ def test_what_is_shared_is_held_in_half_of_the_memory_and_scores_are_the_same(ne
 def test_the_chunk_on_a_cpu_holds_so_many_macs(network, splits):
     """After conv2's gate, in T = 3 steps: 16 pixels of conv3's 3 x 3 x 5 x 4, the classifier."""
     member = 20 * 3 * (16 * 9 * 5 * 4 + 64 * 10)
-    most = int(fitness.CALL_MACS["cpu"] / member)
+    most = int(tasks.CALL_MACS["cpu"] / member)
     assert 8 < most < 200
     for population, expected in ((8, 8), (200, most)):
         task = task_within(network, splits, 10**9, "conv2", population=population)
@@ -266,8 +266,8 @@ def test_white_box_scores_equal_an_attack_on_each_network(small, splits, encodin
     architecture, variables = small
     architecture = dataclasses.replace(architecture, encoding=encoding)
     current = masks.ones(architecture) | {"conv2": jnp.array([1.0, 0.0, 1.0])}
-    tasks = [
-        fitness.make_task(
+    both = [
+        tasks.make_task(
             *(Classifier(architecture), variables, current, "conv1", splits[0], None),
             batch_size=8,
             member_chunk=chunk,
@@ -276,8 +276,8 @@ def test_white_box_scores_equal_an_attack_on_each_network(small, splits, encodin
         )
         for chunk in (1, 3)
     ]
-    alone, together = (fitness.score(task, MEMBERS) for task in tasks)
-    expected = each_alone(tasks[0], MEMBERS)
+    alone, together = (fitness.score(task, MEMBERS) for task in both)
+    expected = each_alone(both[0], MEMBERS)
     np.testing.assert_allclose([alone.error, alone.robust_error], expected, atol=1e-9)
     assert (alone.robust_loss > alone.loss).all()  # it is an attack
     chex.assert_trees_all_close(together, alone, rtol=1e-4)
@@ -297,10 +297,10 @@ def test_scoring_takes_a_shared_set_or_an_attack_and_a_key_for_it(small, splits)
     clean, adversarial = splits
     network = (Classifier(architecture), variables, masks.ones(architecture), "conv1", clean)
     with pytest.raises(InputError, match="give a key"):
-        fitness.make_task(*network, None, attack=ATTACK)
+        tasks.make_task(*network, None, attack=ATTACK)
     for shared, attack in ((None, None), (adversarial, ATTACK)):
         with pytest.raises(InputError, match="give one of them"):
-            fitness.make_task(*network, shared, attack=attack, key=jax.random.key(0))
+            tasks.make_task(*network, shared, attack=attack, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("encoding", ["poisson", "gaussian"])
@@ -311,12 +311,12 @@ def test_candidates_of_a_stochastic_network_see_the_same_draws(small, splits, en
     network = (classifier, variables, current, "conv1", *splits)
     twice = np.concatenate([MEMBERS, MEMBERS[::-1]])
     with pytest.raises(InputError, match=r"^attacks and stochastic networks .*: give a key\.$"):
-        fitness.make_task(*network)
-    tasks = [
-        fitness.make_task(*network, batch_size=8, member_chunk=3, key=jax.random.key(seed))
+        tasks.make_task(*network)
+    both = [
+        tasks.make_task(*network, batch_size=8, member_chunk=3, key=jax.random.key(seed))
         for seed in (0, 0, 1)
     ]
-    scores, again, other = (fitness.score(task, twice) for task in tasks)
+    scores, again, other = (fitness.score(task, twice) for task in both)
     chex.assert_trees_all_equal(scores, again)
     chex.assert_trees_all_equal(scores, jax.tree.map(lambda x: x[::-1], scores))
     assert (other.loss != scores.loss).any()
@@ -325,7 +325,7 @@ def test_candidates_of_a_stochastic_network_see_the_same_draws(small, splits, en
         params = variables, current | {"conv1": jnp.asarray(member)}
         wrong = [
             (logits(params, images, key=key).argmax(-1) != labels)[:real]
-            for images, labels, real, key, _ in tasks[0].adversarial
+            for images, labels, real, key, _ in both[0].adversarial
         ]
         assert error == pytest.approx(np.concatenate(wrong).mean(), abs=1e-9)
 
@@ -336,7 +336,7 @@ def test_change_is_the_mean_distance_from_the_current_masks_losses(network, spli
     members = np.repeat(np.asarray(current["conv2"])[None], 3, axis=0)
     members[1, np.flatnonzero(members[1])[0]] = 0
     members[2, np.flatnonzero(members[2])[:2]] = 0
-    task = fitness.make_task(
+    task = tasks.make_task(
         *(Classifier(architecture), variables, current, "conv2", *splits), batch_size=8
     )
     scores = fitness.score(fitness.refer(task), members)

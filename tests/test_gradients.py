@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.signal import correlate2d
 
-from ccsrp_jax import cost, fitness, masks
+from ccsrp_jax import cost, masks, tasks
 from ccsrp_jax.architecture import (
     Architecture,
     Conv,
@@ -625,7 +625,7 @@ def test_costs_and_fitness_need_a_key_for_a_stochastic_network(network, digits, 
         cost.synops(architecture, variables, images)
     with pytest.raises(InputError, match="draw at random: give a key"):
         network = Classifier(architecture), variables, whole
-        fitness.make_task(*network, next(iter(whole)), digits.search, digits.search)
+        tasks.make_task(*network, next(iter(whole)), digits.search, digits.search)
 
 
 def biased(params, images, *, key):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ccsrp_jax import fitness, masks
+from ccsrp_jax import fitness, masks, tasks
 from ccsrp_jax.data import Split
 from ccsrp_jax.errors import InputError
 from ccsrp_jax.network import Classifier
@@ -166,7 +166,7 @@ def task(network, digits):
     images = digits.search.images[:160]
     said = jax.jit(classifier)((variables, whole), images).argmax(-1)
     clean = Split(images, np.asarray(said, digits.search.labels.dtype))
-    return fitness.make_task(
+    return tasks.make_task(
         *(classifier, variables, whole, "conv2", clean, clean), batch_size=16, member_chunk=4
     )
 

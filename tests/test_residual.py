@@ -7,7 +7,7 @@ import optax
 import pytest
 from conftest import busy
 
-from ccsrp_jax import cost, fitness, masks, models
+from ccsrp_jax import cost, fitness, masks, models, tasks
 from ccsrp_jax.architecture import Add, Spike, coupled, group_of, groups, shapes
 from ccsrp_jax.data import Split
 from ccsrp_jax.network import Classifier
@@ -93,7 +93,7 @@ def test_scores_of_a_stream_equal_naive_evaluation(digits, spikes_add, group):
     alive = np.asarray(current[group])
     members = np.random.default_rng(0).integers(0, 2, (3, len(alive))) * alive
     members[:, alive.argmax()] = 1
-    task = fitness.make_task(classifier, variables, current, group, clean, dark, member_chunk=2)
+    task = tasks.make_task(classifier, variables, current, group, clean, dark, member_chunk=2)
     scores = fitness.score(task, members.astype(np.float32))
     logits, dense = jax.jit(classifier.__call__), sum(cost.macs(architecture).values())
     for i, member in enumerate(members):

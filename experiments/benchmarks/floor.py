@@ -44,7 +44,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from ccsrp_jax import devices, fitness, masks, models
+from ccsrp_jax import devices, fitness, masks, models, tasks
 from ccsrp_jax.architecture import Architecture, Conv, Dense, gate_position, groups
 from ccsrp_jax.data import Split
 from ccsrp_jax.figures import BLUE, GREEN, GREY, INK, VERMILION, _style, png
@@ -114,7 +114,7 @@ def problem(
     population: int,
     images: int,
     **options: Any,
-) -> tuple[fitness.Task, np.ndarray]:
+) -> tuple[tasks.Task, np.ndarray]:
     """A task on random images and a population for it."""
     random = np.random.default_rng(0)
     labels = random.integers(0, architecture.classes, images).astype(np.int32)
@@ -123,13 +123,13 @@ def problem(
         for _ in range(2)
     )
     network = Classifier(architecture), variables, masks.ones(architecture)
-    task = fitness.make_task(*network, group, clean, adversarial, population=population, **options)
+    task = tasks.make_task(*network, group, clean, adversarial, population=population, **options)
     members = random.integers(0, 2, (population, groups(architecture)[group])).astype(np.float32)
     members[:, 0] = 1
     return task, members
 
 
-def calls(task: fitness.Task, members: np.ndarray) -> int:
+def calls(task: tasks.Task, members: np.ndarray) -> int:
     """How often a score calls `score_members`."""
     size = task.member_chunk * devices.count(task.mesh)
     return len(task.clean + task.adversarial) * -(-len(members) // size)
@@ -175,7 +175,7 @@ def walk_part(architecture: Architecture, begin: int, end: int, variables, masks
     return jax.vmap(walk)(values)
 
 
-def breakdown(task: fitness.Task, members: np.ndarray, seconds: float, rounds: int) -> dict:
+def breakdown(task: tasks.Task, members: np.ndarray, seconds: float, rounds: int) -> dict:
     """Seconds that the parts of a call take, each by itself; `seconds` are a whole score's."""
     architecture, batch = task.classifier.architecture, task.clean[0]
     nodes, gate = architecture.nodes, gate_position(architecture, task.group)
@@ -239,7 +239,7 @@ def main() -> None:
         options.models, side, options.rounds = ["small"], 256, 1
         options.images, options.population = options.images or 8, options.population or 2
     square, multiply = jax.random.normal(jax.random.key(0), (side, side)), jax.jit(jnp.matmul)
-    tasks, runs = {}, {"product": lambda: [multiply(square, square) for _ in range(products)]}
+    prepared, runs = {}, {"product": lambda: [multiply(square, square) for _ in range(products)]}
     for model in options.models:
         architecture = models.build(model, INPUTS[model], 10)
         variables = spiking_variables(architecture)
@@ -247,7 +247,7 @@ def main() -> None:
         images, population = options.images or images, options.population or population
         for group in groups(architecture):
             task, members = problem(architecture, variables, group, population, images)
-            tasks[model, group] = task, members
+            prepared[model, group] = task, members
             runs[model, group] = partial(fitness.score, task, members)
     timings = take_turns(runs, options.rounds)
     median = {name: statistics.median(times) for name, times in timings.items()}
@@ -263,7 +263,7 @@ def main() -> None:
     }
     for model in options.models:
         found = {}
-        for (name, group), (task, members) in tasks.items():
+        for (name, group), (task, members) in prepared.items():
             if name == model:
                 todo = 2 * len(members) * task.images  # the adversarial images are as many
                 macs = todo * suffix_macs(task.classifier.architecture, group)
@@ -290,7 +290,7 @@ def main() -> None:
             "sweep_fraction": sum(each["floor_seconds"] for each in found.values()) / total,
             "groups": found,
             "breakdown": {
-                group: breakdown(*tasks[model, group], found[group]["seconds"], options.rounds)
+                group: breakdown(*prepared[model, group], found[group]["seconds"], options.rounds)
                 for group in dict.fromkeys([*shown, costly])
             },
         }

@@ -65,6 +65,7 @@ from ccsrp_jax import (  # noqa: E402
     masks,
     models,
     sharing,
+    tasks,
     training,
 )
 from ccsrp_jax.architecture import Spike, group_of, groups  # noqa: E402
@@ -143,7 +144,7 @@ def benchmark(name: str, options: argparse.Namespace, recorded: dict | None) -> 
     if options.only_races:
         for number, group in enumerate(groups(architecture)):
             make = partial(
-                fitness.make_task, classifier, variables, whole, group, batch_size=batch, mesh=mesh
+                tasks.make_task, classifier, variables, whole, group, batch_size=batch, mesh=mesh
             )
             members = candidates(number, whole[group], options.population)
             first = [Split(*(part[:batch] for part in split)) for split in (search, adversarial)]
@@ -172,7 +173,7 @@ def benchmark(name: str, options: argparse.Namespace, recorded: dict | None) -> 
         for number, group in enumerate(groups(architecture)):
             members = candidates(number, whole[group], options.population)
             make = partial(
-                fitness.make_task, classifier, variables, whole, group, batch_size=batch, mesh=mesh
+                tasks.make_task, classifier, variables, whole, group, batch_size=batch, mesh=mesh
             )
             task = make(clean, attacked, population=options.population)
             trees = trees_of(whole, group, members[: options.vmap])

@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ccsrp_jax import closing, data, evolution, fitness, masks, models, selection, training
+from ccsrp_jax import closing, data, evolution, fitness, masks, models, selection, tasks, training
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.coevolution import shared_adversarial_set
 from ccsrp_jax.data import Split
@@ -65,7 +65,7 @@ def main() -> None:
             key = jax.random.fold_in(jax.random.key(3), 1000 * number + i)
             order = np.asarray(jax.random.permutation(key, len(loaded.search.labels)))
             splits = [Split(*(x[order] for x in split)) for split in (loaded.search, adversarial)]
-            task = fitness.make_task(classifier, variables, whole, group, *splits, batch_size=64)
+            task = tasks.make_task(classifier, variables, whole, group, *splits, batch_size=64)
             for preset in ("faithful", "snes"):
                 races += run(task, draw(key, alive, preset), preset)
         print(group, len(races), "races")
@@ -89,7 +89,7 @@ def draw(key: jax.Array, alive: np.ndarray, preset: str) -> np.ndarray:
     return np.unique(np.asarray(drawn), axis=0)
 
 
-def run(task: fitness.Task, members: np.ndarray, preset: str) -> list[dict]:
+def run(task: tasks.Task, members: np.ndarray, preset: str) -> list[dict]:
     """Races of one population, each beside the full evaluation."""
     full, races = fitness.score(task, members), []
     for objective in ("accuracy", "loss"):

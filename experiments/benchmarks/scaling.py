@@ -65,7 +65,7 @@ from floor import (
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from ccsrp_jax import devices, fitness, models
+from ccsrp_jax import devices, fitness, models, tasks
 from ccsrp_jax.architecture import groups
 from ccsrp_jax.figures import BLUE, GREEN, GREY, INK, VERMILION, _style, png
 from ccsrp_jax.sharing import score_attacked, suffix_macs
@@ -102,7 +102,7 @@ class Point(NamedTuple):
     run: Callable[[], Any]
     macs: float
     candidates: int = 1  # that time and MACs are divided by
-    task: fitness.Task | None = None
+    task: tasks.Task | None = None
     members: np.ndarray | None = None
 
 
@@ -205,9 +205,9 @@ def one_by_one(runs: dict[str, Callable[[], Any]]) -> None:
         run()
 
 
-def whole_networks(task: fitness.Task, members: np.ndarray, macs: int) -> Callable[[], np.ndarray]:
+def whole_networks(task: tasks.Task, members: np.ndarray, macs: int) -> Callable[[], np.ndarray]:
     """Scores every candidate without sharing: (set, kind, member, image)."""
-    limit = fitness.CALL_MACS.get(jax.default_backend(), fitness.CALL_MACS_ELSEWHERE)
+    limit = tasks.CALL_MACS.get(jax.default_backend(), tasks.CALL_MACS_ELSEWHERE)
     chunk = max(1, int(limit / (task.images * macs)))  # by the rule of `fitness`
     parts = [members[at : at + chunk] for at in range(0, len(members), chunk)]
     jobs = [

@@ -8,7 +8,7 @@ import psutil
 from conftest import busy
 from jax.sharding import Mesh
 
-from ccsrp_jax import coevolution, data, devices, fitness, masks, models
+from ccsrp_jax import coevolution, data, devices, fitness, masks, models, tasks
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.network import Classifier
 from ccsrp_jax.racing import Racing
@@ -37,7 +37,7 @@ def scores(mesh: Mesh | None) -> dict[str, np.ndarray]:
     members[:, 0] = 1
     found = {}
     for way, (adversarial, options) in ways.items():
-        task = fitness.make_task(
+        task = tasks.make_task(
             Classifier(ARCHITECTURE),
             busy(ARCHITECTURE, seed=0),
             masks.random(jax.random.key(1), ARCHITECTURE, 0.9),
