@@ -19,8 +19,8 @@ Run so far, on two cores, a core each for two such commands, so seconds are roug
            `--dataset mnist --model medium --width 0.5 --train-images 4000 --search-images 300
            --test-images 500 --rounds 0 --attack.eps 0.1 --training.epochs 10
            --training.clean-epochs 2 --training.batch-size 64`
-  cifar10  RUN --targets 0.5 0.25 --epochs 3 --train-images 1000 --search-images 150
-           --test-images 300: 1 seed, in one hour; RUN is configs/cifar10.toml
+  cifar10  RUN --targets 0.5 0.25 --epochs 3 --train-images 2000 --search-images 300
+           --test-images 500: every method, 1 seed, in two hours; RUN is configs/cifar10.toml
 
 They are in results/methods; README.md has the tables and what was found.
 """

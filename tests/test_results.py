@@ -122,13 +122,15 @@ def test_methods_were_compared_at_equal_budgets():
                 assert cell[measure] >= least * cell["target"] * dense[measure]
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist"])
-def test_the_small_comparisons_have_every_method_on_three_seeds(name):
+@pytest.mark.parametrize(("name", "seeds"), [("digits", 3), ("mnist", 3), ("cifar10", 1)])
+def test_the_comparisons_have_every_method(name, seeds):
     record = json.loads((RESULTS / "methods" / name / "methods.json").read_text())
     found = {(cell["method"], cell["target"], cell["seed"]) for cell in record["cells"]}
-    wanted = {(m, t, s) for m in METHODS for t in (0.5, 0.25) for s in (0, 1, 2)}
+    wanted = {(m, t, s) for m in METHODS for t in (0.5, 0.25) for s in range(seeds)}
     if name == "mnist":  # its classifier has a quarter of the weights, and stays whole
         wanted = {(m, t, s) for m, t, s in wanted if m in FILTER_METHODS or t == 0.5}
+    elif name == "cifar10":  # one weight of eight, the fewest that N:M keeps, and the classifier
+        wanted.remove(("nm", 0.25, 0))
     assert found >= wanted
 
 
