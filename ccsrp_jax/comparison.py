@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from ccsrp_jax.errors import InputError
 from ccsrp_jax.hypervolume import hypervolume
 
 # What is minimised beside the clean and the robust error, as a share of the dense network's.
@@ -30,6 +31,17 @@ class Paired(NamedTuple):
     p: float  # of a paired t-test, two-sided; nan where it says nothing
     wins: int  # seeds on which the first is above
     seeds: int  # that both have
+
+
+class Standing(NamedTuple):
+    """A method beside all others, over networks."""
+
+    method: str
+    mean_rank: float  # 1 is the highest hypervolume
+    ranks: tuple[float, ...]  # by network
+    behind: int  # networks on which the default is above it
+    lead: float  # of the default over it, mean over networks
+    p: float  # of Wilcoxon's signed-rank test over networks, two-sided; nan for the default
 
 
 def points(cells: Iterable[Mapping], dense: Mapping, cost: str = "macs") -> np.ndarray:
@@ -77,3 +89,48 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Paired:
     spread_ = gaps.std(ddof=1) if len(gaps) > 1 else np.nan
     p = float(stats.ttest_1samp(gaps, 0).pvalue) if len(gaps) > 1 and spread_ > 0 else np.nan
     return Paired(float(gaps.mean()), float(spread_), p, int((gaps > 0).sum()), len(gaps))
+
+
+def over_networks(records: Sequence[Mapping], default: str, cost: str = "macs") -> list[Standing]:
+    """Compares methods that remove filters over several networks, by ranks of their hypervolumes.
+
+    A network counts once, with the mean over its seeds: seeds of one network do not tell what
+    another would say. Methods that a network lacks are left out. The p of a rival is its own, not
+    corrected for their number.
+
+    Args:
+      records: of `experiments/methods.py`, a network each.
+      default: the method that the others are set against.
+      cost: of `COSTS`.
+
+    Returns:
+      Methods in ascending order of their mean rank.
+
+    Raises:
+      InputError: there is one network only, or no two methods with the default on all of them.
+
+    References:
+      Demšar, Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 7 (2006).
+    """
+    volumes = []
+    for record in records:
+        cells = [cell for cell in record["cells"] if not cell["weights"]]
+        found = hypervolumes(cells, record["dense"], cost)
+        volumes.append({method: spread(of.values()).mean for method, of in found.items()})
+    shared = [m for m in (volumes[0] if volumes else ()) if all(m in v for v in volumes)]
+    if len(records) < 2 or default not in shared or len(shared) < 2:
+        raise InputError(
+            f"{len(records)} networks share the methods {', '.join(shared) or 'none'}: give tables "
+            f"of two networks or more that share {default!r} and another method."
+        )
+    table = np.array([[v[method] for method in shared] for v in volumes])
+    ranks = stats.rankdata(-table, axis=1)
+    standings = []
+    for column, method in enumerate(shared):
+        gaps = table[:, shared.index(default)] - table[:, column]
+        p = float(stats.wilcoxon(gaps).pvalue) if gaps.any() else np.nan
+        own = tuple(ranks[:, column].tolist())
+        standings.append(
+            Standing(method, float(np.mean(own)), own, int((gaps > 0).sum()), float(gaps.mean()), p)
+        )
+    return sorted(standings, key=lambda standing: standing.mean_rank)

@@ -1,13 +1,17 @@
 """Comparisons of methods against volumes by hand and scipy's own paired test."""
 
+import importlib.util
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from ccsrp_jax.comparison import hypervolumes, paired, points, spread
+from ccsrp_jax.comparison import hypervolumes, over_networks, paired, points, spread
 from ccsrp_jax.comparison_page import finding, summarise
+from ccsrp_jax.errors import InputError
 
 DENSE = {"macs": 200.0, "params": 50, "synops": 8.0}
 
@@ -132,3 +136,70 @@ def test_a_rival_is_compared_on_the_seeds_that_both_have():
     record["cells"] = [c for c in record["cells"] if c["method"] != "random" or c["seed"] < 2]
     text = finding(summarise(record))
     assert "lead is +0.0050 on average" in text and "1 of 2 seeds" in text
+
+
+def network(**volumes):
+    """A comparison in which a method's seeds have these hypervolumes, at one target."""
+    cells = [
+        cell(method, seed, 0.5, 1.0, volume, 0.0) | {"weights": False}
+        for method, seeds in volumes.items()
+        for seed, volume in enumerate(seeds)
+    ]
+    return {"dense": DENSE, "cells": cells}
+
+
+NETWORKS = [
+    network(ccsrp=[0.6, 0.8], a=[0.5, 0.6], b=[0.1], only_here=[0.9]),
+    network(ccsrp=[0.4], a=[0.5, 0.7], b=[0.2]),
+    network(ccsrp=[0.5], a=[0.25], b=[0.5]),
+    network(ccsrp=[0.9], a=[0.6], b=[0.1]),
+]
+
+
+def test_a_network_counts_once_with_the_mean_of_its_seeds():
+    found = {standing.method: standing for standing in over_networks(NETWORKS, "ccsrp")}
+    assert found["ccsrp"].ranks == (1, 2, 1.5, 1) and found["ccsrp"].behind == 0
+    assert found["a"].ranks == (2, 1, 3, 2) and found["b"].ranks == (3, 3, 1.5, 3)
+    assert [s.method for s in over_networks(NETWORKS, "ccsrp")] == ["ccsrp", "a", "b"]
+    for method, values in (("a", [0.55, 0.6, 0.25, 0.6]), ("b", [0.1, 0.2, 0.5, 0.1])):
+        gaps = np.subtract([0.7, 0.4, 0.5, 0.9], values)
+        assert found[method].behind == (gaps > 1e-6).sum()
+        assert found[method].lead == pytest.approx(gaps.mean(), rel=1e-5)
+    assert math.isnan(found["ccsrp"].p)
+    # of the 16 signs that four gaps can have, 3 have no more below than the 2nd smallest
+    assert found["a"].p == pytest.approx(2 * 3 / 16)
+
+
+def test_weights_methods_and_single_networks_are_not_ranked():
+    with pytest.raises(InputError, match="1 networks share the methods ccsrp, a, b"):
+        over_networks(NETWORKS[:1], "ccsrp")
+    with pytest.raises(InputError, match="that share 'ccsrp'"):
+        over_networks([network(a=[0.1], b=[0.2])] * 2, "ccsrp")
+    masked = [dict(cell, method="weights", weights=True) for cell in NETWORKS[0]["cells"][:2]]
+    more = [{**record, "cells": record["cells"] + masked} for record in NETWORKS]
+    assert "weights" not in {standing.method for standing in over_networks(more, "ccsrp")}
+
+
+def test_the_script_ranks_tables_of_networks(tmp_path, capsys):
+    path = Path(__file__).parents[1] / "experiments" / "networks.py"
+    spec = importlib.util.spec_from_file_location("networks_script", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    tables = []
+    for number, record in enumerate(NETWORKS):
+        for row in record["cells"]:
+            row["synops"] = 0.0
+        tables.append(tmp_path / f"network{number}" / "methods.json")
+        tables[-1].parent.mkdir()
+        tables[-1].write_text(json.dumps(record))
+    out = tmp_path / "networks.json"
+    assert script.main([*map(str, tables), "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert found["networks"] == ["network0", "network1", "network2", "network3"]
+    expected = [standing._asdict() for standing in over_networks(NETWORKS, "ccsrp")]
+    assert [row["ranks"] for row in found["macs"]] == [list(row["ranks"]) for row in expected]
+    assert found["macs"][1]["p"] == expected[1]["p"] and found["macs"][0]["p"] is None
+    assert script.main([str(tmp_path / "methods.json"), "--out", str(out)]) == 2
+    assert script.main([str(tables[0])]) == 2
+    said = capsys.readouterr().err
+    assert "there is no" in said and "give tables of two networks" in said

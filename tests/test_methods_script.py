@@ -170,6 +170,17 @@ def test_a_page_is_made_of_a_table_alone(script, compared, tmp_path):
     assert (tmp_path / "index.html").read_text() == (compared / "index.html").read_text()
 
 
+def test_a_comparison_goes_on_from_a_table_alone(script, run_dir, compared, tmp_path, capsys):
+    (tmp_path / "methods.json").write_bytes((compared / "methods.json").read_bytes())
+    flags = [*COMPARE, "--methods", "l1", "random", "--seeds", "0", "--out", str(tmp_path)]
+    assert script.main([str(run_dir), *flags]) == 0
+    said = capsys.readouterr().out
+    assert "random at 0.5, seed 0: accuracy" in said and "l1 at" not in said
+    old, new = (json.loads((d / "methods.json").read_text()) for d in (compared, tmp_path))
+    assert [cell for cell in new["cells"] if cell["method"] != "random"] == old["cells"]
+    assert new["dense"] == old["dense"] and len(new["cells"]) == len(old["cells"]) + 1
+
+
 def test_an_unknown_method_is_named(tmp_path, capsys):
     assert cli.main([*TINY, "--method", "l2", "--run-dir", str(tmp_path)]) == 2
     assert "method 'l2'" in capsys.readouterr().err

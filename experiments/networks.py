@@ -1,0 +1,77 @@
+"""Methods over several networks: mean ranks, and how often the default is ahead.
+
+    python experiments/networks.py experiments/results/methods/*/methods.json
+
+Takes tables of `experiments/methods.py`, one a network, and counts networks instead of seeds:
+seeds of one network tell what chance does to fine-tuning and to search, and not what another
+network would say. Takes a second. Writes networks.json; README.md says what was found.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from ccsrp_jax import cli, comparison, config, rundir
+from ccsrp_jax.comparison_page import DEFAULT
+from ccsrp_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Compare methods over networks.
+
+    Attributes:
+      tables: methods.json of comparisons, a network each, with the same targets.
+      out: the file to write.
+    """
+
+    tables: Annotated[tuple[str, ...], tyro.conf.Positional]
+    out: str = "networks.json"
+
+
+def main(args: list[str] | None = None) -> int:
+    return cli.guard(lambda: _run(config.read_flags(Settings, args or sys.argv[1:])), "--out", "it")
+
+
+def _run(settings: Settings) -> None:
+    records = [_read(Path(path)) for path in settings.tables]
+    result = {"networks": [path.parent.name for path in map(Path, settings.tables)]}
+    for cost in ("macs", "synops"):
+        found = comparison.over_networks(records, DEFAULT, cost)
+        result[cost] = [_plain(row) for row in found]
+        _show(found, cost)
+    rundir.write_json(Path(settings.out), result)
+
+
+def _read(path: Path) -> dict:
+    if not path.exists():
+        raise InputError(f"there is no {path}: give methods.json of finished comparisons.")
+    return rundir.read_json(path)
+
+
+def _plain(row: comparison.Standing) -> dict:
+    """JSON has no nan."""
+    return row._asdict() | {"p": None if math.isnan(row.p) else row.p}
+
+
+def _show(found: list[comparison.Standing], cost: str) -> None:
+    table = Table(title=f"hypervolume with {cost}, over networks")
+    for title in ("method", "mean rank", "ranks", f"{DEFAULT} ahead", "its mean lead", "p"):
+        table.add_column(title)
+    for row in found:
+        ranks = " ".join(f"{rank:g}" for rank in row.ranks)
+        ahead = f"{row.behind} of {len(row.ranks)}"
+        table.add_row(
+            row.method, f"{row.mean_rank:.2f}", ranks, ahead, f"{row.lead:+.4f}", f"{row.p:.2g}"
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
