@@ -68,10 +68,10 @@ ABLATIONS = {
     for name, changes in {
         "even widths": {"factors": ()},
         "widths alone": {"search": None},
-        "random order": {"criterion": criteria.at_random},
-        "L1 order": {"criterion": criteria.l1},
+        "three orders": {"orders": (criteria.gamma, criteria.taylor, criteria.at_random)},
+        "random order": {"orders": (criteria.at_random,)},
+        "L1 order": {"orders": (criteria.l1,)},
         "one epoch": {"epochs": 1},
-        "or in rounds": {"rounds": 3},
         "two cycles": {"cycles": 2},
         "smaller steps": {"factors": (0.75, 1.25)},
     }.items()

@@ -15,6 +15,7 @@ from ccsrp_jax import masks as masking
 from ccsrp_jax.apgd import APGD
 from ccsrp_jax.attacks import PGD
 from ccsrp_jax.data import unit
+from ccsrp_jax.errors import InputError
 from ccsrp_jax.gradients import Surrogate
 from ccsrp_jax.methods import best_of, by_score, ccsrp_widths, criteria, widths
 from ccsrp_jax.methods.problem import Passes, finetune
@@ -34,7 +35,7 @@ def heard(monkeypatch):
 
     def use(wish):
         def audition(key, problem, way, *, epochs=None):
-            masks = way.keywords.get("masks")  # None: in rounds
+            masks = way.keywords["masks"]
             tried.append((np.asarray(jax.random.key_data(key)).tobytes(), masks))
             return float(wish(masks)), Passes(100, 10)
 
@@ -126,19 +127,47 @@ def test_training_takes_the_recipe_and_auditions_are_search(problem):
     assert found.search.forward == taylor + sum(audition) + 2 * images
 
 
-@pytest.mark.parametrize("better", [True, False])
-def test_the_other_way_goes_in_rounds_to_the_same_shares_if_that_is_better(problem, heard, better):
-    """The second group is to be wide; then either way ends at the shares that were found."""
-    longer = dataclasses.replace(problem, recipe=dataclasses.replace(problem.recipe, epochs=2))
-    tried = heard(
-        lambda masks: (-1000 if better else 1000) if masks is None else -masks["conv2"].sum()
-    )
-    found = ccsrp_widths(KEY, longer, search=None, factors=(2.0,), rounds=3)
-    assert [masks is None for _, masks in tried] == [False] * (len(tried) - 1) + [True]
-    widest = max((masks for _, masks in tried[:-1]), key=lambda masks: masks["conv2"].sum())
-    assert counts(found.masks) == counts(widest)
-    scored = 32 * (2 + longer.attack.gradients)  # images, by Taylor's criterion
-    assert found.search.backward == 10 * len(tried) + scored * (3 if better else 1)
+def firsts(scores, kept):
+    """By group, the highest of the scores."""
+    return {
+        name: set(np.argsort(-np.asarray(values), kind="stable")[: kept[name]].tolist())
+        for name, values in scores.items()
+    }
+
+
+def test_the_best_order_divides_and_the_best_at_the_widths_found_stays(problem, heard):
+    """By the second order at first, wide in the second group; then by the third."""
+    rng = np.random.default_rng(4)
+    widths_ = {name: len(mask) for name, mask in masking.ones(problem.architecture).items()}
+    orders = [{name: rng.permutation(n) for name, n in widths_.items()} for _ in range(3)]
+    calls = [lambda *_, scores=scores: (scores, Passes(1, 2)) for scores in orders]
+
+    def by(masks, number):
+        kept = firsts(orders[number], counts(masks))
+        return all(set(np.flatnonzero(mask).tolist()) == kept[n] for n, mask in masks.items())
+
+    tried_widths = []
+
+    def wish(masks):
+        width = int(masks["conv2"].sum())
+        tried_widths.append(width)
+        better = 2 if width > tried_widths[0] else 1
+        return -width - 0.5 * by(masks, better)
+
+    tried = heard(wish)
+    found = ccsrp_widths(KEY, problem, orders=calls, search=None, factors=(2.0,))
+    masks = [masks for _, masks in tried]
+    assert [by(m, n) for n, m in enumerate(masks[:3])] == [True] * 3
+    assert all(by(m, 1) for m in masks[3:-2])  # widths are tried in the order that was best
+    assert by(masks[-2], 0) and by(masks[-1], 2)
+    assert by(found.masks, 2) and counts(found.masks) == counts(masks[-1]) == counts(masks[-2])
+    assert counts(found.masks)["conv2"] == max(tried_widths) > tried_widths[0]
+    assert found.search == Passes(100 * len(tried) + 3, 10 * len(tried) + 6)
+
+
+def test_no_order_is_refused(problem):
+    with pytest.raises(InputError, match="no orders"):
+        ccsrp_widths(KEY, problem, orders=())
 
 
 def test_a_round_of_given_shares_keeps_filters_in_proportion(problem):

@@ -3,10 +3,11 @@
 How a budget is dealt out over layers decides more than which filters of a layer stay, and the loss
 right after pruning does not tell which division is good once weights have adapted: a group that is
 cheap to lose then may be the one that fine-tuning cannot do without. So here what evolves first is
-every group's share, and a candidate's fitness is the loss after fine-tuning.
+every group's share, and a candidate's fitness is the loss after fine-tuning. Several orders of
+filters can be tried the same way: no criterion is best on every network.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -18,10 +19,12 @@ from jaxtyping import Array
 from ccsrp_jax import budget, training
 from ccsrp_jax import masks as masking
 from ccsrp_jax.apgd import APGD
+from ccsrp_jax.budget import Scores
 from ccsrp_jax.coevolution import search_round
+from ccsrp_jax.errors import InputError
 from ccsrp_jax.masks import MaskTree
 from ccsrp_jax.methods import criteria
-from ccsrp_jax.methods.criteria import Criterion, by_score
+from ccsrp_jax.methods.criteria import Criterion
 from ccsrp_jax.methods.evolved import passes_of
 from ccsrp_jax.methods.problem import Passes, Problem, Pruned, batches, finetune
 from ccsrp_jax.search import PRESETS, Search
@@ -36,43 +39,49 @@ def ccsrp_widths(
     key: Array,
     problem: Problem,
     *,
-    criterion: Criterion = criteria.taylor,
+    orders: Sequence[Criterion] = (criteria.taylor,),
     search: Search | None = SEARCH,
     factors: tuple[float, ...] = (0.5, 1.5),
     cycles: int = 1,
     epochs: int | None = None,
-    rounds: int = 1,
 ) -> Pruned:
     """Coevolves every group's width, then its mask at that width, and fine-tunes once.
 
-    All groups begin with the same share of their filters. In a cycle, every group's
-    sub-population tries other shares while those of all others are held (in proportion to each
-    other, so that the target is met), then all groups' best are spliced at once. The step from the
-    old shares to the best ones is taken again for as long as that is better. At the widths found,
-    masks are evolved in the trained network as `search_round` does, and taken if they are
-    better than the criterion's. With `rounds`, another way to the same widths is tried last: in
-    rounds, with the criterion's scores anew in each, and an epoch of training after all but the
-    last, in which the others come.
+    All groups begin with the same share of their filters, in the best order. In a cycle, every
+    group's sub-population tries other shares while those of all others are held (in proportion to
+    each other, so that the target is met), then all groups' best are spliced at once. The step
+    from the old shares to the best ones is taken again for as long as that is better. At the
+    widths found, the other orders are tried again, and masks are evolved in the trained network as
+    `search_round` does, from the best order, and taken if they are better than it.
 
     Candidates are *auditioned*: the dense network is masked and trained, and the loss on clean and
     on attacked search images is compared. Those weights are thrown away, and counted as search:
-    with G groups, about 2 G + 4 trainings. (Ours, from what CCSRP shares with its ancestor:
-    sub-populations, and a splice of their best.)
+    with G groups and K orders, about 2 (G + K) + 2 trainings. (Ours, from what CCSRP shares with
+    its ancestor: sub-populations, and a splice of their best.)
 
     Args:
       key: of search and training.
       problem: see `problem`.
-      criterion: of `criteria`, the order in which filters of a group go.
+      orders: criteria, one or more, by which filters of all groups go.
       search: of masks at the widths that were found, with the decoder `topk`; None leaves the
-        criterion's.
+        best order's.
       factors: that a group's share is tried with, relative to the others.
       cycles: of coevolution; each has factors nearer to 1 than the one before.
       epochs: of an audition; by default as many as the problem's recipe has.
-      rounds: of the other way, or as many as there are epochs; 1 leaves it out.
+
+    Raises:
+      InputError: there is no order.
     """
+    if not orders:
+        raise InputError("ccsrp_widths has no orders: give one criterion or more.")
     key_score, key_try, key_search, key_train = jax.random.split(key, 4)
     dense = masking.ones(problem.architecture)
-    scores, passes = criterion(key_score, problem, problem.variables, dense)
+    scores, passes = [], Passes()
+    for number, criterion in enumerate(orders):
+        key_order = jax.random.fold_in(key_score, number)
+        values, spent = criterion(key_order, problem, problem.variables, dense)
+        scores.append(values)
+        passes += spent
     cost_of, limit = problem.cost(), problem.limit()
     heard: dict[bytes, float] = {}
 
@@ -86,13 +95,15 @@ def ccsrp_widths(
             passes += spent
         return heard[name]
 
-    def divided(shares: Mapping[str, float]) -> MaskTree:
-        return budget.cut(budget.proportioned(scores, shares), cost_of, limit)
+    def divided(shares: Mapping[str, float], order: Scores) -> MaskTree:
+        return budget.cut(budget.proportioned(order, shares), cost_of, limit)
+
+    best = dict.fromkeys(scores[0], 1.0)
+    order = min(scores, key=lambda order: fitness(divided(best, order)))
 
     def loss(shares: Mapping[str, float]) -> float:
-        return fitness(divided(shares))
+        return fitness(divided(shares, order))
 
-    best = dict.fromkeys(scores, 1.0)
     for cycle in range(cycles):
         around = spliced = best
         for group, share in around.items():
@@ -105,7 +116,8 @@ def ccsrp_widths(
             further = {group: best[group] ** 2 / around[group] for group in best}
             around = best
             best = min((best, further), key=loss)
-    masks = divided(best)
+    order = min((order, *scores), key=lambda order: fitness(divided(best, order)))
+    masks = divided(best, order)
     if search:
         found = search_round(
             key_search,
@@ -116,19 +128,13 @@ def ccsrp_widths(
             problem.attack,
             search,
             batch_size=problem.batch_size,
-            harm=scores,
+            harm=order,
             kept={name: int(mask.sum()) for name, mask in masks.items()},
         )
         passes += passes_of(problem, found, search)
         masks = min((masks, found.masks), key=fitness)
-    way, rounds = partial(at_once, masks=masks), min(rounds, epochs or problem.recipe.epochs)
-    if rounds > 1:
-        other = partial(by_score, criterion=criterion, allocation=best, rounds=rounds, early=1)
-        value, spent = audition(key_try, problem, other, epochs=epochs)
-        passes += spent
-        way = other if value < fitness(masks) else way
-    found = way(key_train, problem)
-    return found._replace(search=passes + found.search)
+    found = at_once(key_train, problem, masks=masks)
+    return found._replace(search=passes)
 
 
 def at_once(key: Array, problem: Problem, *, masks: MaskTree) -> Pruned:
