@@ -87,12 +87,13 @@ def finding(summary: Mapping) -> str:
     """Who is ahead in hypervolume, and how surely, in words."""
     volumes = [v for v in summary["volumes"] if v["macs"]]
     default = next((v for v in volumes if v["method"] == DEFAULT), None)
-    if default is None or len(volumes) < 2:
+    rivals = [v for v in volumes if v["method"] != DEFAULT and not _ablation(v["method"])]
+    if default is None or not rivals:
         return "The default method and a rival that removes filters are needed for a finding."
-    rivals = [v for v in volumes if v["method"] != DEFAULT]
     leads = {v["method"]: v["lead"] for v in rivals}
     ahead = [name for name, lead in leads.items() if lead.difference > 0]
     sure = [name for name in ahead if _sure(leads[name])]
+    beaten = [name for name, lead in leads.items() if lead.difference < 0 and lead.p < 0.05]
     best = max(rivals, key=lambda v: v["macs"].mean)
     lead = leads[best["method"]]
     text = (
@@ -104,8 +105,14 @@ def finding(summary: Mapping) -> str:
         return text + ". With one seed nothing can be said of chance."
     return text + (
         f" on average, and it is ahead on {lead.wins} of {lead.seeds} seeds (p = {lead.p:.2g}). By "
-        f"a paired t-test over seeds at 5 %, rivals surely below it: {len(sure)}."
+        f"a paired t-test over seeds at 5 %, rivals surely below it: {len(sure)}, surely above it: "
+        f"{len(beaten)}."
     )
+
+
+def _ablation(method: str) -> bool:
+    """Of the default: it is no rival."""
+    return method.startswith(f"{DEFAULT}: ")
 
 
 def _sure(lead: Paired) -> bool:

@@ -1,4 +1,4 @@
-"""Every pruning method on one trained network, at equal budgets.
+r"""Every pruning method on one trained network, at equal budgets.
 
     python experiments/ccsrp.py --rounds 0 --run-dir runs/dense
     python experiments/methods.py runs/dense
@@ -21,8 +21,14 @@ Run so far, on two cores, a core each for two such commands, so seconds are roug
            --training.clean-epochs 2 --training.batch-size 64`
   cifar10  RUN --targets 0.5 0.25 --epochs 3 --train-images 2000 --search-images 300
            --test-images 500: every method, 1 seed, in two hours; RUN is configs/cifar10.toml
+  digits-1, digits-2, cifar10-1: the same with --seed 1 or 2 of the main job, that is other splits
+           and networks; methods that remove filters and one ablation, 1 seed
 
-They are in results/methods; README.md has the tables and what was found.
+They are in results/methods; README.md has the tables and what was found. The last three have their
+networks with them, so that other methods and seeds can join them, cell by cell:
+
+    python experiments/methods.py experiments/results/methods/digits-1/dense \
+        --out experiments/results/methods/digits-1 --targets 0.5 0.25 --seeds 0 --methods NAME
 """
 
 import sys

@@ -123,7 +123,21 @@ def test_the_finding_names_the_strongest_rival_and_what_chance_leaves_of_the_lea
     p = stats.ttest_rel(RESULTS["ccsrp"], RESULTS["random"]).pvalue
     assert "above 2 of 2 rivals" in text and "strongest rival is random with 0.4533" in text
     assert "lead is +0.0017 on average" in text and "1 of 3 seeds" in text
-    assert f"(p = {p:.2g})" in text and "at 5 %, rivals surely below it: 1." in text
+    assert (
+        f"(p = {p:.2g})" in text
+        and "at 5 %, rivals surely below it: 1, surely above it: 0." in text
+    )
+
+
+def test_the_finding_counts_rivals_above_the_default_and_takes_ablations_for_none():
+    record = compared(3)
+    for row in record["cells"]:
+        row["method"] = {"ccsrp": "l1", "l1": "ccsrp", "random": "ccsrp: wider"}[row["method"]]
+    text = finding(summarise(record))
+    assert "above 0 of 1 rivals" in text and "strongest rival is l1" in text
+    assert "surely below it: 0, surely above it: 1." in text
+    record["cells"] = [row for row in record["cells"] if row["method"] != "l1"]
+    assert finding(summarise(record)).startswith("The default method and a rival")
 
 
 def test_a_finding_of_one_seed_says_that_it_cannot_tell_chance():
