@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from ccsrp_jax import compaction, config, cost
+from ccsrp_jax.comparison import over_networks
 from ccsrp_jax.comparison_page import summarise
 from ccsrp_jax.methods import FILTER_METHODS, METHODS
 
@@ -141,6 +143,44 @@ def test_ccsrp_is_above_every_rival_on_every_seed_on_mnist():
     for name in FILTER_METHODS.keys() - {"ccsrp"}:
         assert leads[name].wins == leads[name].seeds >= 3
         assert leads[name].p < 0.05
+
+
+def test_networks_of_comparisons_are_there_to_go_on_with():
+    folders = sorted((RESULTS / "methods").glob("*/dense"))
+    assert folders
+    for folder in folders:
+        record = json.loads((folder.parent / "methods.json").read_text())
+        job = config.parse(["--config", str(folder / "config.json")])
+        architecture, _ = compaction.load(folder / "networks" / "round00.safetensors")
+        assert (job.dataset, job.model) == (record["dataset"], record["model"])
+        assert sum(cost.macs(architecture).values()) == record["dense"]["macs"]
+
+
+def test_the_readme_says_how_methods_rank_over_networks():
+    text = " ".join((RESULTS.parents[1] / "README.md").read_text().split())
+    found = json.loads((RESULTS / "methods" / "networks.json").read_text())
+    tables = [RESULTS / "methods" / name / "methods.json" for name in found["networks"]]
+    assert set(tables) == set((RESULTS / "methods").glob("*/methods.json"))
+    records = [json.loads(path.read_text()) for path in tables]
+    for measure in ("macs", "synops"):
+        standings = over_networks(records, "ccsrp", measure)
+        assert [row["method"] for row in found[measure]] == [s.method for s in standings]
+        for row, standing in zip(found[measure], standings, strict=True):
+            assert tuple(row["ranks"]) == standing.ranks
+    ranks = {row["method"]: row["mean_rank"] for row in found["macs"]}
+    listed = [f"`{name}` {ranks[name]:.1f}" for name in list(ranks)[:5]]
+    assert ", ".join(listed) in text
+    [own, *_] = [row for row in found["macs"] if row["method"] == "ccsrp"]
+    rivals = [row for row in found["macs"] if row is not own]
+    surely = [row for row in rivals if row["lead"] > 0 and row["p"] < 0.05]
+    assert f"ahead of {len(surely)} of the {len(rivals)} by Wilcoxon's" in text
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_no_rival_is_above_ccsrp_beyond_chance(name):
+    summary = summarise(json.loads((RESULTS / "methods" / name / "methods.json").read_text()))
+    leads = [row["lead"] for row in summary["volumes"] if row["macs"]]
+    assert not [lead for lead in leads if lead.difference < 0 and lead.p < 0.05]
 
 
 def test_the_readme_says_what_the_standard_suite_left_of_pruned_networks():
