@@ -175,8 +175,8 @@ def test_checkpoints_come_where_a_plain_count_puts_them(steps):
 def agreement(problem, attack, look_of, *, logits=curved, targets=None):
     """Images on which all points, step sizes and the result equal those of a plain loop.
 
-    Both count in 64 bits, where little hangs on the order of sums; the few images on which
-    two losses tie but for the last bit may differ.
+    Both count in 64 bits, where little hangs on the order of sums. Others may differ only once
+    the last bits decide, and how many do depends on the processor.
     """
     images, labels, weights = problem
     start = touching(jax.random.key(5), images, attack.eps, attack.norm)
@@ -192,18 +192,37 @@ def agreement(problem, attack, look_of, *, logits=curved, targets=None):
     ours = np.stack([state.x for state in states[:-1]], 1)
     equal, all_sizes = [], []
     for i, image in enumerate(np.asarray(images, float)):
+        look, seen = look_of(i), []
+
+        def watched(x, look=look, seen=seen):
+            seen.append(look(x))
+            return seen[-1]
+
         points, sizes, (wrong, value, x) = plain(
-            look_of(i), image, np.asarray(start[i], float), attack.eps, attack.steps
+            watched, image, np.asarray(start[i], float), attack.eps, attack.steps
         )
         kept = states[-1].kept
-        same = np.allclose(ours[i], points, rtol=0, atol=1e-9)
+        apart = np.abs(ours[i] - points).reshape(attack.steps, -1).max(1) > 1e-9
+        if isinstance(attack, APGD):
+            apart |= ~np.isclose([state.step_size[i] for state in states[:-1]], sizes)
+        same = not apart.any()
         same &= np.allclose(kept.loss[i], value) and kept.wrong[i] == wrong
         same &= np.allclose(kept.images[i], x, rtol=0, atol=1e-9)
-        if isinstance(attack, APGD):
-            same &= np.allclose([state.step_size[i] for state in states[:-1]], sizes)
+        assert same or last_bits_decide(seen) <= (apart.argmax() if apart.any() else attack.steps)
         equal.append(same)
         all_sizes.append(sizes)
     return np.array(equal), np.array(all_sizes)
+
+
+def last_bits_decide(seen):
+    """The first step of which a plain loop cannot be sure: its loss is that of the step before or
+    the best so far, within 1e-12, so whether it rose is chance, or it has no slope to follow."""
+    values = [value for value, _, _ in seen]
+    for step, (value, gradient, _) in enumerate(seen):
+        earlier = [values[step - 1], max(values[:step])] if step else []
+        if np.abs(gradient).max() <= 1e-9 or any(abs(value - v) <= 1e-12 for v in earlier):
+            return step
+    return len(seen)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +249,7 @@ def test_points_step_sizes_and_result_equal_a_plain_apgd_of_each_image(problem, 
         return looker(attack.loss, weights, labels[i], targets[i])
 
     equal, sizes = agreement(problem, attack, look_of, targets=jnp.asarray(targets))
-    assert equal.mean() >= 0.9
+    assert equal.mean() >= 0.75
     halvings = np.log2(2 * attack.eps / sizes)
     assert halvings[:, 0].max() == 0 and halvings[:, -1].max() >= 3
     assert len(np.unique(halvings, axis=0)) > 3  # every image at steps of its own
