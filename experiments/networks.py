@@ -52,7 +52,10 @@ def _run(settings: Settings) -> None:
 def _read(path: Path) -> dict:
     if not path.exists():
         raise InputError(f"there is no {path}: give methods.json of finished comparisons.")
-    return rundir.read_json(path)
+    record = rundir.read_json(path)
+    if not isinstance(record, dict) or not {"cells", "dense"} <= record.keys():
+        raise InputError(f"{path} is no table of methods: give what experiments/methods.py wrote.")
+    return record
 
 
 def _plain(row: comparison.Standing) -> dict:

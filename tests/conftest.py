@@ -1,7 +1,11 @@
 """Shared small networks and data; JAX's caches are dropped between modules to bound memory."""
 
+import importlib.util
 import os
+import sys
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # what earlier runs kept is not tested
 # tests mostly compile, and run what they compiled once: a third less time in all
@@ -112,6 +116,16 @@ def busy(architecture: Architecture, seed: int, ranges: dict = BUSY) -> dict:
 
     shapes = jax.eval_shape(lambda key: models.init(key, architecture), jax.random.key(0))
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def experiment(name: str) -> ModuleType:
+    """A script of experiments/, as a module."""
+    path = Path(__file__).parents[1] / "experiments" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_script", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where the flag parser looks for the docstrings
+    spec.loader.exec_module(module)
+    return module
 
 
 def pruning_problem(digits: data.Dataset, **changes) -> Problem:

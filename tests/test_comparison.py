@@ -1,12 +1,11 @@
 """Comparisons of methods against volumes by hand and scipy's own paired test."""
 
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import experiment
 from scipy import stats
 
 from ccsrp_jax.comparison import hypervolumes, over_networks, paired, points, spread
@@ -155,7 +154,7 @@ def test_a_rival_is_compared_on_the_seeds_that_both_have():
 def network(**volumes):
     """A comparison in which a method's seeds have these hypervolumes, at one target."""
     cells = [
-        cell(method, seed, 0.5, 1.0, volume, 0.0) | {"weights": False}
+        cell(method, seed, 0.5, 1.0, volume, 0.0, synops=0.0, weights=False)
         for method, seeds in volumes.items()
         for seed, volume in enumerate(seeds)
     ]
@@ -195,14 +194,8 @@ def test_weights_methods_and_single_networks_are_not_ranked():
 
 
 def test_the_script_ranks_tables_of_networks(tmp_path, capsys):
-    path = Path(__file__).parents[1] / "experiments" / "networks.py"
-    spec = importlib.util.spec_from_file_location("networks_script", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    tables = []
+    script, tables = experiment("networks"), []
     for number, record in enumerate(NETWORKS):
-        for row in record["cells"]:
-            row["synops"] = 0.0
         tables.append(tmp_path / f"network{number}" / "methods.json")
         tables[-1].parent.mkdir()
         tables[-1].write_text(json.dumps(record))
@@ -217,3 +210,7 @@ def test_the_script_ranks_tables_of_networks(tmp_path, capsys):
     assert script.main([str(tables[0])]) == 2
     said = capsys.readouterr().err
     assert "there is no" in said and "give tables of two networks" in said
+    tables[0].write_text("{}")
+    assert script.main([*map(str, tables), "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "is no table of methods" in said and "Traceback" not in said

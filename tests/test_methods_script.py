@@ -1,14 +1,12 @@
 """The comparison of methods as a user runs it, and single methods through the main job."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import busy
+from conftest import busy, experiment
 
 from ccsrp_jax import cli, compaction, cost, models, rundir, stages
 from ccsrp_jax.board import Board
@@ -17,7 +15,6 @@ from ccsrp_jax.data import unit
 from ccsrp_jax.methods import METHODS
 from ccsrp_jax.network import Classifier
 
-ROOT = Path(__file__).parents[1]
 TINY = [
     *("--train-images", "64", "--search-images", "32", "--test-images", "32"),
     *("--time-steps", "2", "--rounds", "1", "--target-macs", "0.5", "--batch-size", "32"),
@@ -29,11 +26,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def script():
-    path = ROOT / "experiments" / "methods.py"
-    spec = importlib.util.spec_from_file_location("methods_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return experiment("methods")
 
 
 @pytest.fixture(scope="module")

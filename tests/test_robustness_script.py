@@ -1,26 +1,17 @@
 """experiments/robustness.py as a user runs it: files, figures, and sentences for bad input."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import experiment
 
 from ccsrp_jax import compaction
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def script():
-    path = ROOT / "experiments" / "robustness.py"
-    spec = importlib.util.spec_from_file_location("robustness_script", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where the flag parser looks for the docstrings
-    spec.loader.exec_module(module)
-    return module
+    return experiment("robustness")
 
 
 @pytest.fixture
