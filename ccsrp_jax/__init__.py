@@ -7,29 +7,34 @@ pass (`gradients`), say how robust it is and whether that can be believed (`eval
 (`Search`, `search_round`), cut them out (`compact`) and count what was saved (`cost`).
 """
 
-from ccsrp_jax import cost, devices, gradients, masks, selection, suite
-from ccsrp_jax.apgd import APGD, SAPGD
-from ccsrp_jax.architecture import Architecture, groups
-from ccsrp_jax.assess import Assessment, evaluate
-from ccsrp_jax.attacks import PGD, Noise, fgsm
-from ccsrp_jax.coevolution import search_group, search_round
-from ccsrp_jax.compaction import compact, load, save
-from ccsrp_jax.corruptions import corrupt
-from ccsrp_jax.data import Dataset, Split
-from ccsrp_jax.data import load as load_data
-from ccsrp_jax.errors import InputError
-from ccsrp_jax.evaluation import correct, predict
-from ccsrp_jax.fitness import Scores, score
-from ccsrp_jax.hypervolume import hypervolume
-from ccsrp_jax.models import MODELS, build, init, plain, residual
-from ccsrp_jax.network import Classifier, SpikingNetwork
-from ccsrp_jax.neurons import LIF, Surrogate, lif, spike
-from ccsrp_jax.racing import Racing
-from ccsrp_jax.search import PRESETS, Search
-from ccsrp_jax.smoothing import Smoothing, certify
-from ccsrp_jax.square import Square
-from ccsrp_jax.tasks import Task, make_task
-from ccsrp_jax.training import Recipe, train
+from ccsrp_jax.attacks.apgd import APGD, SAPGD
+from ccsrp_jax.attacks.pgd import PGD, Noise, fgsm
+from ccsrp_jax.attacks.square import Square
+from ccsrp_jax.coevolution import selection
+from ccsrp_jax.coevolution.fitness import Scores, score
+from ccsrp_jax.coevolution.racing import Racing
+from ccsrp_jax.coevolution.search import search_group, search_round
+from ccsrp_jax.coevolution.settings import PRESETS, Search
+from ccsrp_jax.coevolution.subproblem import Task, make_task
+from ccsrp_jax.data.datasets import load as load_data
+from ccsrp_jax.data.splits import Dataset, Split
+from ccsrp_jax.networks import cost, gradients, masks
+from ccsrp_jax.networks.architecture import Architecture, groups
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.compaction import compact
+from ccsrp_jax.networks.neurons import LIF, Surrogate, lif, spike
+from ccsrp_jax.networks.serialization import load, save
+from ccsrp_jax.networks.spiking_network import SpikingNetwork
+from ccsrp_jax.networks.zoo import MODELS, build, init, plain, residual
+from ccsrp_jax.reporting.comparison import hypervolume
+from ccsrp_jax.robustness import suites as suite
+from ccsrp_jax.robustness.accuracy import correct, predict
+from ccsrp_jax.robustness.corruptions import corrupt
+from ccsrp_jax.robustness.evaluation import Assessment, evaluate
+from ccsrp_jax.robustness.smoothing import Smoothing, certify
+from ccsrp_jax.training.trainer import Recipe, train
+from ccsrp_jax.utils import devices
+from ccsrp_jax.utils.errors import InputError
 
 __all__ = [
     "APGD",

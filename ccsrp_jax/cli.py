@@ -3,13 +3,15 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from ccsrp_jax import compiles, config, job
-from ccsrp_jax.errors import InputError
+from ccsrp_jax.pipeline import config
+from ccsrp_jax.pipeline import run as job
+from ccsrp_jax.utils import compilation
+from ccsrp_jax.utils.errors import InputError
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the job with these flags; returns the exit status."""
-    compiles.keep()
+    compilation.keep()
     return guard(lambda: job.run(config.parse(args)))
 
 

@@ -41,30 +41,23 @@ from typing import Annotated
 import jax
 import tyro
 
-from ccsrp_jax import (
-    cli,
-    closing,
-    compaction,
-    comparison_page,
-    compiles,
-    config,
-    data,
-    figures,
-    masks,
-    rundir,
-    stages,
-    training,
-)
-from ccsrp_jax.architecture import Architecture
-from ccsrp_jax.budget import Target
-from ccsrp_jax.errors import InputError, check_number, unknown
-from ccsrp_jax.files import write_whole
-from ccsrp_jax.methods import METHODS, WEIGHT_METHODS, best_of, ccsrp, ccsrp_widths, criteria
-from ccsrp_jax.methods.problem import timed
-from ccsrp_jax.network import Classifier
-from ccsrp_jax.robustness import Outcome, attack_all
-from ccsrp_jax.suite import PRESETS, entries_of, views
-from ccsrp_jax.terminal import Terminal
+from ccsrp_jax import cli
+from ccsrp_jax.data import splits
+from ccsrp_jax.networks import compaction, cost, masks, serialization
+from ccsrp_jax.networks.architecture import Architecture
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.pipeline import config, final_evaluation, stages
+from ccsrp_jax.pruning import METHODS, WEIGHT_METHODS, best_of, ccsrp, ccsrp_widths, criteria
+from ccsrp_jax.pruning.budget import Target
+from ccsrp_jax.pruning.problem import timed
+from ccsrp_jax.reporting import comparison_report, run_figures
+from ccsrp_jax.robustness.run_suite import Outcome, attack_all
+from ccsrp_jax.robustness.suites import PRESETS, entries_of, views
+from ccsrp_jax.training import trainer
+from ccsrp_jax.utils import compilation, devices, io
+from ccsrp_jax.utils.console import Terminal
+from ccsrp_jax.utils.errors import InputError, check_number, unknown
+from ccsrp_jax.utils.io import write_whole
 
 EARLIER = METHODS["ccsrp-priced"].keywords
 PRICED = EARLIER["search"]
@@ -179,13 +172,13 @@ class Stage:
 
     settings: Settings
     job: config.Config
-    data: data.Dataset
+    data: splits.Dataset
     architecture: Architecture
     variables: dict = field(repr=False)
 
 
 def main(args: list[str] | None = None) -> int:
-    compiles.keep()
+    compilation.keep()
     return cli.guard(lambda: _run(config.read_flags(Settings, args or sys.argv[1:])), "--out", "it")
 
 
@@ -210,7 +203,7 @@ def _run(settings: Settings) -> None:
             except InputError as error:  # a method that cannot do this is no reason to stop others
                 terminal.line(f"{what} is left out: {error}")
                 continue
-            rundir.write_json(path, row)
+            io.write_json(path, row)
             terminal.line(
                 f"{what}: accuracy {row['accuracy']:.3f}, robust {row['robust_accuracy']:.3f}, "
                 f"MACs {row['macs']:,}, parameters {row['params']:,}, search "
@@ -232,19 +225,19 @@ def _prepare(settings: Settings) -> Stage:
             f"`python experiments/ccsrp.py --rounds 0 --run-dir {run}` first."
         )
     job = config.parse(["--config", str(run / "config.json")])
-    architecture, variables = compaction.load(run / "networks" / "round00.safetensors")
+    architecture, variables = serialization.load(run / "networks" / "round00.safetensors")
     loaded = stages.data_of(replace(job, data_dir=settings.data_dir))
     for name in SPLITS:
         if most := getattr(settings, f"{name}_images"):
-            split = data.Split(*(part[:most] for part in getattr(loaded, name)))
+            split = splits.Split(*(part[:most] for part in getattr(loaded, name)))
             loaded = loaded._replace(**{name: split})
     stage = Stage(settings, job, loaded, architecture, variables)
     _unpack(folder)
     about = folder / "about.json"
     if about.exists():
-        if rundir.read_json(about)["settings"] != settings.fixed:
+        if io.read_json(about)["settings"] != settings.fixed:
             raise InputError(
-                f"{folder} was begun with other settings ({rundir.read_json(about)['settings']}): "
+                f"{folder} was begun with other settings ({io.read_json(about)['settings']}): "
                 "use them, or choose another --out."
             )
         return stage
@@ -258,11 +251,11 @@ def _prepare(settings: Settings) -> Stage:
         "images": {name: len(getattr(loaded, name).labels) for name in SPLITS},
         "batch_size": job.training.batch_size,
         "footnote": loaded.record["footnote"],
-        "caveat": closing.SUITE_CAVEAT[settings.suite],
+        "caveat": final_evaluation.SUITE_CAVEAT[settings.suite],
         "dense": dense,
-        **closing.machine(),
+        **devices.machine(),
     }
-    rundir.write_json(about, record)
+    io.write_json(about, record)
     return stage
 
 
@@ -271,12 +264,12 @@ def _unpack(folder: Path) -> None:
     table, cells, part = folder / "methods.json", folder / "cells", folder / "cells.part"
     if cells.exists() or not table.exists():
         return
-    record = rundir.read_json(table)
+    record = io.read_json(table)
     part.mkdir(exist_ok=True)
     for row in record.pop("cells"):
         name = _file(row["method"], row["target"], row["seed"])
-        rundir.write_json(part / f"{name}.json", row)
-    rundir.write_json(folder / "about.json", {k: v for k, v in record.items() if k != "finding"})
+        io.write_json(part / f"{name}.json", row)
+    io.write_json(folder / "about.json", {k: v for k, v in record.items() if k != "finding"})
     part.rename(cells)
 
 
@@ -292,10 +285,10 @@ def _cell(stage: Stage, name: str, fraction: float, seed: int, terminal: Termina
     )
     rate = settings.learning_rate or problem.recipe.learning_rate
     recipe = replace(problem.recipe, epochs=settings.epochs, learning_rate=rate)
-    each = training.steps_an_epoch(recipe, len(stage.data.train.labels))
+    each = trainer.steps_an_epoch(recipe, len(stage.data.train.labels))
     inside, tried = [], []  # seconds of each training, candidates
     with (
-        compiles.counting() as compiled,
+        compilation.counting() as compiled,
         terminal.stage(f"{name} {fraction:g} {seed}", settings.epochs * each) as advance,
     ):
 
@@ -317,7 +310,9 @@ def _cell(stage: Stage, name: str, fraction: float, seed: int, terminal: Termina
         seconds = time.perf_counter() - started
     network = settings.folder / "networks" / f"{_file(name, fraction, seed)}.safetensors"
     network.parent.mkdir(exist_ok=True)
-    compaction.save(network, *compaction.compact(stage.architecture, found.variables, found.masks))
+    serialization.save(
+        network, *compaction.compact(stage.architecture, found.variables, found.masks)
+    )
     row = {
         "method": name,
         "target": fraction,
@@ -345,7 +340,7 @@ def _measure(stage: Stage, variables: dict, chosen: masks.MaskTree) -> dict:
     """Accuracies on the test images, and costs. All networks run in the dense one's shape, so
     that one set of programs serves all."""
     settings, architecture = stage.settings, stage.architecture
-    cost = closing.costs(architecture, variables, chosen, stage.data.search, jax.random.key(0))
+    spent = cost.costs(architecture, variables, chosen, stage.data.search, jax.random.key(0))
     network, filters = masks.fold(variables, chosen), masks.filters(architecture, chosen)
     classifier = Classifier(architecture, stage.job.surrogate)
     available = views(classifier, (network, filters))
@@ -365,26 +360,26 @@ def _measure(stage: Stage, variables: dict, chosen: masks.MaskTree) -> dict:
         "accuracy": outcome.accuracy,
         "robust_accuracy": outcome.robust_accuracy,
         "pgd_accuracy": outcome.reference,
-        **cost,
+        **spent,
     }
 
 
 def report(folder: Path) -> None:
     """Writes methods.json of the cells in a directory, and index.html and curves.png of it."""
     about, table = folder / "about.json", folder / "methods.json"
-    cells = [rundir.read_json(path) for path in sorted((folder / "cells").glob("*.json"))]
+    cells = [io.read_json(path) for path in sorted((folder / "cells").glob("*.json"))]
     if about.exists() and cells:
-        record = rundir.read_json(about) | {"cells": cells}
+        record = io.read_json(about) | {"cells": cells}
     elif table.exists():  # a table that came without its cells
-        record = rundir.read_json(table)
+        record = io.read_json(table)
     else:
         raise InputError(f"{folder} holds no comparison: run one first, without --only-report.")
-    summary = comparison_page.summarise(record)
-    said = {"finding": comparison_page.finding(summary)}
-    curves = figures.png(comparison_page.curves(record, summary))
+    summary = comparison_report.summarise(record)
+    said = {"finding": comparison_report.finding(summary)}
+    curves = run_figures.png(comparison_report.curves(record, summary))
     write_whole(folder / "curves.png", curves)
-    write_whole(folder / "index.html", comparison_page.page(record, summary, curves).encode())
-    rundir.write_json(table, said | {k: v for k, v in record.items() if k != "finding"})
+    write_whole(folder / "index.html", comparison_report.page(record, summary, curves).encode())
+    io.write_json(table, said | {k: v for k, v in record.items() if k != "finding"})
     print(said["finding"])
 
 

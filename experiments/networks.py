@@ -17,9 +17,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ccsrp_jax import cli, comparison, config, rundir
-from ccsrp_jax.comparison_page import DEFAULT
-from ccsrp_jax.errors import InputError
+from ccsrp_jax import cli
+from ccsrp_jax.pipeline import config
+from ccsrp_jax.reporting import comparison
+from ccsrp_jax.reporting.comparison_report import DEFAULT
+from ccsrp_jax.utils import io
+from ccsrp_jax.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,13 @@ def _run(settings: Settings) -> None:
         found = comparison.over_networks(records, DEFAULT, cost)
         result[cost] = [_plain(row) for row in found]
         _show(found, cost)
-    rundir.write_json(Path(settings.out), result)
+    io.write_json(Path(settings.out), result)
 
 
 def _read(path: Path) -> dict:
     if not path.exists():
         raise InputError(f"there is no {path}: give methods.json of finished comparisons.")
-    record = rundir.read_json(path)
+    record = io.read_json(path)
     if not isinstance(record, dict) or not {"cells", "dense"} <= record.keys():
         raise InputError(f"{path} is no table of methods: give what experiments/methods.py wrote.")
     return record

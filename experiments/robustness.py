@@ -24,18 +24,22 @@ import jax
 import numpy as np
 import tyro
 
-from ccsrp_jax import cli, compaction, figures, suite
-from ccsrp_jax.assess import Assessment, evaluate
-from ccsrp_jax.config import read_flags
-from ccsrp_jax.data import Split, load, unit
-from ccsrp_jax.errors import InputError, check_number
-from ccsrp_jax.files import write_whole
-from ccsrp_jax.network import Classifier
-from ccsrp_jax.neurons import Surrogate
-from ccsrp_jax.robustness_figure import robustness_figure
-from ccsrp_jax.smoothing import Smoothing, certified_accuracy, certify
-from ccsrp_jax.suite import View
-from ccsrp_jax.terminal import Terminal
+from ccsrp_jax import cli
+from ccsrp_jax.data.datasets import load
+from ccsrp_jax.data.splits import Split, unit
+from ccsrp_jax.networks import serialization
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.neurons import Surrogate
+from ccsrp_jax.pipeline.config import read_flags
+from ccsrp_jax.reporting import run_figures
+from ccsrp_jax.reporting.robustness_figure import robustness_figure
+from ccsrp_jax.robustness import suites as suite
+from ccsrp_jax.robustness.evaluation import Assessment, evaluate
+from ccsrp_jax.robustness.smoothing import Smoothing, certified_accuracy, certify
+from ccsrp_jax.robustness.suites import View
+from ccsrp_jax.utils.console import Terminal
+from ccsrp_jax.utils.errors import InputError, check_number
+from ccsrp_jax.utils.io import write_whole
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def run(settings: Settings, terminal: Terminal) -> dict:
     smoothing = None  # made before anything else, so that it is refused early
     if settings.certify is not None:
         smoothing = Smoothing(settings.certify, samples=settings.certify_samples)
-    architecture, variables = compaction.load(settings.network)
+    architecture, variables = serialization.load(settings.network)
     classifier = Classifier(architecture, settings.surrogate)
     data = load(
         settings.dataset,
@@ -109,7 +113,7 @@ def run(settings: Settings, terminal: Terminal) -> dict:
         name, separator, path = text.partition("=")
         if not separator:
             raise InputError(f"other network {text!r} has no name: give NAME=FILE.")
-        source, weights = compaction.load(Path(path))
+        source, weights = serialization.load(Path(path))
         others[name] = View(Classifier(source, settings.surrogate), (weights, None))
     wanted = settings.suite
     if settings.attacks:
@@ -148,7 +152,7 @@ def run(settings: Settings, terminal: Terminal) -> dict:
     }
     if smoothing is not None:
         record["certified"] = certificates(classifier, variables, data.test, smoothing, key_certify)
-    picture = figures.png(robustness_figure({settings.network.stem: record}))
+    picture = run_figures.png(robustness_figure({settings.network.stem: record}))
     write_whole(folder / "robustness.json", (json.dumps(record, indent=1) + "\n").encode())
     write_whole(folder / "robustness.png", picture)
     unfinished.unlink(missing_ok=True)

@@ -26,19 +26,23 @@ from typing import Literal
 import jax
 import numpy as np
 
-from ccsrp_jax import cli, closing, compiles, evaluation, models
-from ccsrp_jax import masks as masking
-from ccsrp_jax.attacks import PGD
-from ccsrp_jax.budget import Target
-from ccsrp_jax.config import read_flags
-from ccsrp_jax.data import Dataset, load
-from ccsrp_jax.errors import InputError, check_number
-from ccsrp_jax.files import write_whole
-from ccsrp_jax.methods.problem import Problem, finetune
-from ccsrp_jax.methods.sdsnn import connections, sdsnn
-from ccsrp_jax.network import Classifier
-from ccsrp_jax.recipe import Recipe
-from ccsrp_jax.terminal import Terminal
+from ccsrp_jax import cli
+from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.data.datasets import load
+from ccsrp_jax.data.splits import Dataset
+from ccsrp_jax.networks import masks as masking
+from ccsrp_jax.networks import zoo
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.pipeline.config import read_flags
+from ccsrp_jax.pruning.budget import Target
+from ccsrp_jax.pruning.methods.sdsnn import connections, sdsnn
+from ccsrp_jax.pruning.problem import Problem, finetune
+from ccsrp_jax.robustness import accuracy
+from ccsrp_jax.training.recipe import Recipe
+from ccsrp_jax.utils import compilation, devices
+from ccsrp_jax.utils.console import Terminal
+from ccsrp_jax.utils.errors import InputError, check_number
+from ccsrp_jax.utils.io import write_whole
 
 PUBLISHED = {"accuracy": 0.9951, "removed": 0.4983, "gain": 0.0005, "source": "arXiv 2211.12219"}
 
@@ -122,7 +126,7 @@ def run(settings: Settings, terminal: Terminal) -> dict:
                 for name, value in dataclasses.asdict(settings).items()
                 if name not in ("data_dir", "out")
             },
-            **closing.machine(),
+            **devices.machine(),
         }
         write_whole(settings.out, (json.dumps(record, indent=1) + "\n").encode())
     mean = record["mean"]
@@ -136,7 +140,7 @@ def run(settings: Settings, terminal: Terminal) -> dict:
 def both(settings: Settings, data: Dataset, seed: int, terminal: Terminal) -> dict:
     """One seed's two networks, from the same weights, on the same batches."""
     steps = [step for width in settings.plan for step in (width, "A")]
-    architecture = models.plain(
+    architecture = zoo.plain(
         steps,
         data.test.images.shape[1:],
         data.classes,
@@ -155,7 +159,7 @@ def both(settings: Settings, data: Dataset, seed: int, terminal: Terminal) -> di
     )
     problem = Problem(
         Classifier(architecture),
-        models.init(key_init, architecture),
+        zoo.init(key_init, architecture),
         data.train,
         data.search,
         Target(fraction=1 - settings.removed),
@@ -180,7 +184,7 @@ def both(settings: Settings, data: Dataset, seed: int, terminal: Terminal) -> di
                     measure="connections",
                     release=settings.release,
                 )
-        hits = evaluation.correct(problem.classifier, (variables, masks), data.test)
+        hits = accuracy.correct(problem.classifier, (variables, masks), data.test)
         row[f"{name}_accuracy"] = float(hits.mean())
         seconds[name] = time.perf_counter() - began
         began = time.perf_counter()
@@ -201,7 +205,7 @@ def both(settings: Settings, data: Dataset, seed: int, terminal: Terminal) -> di
 
 def main(args: list[str] | None = None) -> int:
     """Runs the script with these flags; returns the exit status."""
-    compiles.keep()
+    compilation.keep()
     flags = sys.argv[1:] if args is None else args
     return cli.guard(
         lambda: run(read_flags(Settings, flags), Terminal()),

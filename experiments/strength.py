@@ -30,13 +30,16 @@ from pyautoattack import AutoAttack
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "oracles"))
-from twin import FoldedTwin, nchw  # noqa: E402
+from twin import FoldedTwin, nchw
 
-from ccsrp_jax import data, models, training  # noqa: E402
-from ccsrp_jax.assess import evaluate  # noqa: E402
-from ccsrp_jax.attacks import PGD, slope  # noqa: E402
-from ccsrp_jax.network import Classifier  # noqa: E402
-from ccsrp_jax.terminal import Terminal  # noqa: E402
+from ccsrp_jax.attacks.base import slope
+from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.data import datasets, splits
+from ccsrp_jax.networks import zoo
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.robustness.evaluation import evaluate
+from ccsrp_jax.training import trainer
+from ccsrp_jax.utils.console import Terminal
 
 # name, of which the first word is the data set: plan, eps, training images, epochs
 NETWORKS = {
@@ -74,24 +77,24 @@ def main() -> None:
 def compare(name: str, options: argparse.Namespace) -> dict:
     """Trains one network and attacks it both ways."""
     plan, eps, train_images, epochs = NETWORKS[name]
-    loaded = data.load(
+    loaded = datasets.load(
         name.split()[0],
         data_dir=options.data_dir,
         train_images=train_images,
         test_images=options.images,
     )
-    architecture = models.plain(
+    architecture = zoo.plain(
         plan, loaded.train.images.shape[1:], loaded.classes, mean=loaded.mean, std=loaded.std
     )
     classifier = Classifier(architecture)
     started = time.perf_counter()
-    variables = training.train(
+    variables = trainer.train(
         jax.random.key(1),
         classifier,
-        models.init(jax.random.key(0), architecture),
+        zoo.init(jax.random.key(0), architecture),
         {},
         loaded.train,
-        training.Recipe(epochs=epochs, adversarial=PGD(eps, 3), clean_epochs=3),
+        trainer.Recipe(epochs=epochs, adversarial=PGD(eps, 3), clean_epochs=3),
         augmentation=loaded.augmentation,
     )
     trained = time.perf_counter() - started
@@ -111,7 +114,7 @@ def compare(name: str, options: argparse.Namespace) -> dict:
     terminal.line(f"{name}: {ours.headline}; {ours_seconds:.0f} s")
 
     twin = FoldedTwin(architecture, variables)
-    images = np.asarray(data.unit(jnp.asarray(test.images)))
+    images = np.asarray(splits.unit(jnp.asarray(test.images)))
     theirs_in, labels = nchw(images), torch.from_numpy(np.array(test.labels)).long()
     logits = np.asarray(jax.jit(classifier)(params, jnp.asarray(images)))
     with torch.no_grad():

@@ -16,14 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccsrp_jax import data, models
-from ccsrp_jax.architecture import Architecture
-from ccsrp_jax.attacks import PGD
-from ccsrp_jax.budget import Target
-from ccsrp_jax.methods.problem import Problem
-from ccsrp_jax.network import Classifier
-from ccsrp_jax.neurons import LIF
-from ccsrp_jax.recipe import Recipe
+from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.data import datasets, splits
+from ccsrp_jax.networks import zoo
+from ccsrp_jax.networks.architecture import Architecture
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.neurons import LIF
+from ccsrp_jax.pruning.budget import Target
+from ccsrp_jax.pruning.problem import Problem
+from ccsrp_jax.training.recipe import Recipe
 
 PLAN = (6, "A", 5, 4)
 # As `jax.jit`, for deep networks that run a few times: it compiles twice as fast.
@@ -51,7 +52,7 @@ def tiny(name: str, **options) -> Architecture:
     """The model of that name with its options in `TINY`, for digits, in two time steps."""
     options = {"side": 8, "time_steps": 2, "mean": (0.3,), "std": (0.4,)} | TINY[name] | options
     side = options.pop("side")
-    return models.build(name, (side, side, 1), 10, **options)
+    return zoo.build(name, (side, side, 1), 10, **options)
 
 
 def enlarged(images: jax.Array, architecture: Architecture) -> jax.Array:
@@ -67,8 +68,8 @@ def _bounded_caches():
 
 
 @pytest.fixture(scope="session")
-def digits() -> data.Dataset:
-    return data.load("digits")
+def digits() -> splits.Dataset:
+    return datasets.load("digits")
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +80,7 @@ def images(digits) -> jax.Array:
 @pytest.fixture(scope="session")
 def network():
     """A small architecture and variables whose layers all spike."""
-    architecture = models.plain(PLAN, (8, 8, 1), 10, time_steps=3, mean=(0.3,), std=(0.4,))
+    architecture = zoo.plain(PLAN, (8, 8, 1), 10, time_steps=3, mean=(0.3,), std=(0.4,))
     return architecture, busy(architecture, seed=0)
 
 
@@ -114,7 +115,7 @@ def busy(architecture: Architecture, seed: int, ranges: dict = BUSY) -> dict:
             value = random.uniform(*ranges[name], leaf.shape)
         return jnp.asarray(value, leaf.dtype)
 
-    shapes = jax.eval_shape(lambda key: models.init(key, architecture), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: zoo.init(key, architecture), jax.random.key(0))
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
@@ -128,14 +129,14 @@ def experiment(name: str) -> ModuleType:
     return module
 
 
-def pruning_problem(digits: data.Dataset, **changes) -> Problem:
+def pruning_problem(digits: splits.Dataset, **changes) -> Problem:
     """A small network with busy neurons and 64 digits, of which methods may train 4 epochs."""
-    architecture = models.plain((8, "A", 12), (8, 8, 1), 10, dense=(10,), time_steps=2)
-    search = data.Split(*(part[:32] for part in digits.search))
+    architecture = zoo.plain((8, "A", 12), (8, 8, 1), 10, dense=(10,), time_steps=2)
+    search = splits.Split(*(part[:32] for part in digits.search))
     options = {
         "classifier": Classifier(architecture),
         "variables": busy(architecture, seed=0),
-        "train": data.Split(*(part[:64] for part in digits.train)),
+        "train": splits.Split(*(part[:64] for part in digits.train)),
         "search": search,
         "target": Target("macs", 0.5),
         "recipe": Recipe(epochs=4, batch_size=32, learning_rate=2e-3),

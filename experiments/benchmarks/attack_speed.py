@@ -31,12 +31,12 @@ import torchattacks
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "oracles"))
-from twin import FoldedTwin, nchw, random_network  # noqa: E402
+from twin import FoldedTwin, nchw, random_network
 
-from ccsrp_jax.attacks import PGD  # noqa: E402
-from ccsrp_jax.models import build  # noqa: E402
-from ccsrp_jax.network import Classifier  # noqa: E402
-from ccsrp_jax.neurons import Surrogate  # noqa: E402
+from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.neurons import Surrogate
+from ccsrp_jax.networks.zoo import build
 
 EPS, STEPS = 8 / 255, 20
 

@@ -30,12 +30,12 @@ import numpy as np
 from floor import INPUTS, RESULTS, machine, spiking_variables
 from matplotlib.figure import Figure
 
-from ccsrp_jax import compaction, cost, models
-from ccsrp_jax.architecture import Architecture, groups
-from ccsrp_jax.figures import BLUE, GREEN, GREY, INK, VERMILION, _style, png
-from ccsrp_jax.masks import MaskTree
-from ccsrp_jax.network import Classifier
-from ccsrp_jax.throughput import layer_macs
+from ccsrp_jax.networks import compaction, cost, zoo
+from ccsrp_jax.networks.architecture import Architecture, groups
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.cost import layer_macs
+from ccsrp_jax.networks.masks import MaskTree
+from ccsrp_jax.reporting.run_figures import BLUE, GREEN, GREY, INK, VERMILION, png, style_axes
 
 REMOVED, SEEDS, MULTIPLE = (0.25, 0.5, 0.75), 3, 4
 COLOURS, MARKERS = (BLUE, VERMILION, GREEN, INK), ("o", "s", "D", "^")  # by batch size
@@ -80,7 +80,7 @@ def measured(
     model: str, shares: tuple[float, ...], seeds: int, batches: list[int], repeats: int
 ) -> dict:
     """Latencies of the dense network and of its compact ones."""
-    architecture = models.build(model, INPUTS[model], 10)
+    architecture = zoo.build(model, INPUTS[model], 10)
     variables, random = spiking_variables(architecture), np.random.default_rng(0)
     images = random.uniform(size=(max(batches), *INPUTS[model]))
     images, dense = jnp.asarray(images, jnp.float32), Classifier(architecture)
@@ -152,7 +152,7 @@ def figure(record: dict) -> Figure:
     panels = drawn.subplots(1, len(networks), squeeze=False, sharey=True)[0]
     for ax, (model, network) in zip(panels, networks.items(), strict=True):
         height, width, channels = network["input_shape"]
-        _style(ax, f"{model}, {height} x {width} x {channels} images")
+        style_axes(ax, f"{model}, {height} x {width} x {channels} images")
         ax.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle="--", label="ideal")
         marks = zip(network["latency_ms"].items(), COLOURS, MARKERS, strict=False)
         for (batch, dense), colour, marker in marks:

@@ -26,28 +26,29 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ccsrp_jax import closing, compiles, devices, masks, models
-from ccsrp_jax.attacks import PGD
-from ccsrp_jax.coevolution import search_round
-from ccsrp_jax.data import Split
-from ccsrp_jax.network import Classifier
-from ccsrp_jax.search import PRESETS
+from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.coevolution.search import search_round
+from ccsrp_jax.coevolution.settings import PRESETS
+from ccsrp_jax.data.splits import Split
+from ccsrp_jax.networks import masks, zoo
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.utils import compilation, devices
 
 RESULTS = Path(__file__).parents[1] / "results"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=models.MODELS, default="vgg16")
+    parser.add_argument("--model", choices=zoo.MODELS, default="vgg16")
     parser.add_argument("--width", type=float, default=1 / 8)
     parser.add_argument("--cache", help="(set by the script) where compiled programs are kept")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     if options.cache:
-        compiles.keep(options.cache)
+        compilation.keep(options.cache)
         print(json.dumps(search(options)))
         return
-    record = {"model": options.model, "width": options.width, **closing.machine()}
+    record = {"model": options.model, "width": options.width, **devices.machine()}
     with tempfile.TemporaryDirectory() as cache:
         again = [sys.executable, __file__, *sys.argv[1:], "--cache", cache]
         environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
@@ -61,8 +62,8 @@ def main() -> None:
 
 def search(options: argparse.Namespace) -> dict:
     """Two rounds, and what each compiled."""
-    architecture = models.build(options.model, (32, 32, 3), 10, width=options.width)
-    variables = models.init(jax.random.key(0), architecture)
+    architecture = zoo.build(options.model, (32, 32, 3), 10, width=options.width)
+    variables = zoo.init(jax.random.key(0), architecture)
     random, current = np.random.default_rng(0), masks.ones(architecture)
     images = Split(
         random.uniform(size=(32, 32, 32, 3)).astype(np.float32),
@@ -71,7 +72,7 @@ def search(options: argparse.Namespace) -> dict:
     settings, rounds = dataclasses.replace(PRESETS["faithful"], generations=2), []
     for number in (1, 2):
         started = time.perf_counter()
-        with compiles.counting() as compiled:
+        with compilation.counting() as compiled:
             found = search_round(
                 jax.random.fold_in(jax.random.key(1), number),
                 Classifier(architecture),

@@ -44,13 +44,16 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from ccsrp_jax import devices, fitness, masks, models, tasks
-from ccsrp_jax.architecture import Architecture, Conv, Dense, gate_position, groups
-from ccsrp_jax.data import Split
-from ccsrp_jax.figures import BLUE, GREEN, GREY, INK, VERMILION, _style, png
-from ccsrp_jax.network import Classifier, SpikingNetwork, Values
-from ccsrp_jax.sharing import suffix_macs
-from ccsrp_jax.throughput import layer_macs
+from ccsrp_jax.coevolution import fitness, subproblem
+from ccsrp_jax.data.splits import Split
+from ccsrp_jax.networks import masks, zoo
+from ccsrp_jax.networks.architecture import Architecture, gate_position, groups
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.cost import layer_macs, suffix_macs
+from ccsrp_jax.networks.nodes import Conv, Dense
+from ccsrp_jax.networks.spiking_network import SpikingNetwork, Values
+from ccsrp_jax.reporting.run_figures import BLUE, GREEN, GREY, INK, VERMILION, png, style_axes
+from ccsrp_jax.utils import devices
 
 RESULTS = Path(__file__).parents[1] / "results"
 GAIN = 16  # of random kernels, so that layers pass on as many spikes as they read
@@ -103,7 +106,7 @@ def spiking_variables(architecture: Architecture, seed: int = 0) -> dict:
             return jnp.asarray(GAIN * kernel / np.float32(np.prod(leaf.shape[:-1]) ** 0.5))
         return jnp.full(leaf.shape, float(name in ("var", "scale")))
 
-    shapes = jax.eval_shape(lambda key: models.init(key, architecture), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: zoo.init(key, architecture), jax.random.key(0))
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
@@ -114,7 +117,7 @@ def problem(
     population: int,
     images: int,
     **options: Any,
-) -> tuple[tasks.Task, np.ndarray]:
+) -> tuple[subproblem.Task, np.ndarray]:
     """A task on random images and a population for it."""
     random = np.random.default_rng(0)
     labels = random.integers(0, architecture.classes, images).astype(np.int32)
@@ -123,13 +126,15 @@ def problem(
         for _ in range(2)
     )
     network = Classifier(architecture), variables, masks.ones(architecture)
-    task = tasks.make_task(*network, group, clean, adversarial, population=population, **options)
+    task = subproblem.make_task(
+        *network, group, clean, adversarial, population=population, **options
+    )
     members = random.integers(0, 2, (population, groups(architecture)[group])).astype(np.float32)
     members[:, 0] = 1
     return task, members
 
 
-def calls(task: tasks.Task, members: np.ndarray) -> int:
+def calls(task: subproblem.Task, members: np.ndarray) -> int:
     """How often a score calls `score_members`."""
     size = task.member_chunk * devices.count(task.mesh)
     return len(task.clean + task.adversarial) * -(-len(members) // size)
@@ -175,7 +180,7 @@ def walk_part(architecture: Architecture, begin: int, end: int, variables, masks
     return jax.vmap(walk)(values)
 
 
-def breakdown(task: tasks.Task, members: np.ndarray, seconds: float, rounds: int) -> dict:
+def breakdown(task: subproblem.Task, members: np.ndarray, seconds: float, rounds: int) -> dict:
     """Seconds that the parts of a call take, each by itself; `seconds` are a whole score's."""
     architecture, batch = task.classifier.architecture, task.clean[0]
     nodes, gate = architecture.nodes, gate_position(architecture, task.group)
@@ -241,7 +246,7 @@ def main() -> None:
     square, multiply = jax.random.normal(jax.random.key(0), (side, side)), jax.jit(jnp.matmul)
     prepared, runs = {}, {"product": lambda: [multiply(square, square) for _ in range(products)]}
     for model in options.models:
-        architecture = models.build(model, INPUTS[model], 10)
+        architecture = zoo.build(model, INPUTS[model], 10)
         variables = spiking_variables(architecture)
         images, population = SIZES[model]
         images, population = options.images or images, options.population or population
@@ -330,13 +335,13 @@ def figure(record: dict) -> Figure:
     for (model, network), (left, right) in zip(networks.items(), grid, strict=True):
         shares = {group: 100 * each["fraction"] for group, each in network["groups"].items()}
         whole = f"{model}: {network['sweep_fraction']:.0%} of the floor over the sweep"
-        _style(left, whole)
+        style_axes(left, whole)
         bars = left.barh(list(shares), list(shares.values()), color=BLUE, height=0.65)
         times = [f"{each['share_of_sweep']:.0%} of the time" for each in network["groups"].values()]
         left.bar_label(bars, times, padding=4, fontsize=8, color=GREY)
         left.set_xlim(0, 1.45 * max(shares.values()))
         left.set_xlabel("share of the floor reached (%)", fontsize=9, color=INK)
-        _style(right, "Parts of a call, each by itself")
+        style_axes(right, "Parts of a call, each by itself")
         starts = dict.fromkeys(network["breakdown"], 0.0)
         for part, colour in PARTS.items():
             each = [100 * cut["parts_share"][part] for cut in network["breakdown"].values()]

@@ -53,27 +53,23 @@ jax.config.update("jax_num_cpu_devices", os.cpu_count())  # before the first arr
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "oracles"))
-from twin import FoldedTwin, nchw  # noqa: E402
+from twin import FoldedTwin, nchw
 
-from ccsrp_jax import (  # noqa: E402
-    compiles,
-    data,
-    devices,
-    evolution,
-    figures,
-    fitness,
-    masks,
-    models,
-    sharing,
-    tasks,
-    training,
+from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.coevolution import fitness, scoring, strategies, subproblem
+from ccsrp_jax.coevolution.racing import Racing
+from ccsrp_jax.data import datasets
+from ccsrp_jax.data.splits import (
+    Split,
+    batches,
 )
-from ccsrp_jax.architecture import Spike, group_of, groups  # noqa: E402
-from ccsrp_jax.attacks import PGD  # noqa: E402
-from ccsrp_jax.data import Split  # noqa: E402
-from ccsrp_jax.evaluation import batches  # noqa: E402
-from ccsrp_jax.network import Classifier  # noqa: E402
-from ccsrp_jax.racing import Racing  # noqa: E402
+from ccsrp_jax.networks import masks, zoo
+from ccsrp_jax.networks.architecture import group_of, groups
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.nodes import Spike
+from ccsrp_jax.reporting import run_figures
+from ccsrp_jax.training import trainer
+from ccsrp_jax.utils import compilation, devices
 
 # name: side and channels of the images; training images, epochs, learning rate; search images,
 # batch size of ours, those that the others may choose from; images of a race
@@ -109,30 +105,30 @@ def main() -> None:
         recorded = record["networks"].get(name)
         record["networks"][name] = benchmark(name, options, recorded)
         path.write_text(json.dumps(record, indent=1) + "\n")
-    (options.out / "population.png").write_bytes(figures.png(figure(record)))
+    (options.out / "population.png").write_bytes(run_figures.png(figure(record)))
 
 
 def benchmark(name: str, options: argparse.Namespace, recorded: dict | None) -> dict:
     """All groups of one network, all ways; or races alone, beside what is recorded."""
     side, channels, train_images, epochs, rate, count, batch, choices, race = NETWORKS[name]
-    splits = data.load(
+    splits = datasets.load(
         "digits",
         search_fraction=0.64 if race > 287 else 0.2,
         train_images=train_images,
         search_images=max(count, race),
     )
     train, search = (scaled(split, side, channels) for split in (splits.train, splits.search))
-    architecture = models.build(
+    architecture = zoo.build(
         name, (side, side, channels), 10, mean=splits.mean * channels, std=splits.std * channels
     )
     classifier, whole = Classifier(architecture), masks.ones(architecture)
-    variables = training.train(
+    variables = trainer.train(
         jax.random.key(1),
         classifier,
-        models.init(jax.random.key(0), architecture),
+        zoo.init(jax.random.key(0), architecture),
         {},
         train,
-        training.Recipe(epochs=epochs, batch_size=64, learning_rate=rate),
+        trainer.Recipe(epochs=epochs, batch_size=64, learning_rate=rate),
     )
     fooled = PGD(1 / 16, 5)
     adversarial = [
@@ -144,7 +140,13 @@ def benchmark(name: str, options: argparse.Namespace, recorded: dict | None) -> 
     if options.only_races:
         for number, group in enumerate(groups(architecture)):
             make = partial(
-                tasks.make_task, classifier, variables, whole, group, batch_size=batch, mesh=mesh
+                subproblem.make_task,
+                classifier,
+                variables,
+                whole,
+                group,
+                batch_size=batch,
+                mesh=mesh,
             )
             members = candidates(number, whole[group], options.population)
             first = [Split(*(part[:batch] for part in split)) for split in (search, adversarial)]
@@ -154,7 +156,7 @@ def benchmark(name: str, options: argparse.Namespace, recorded: dict | None) -> 
             print(name, group, rows[group]["race"], flush=True)
         return recorded | rates(rows, recorded["evaluations"])
     clean, attacked = (Split(*(part[:count] for part in s)) for s in (search, adversarial))
-    score_whole = jax.jit(lambda trees, x, y: sharing.judge(classifier((variables, trees), x), y))
+    score_whole = jax.jit(lambda trees, x, y: scoring.judge(classifier((variables, trees), x), y))
     score_all = jax.jit(jax.vmap(score_whole, in_axes=(0, None, None), out_axes=1))
     twin = MaskedTwin(architecture, variables, (clean, attacked))
     twin_batch = min(choices, key=lambda size: seconds_of(lambda: twin.score(None, None, size)))
@@ -169,11 +171,17 @@ def benchmark(name: str, options: argparse.Namespace, recorded: dict | None) -> 
     own_batch = min(choices, key=lambda size: seconds_of(lambda: unshared(whole, by_size[size])))
     loaded = by_size[own_batch]
 
-    with compiles.counting() as compiled:
+    with compilation.counting() as compiled:
         for number, group in enumerate(groups(architecture)):
             members = candidates(number, whole[group], options.population)
             make = partial(
-                tasks.make_task, classifier, variables, whole, group, batch_size=batch, mesh=mesh
+                subproblem.make_task,
+                classifier,
+                variables,
+                whole,
+                group,
+                batch_size=batch,
+                mesh=mesh,
             )
             task = make(clean, attacked, population=options.population)
             trees = trees_of(whole, group, members[: options.vmap])
@@ -239,7 +247,7 @@ def candidates(number: int, alive: np.ndarray, count: int) -> np.ndarray:
     """Masks of a group as the preset `faithful` starts with."""
     key = jax.random.fold_in(jax.random.key(3), number)
     least = round(0.9 * len(alive))
-    return np.asarray(evolution.initial_masks(key, alive, 0.95, least, size=count + 1))[1:]
+    return np.asarray(strategies.initial_masks(key, alive, 0.95, least, size=count + 1))[1:]
 
 
 def raced(make, search: Split, adversarial: Split, members: np.ndarray) -> dict:
@@ -357,10 +365,10 @@ def seconds_of(run: Callable[[], object]) -> float:
 def figure(record: dict) -> Figure:
     """Seconds an evaluation by group and way."""
     styles = {
-        "spikingjelly": (figures.INK, "s"),
-        "vmap": (figures.GREY, "v"),
-        "unshared": (figures.VERMILION, "o"),
-        "ours": (figures.BLUE, "o"),
+        "spikingjelly": (run_figures.INK, "s"),
+        "vmap": (run_figures.GREY, "v"),
+        "unshared": (run_figures.VERMILION, "o"),
+        "ours": (run_figures.BLUE, "o"),
     }
     drawing = Figure(figsize=(4.6 * len(record["networks"]), 3.4), layout="constrained")
     axes = drawing.subplots(1, len(record["networks"]), squeeze=False)[0]

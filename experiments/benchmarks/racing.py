@@ -23,13 +23,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ccsrp_jax import closing, data, evolution, fitness, masks, models, selection, tasks, training
-from ccsrp_jax.attacks import PGD
-from ccsrp_jax.coevolution import shared_adversarial_set
-from ccsrp_jax.data import Split
-from ccsrp_jax.network import Classifier
-from ccsrp_jax.racing import Racing
-from ccsrp_jax.search import PRESETS
+from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.coevolution import fitness, selection, strategies, subproblem
+from ccsrp_jax.coevolution.racing import Racing
+from ccsrp_jax.coevolution.search import shared_adversarial_set
+from ccsrp_jax.coevolution.settings import PRESETS
+from ccsrp_jax.data import datasets
+from ccsrp_jax.data.splits import Split
+from ccsrp_jax.networks import masks, zoo
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.training import trainer
+from ccsrp_jax.utils import devices
 
 EPS = 1 / 16
 RESULTS = Path(__file__).parents[1] / "results"
@@ -41,18 +45,18 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    loaded = data.load("digits", search_fraction=0.5)
-    architecture = models.build(
+    loaded = datasets.load("digits", search_fraction=0.5)
+    architecture = zoo.build(
         "small", loaded.train.images.shape[1:], loaded.classes, mean=loaded.mean, std=loaded.std
     )
     classifier, whole = Classifier(architecture), masks.ones(architecture)
-    variables = training.train(
+    variables = trainer.train(
         jax.random.key(1),
         classifier,
-        models.init(jax.random.key(0), architecture),
+        zoo.init(jax.random.key(0), architecture),
         {},
         loaded.train,
-        training.Recipe(epochs=options.epochs, adversarial=PGD(EPS, 3), clean_epochs=3),
+        trainer.Recipe(epochs=options.epochs, adversarial=PGD(EPS, 3), clean_epochs=3),
     )
     adversarial = shared_adversarial_set(
         jax.random.key(2),
@@ -65,11 +69,11 @@ def main() -> None:
             key = jax.random.fold_in(jax.random.key(3), 1000 * number + i)
             order = np.asarray(jax.random.permutation(key, len(loaded.search.labels)))
             splits = [Split(*(x[order] for x in split)) for split in (loaded.search, adversarial)]
-            task = tasks.make_task(classifier, variables, whole, group, *splits, batch_size=64)
+            task = subproblem.make_task(classifier, variables, whole, group, *splits, batch_size=64)
             for preset in ("faithful", "snes"):
                 races += run(task, draw(key, alive, preset), preset)
         print(group, len(races), "races")
-    record = {"images": len(loaded.search.labels), "rows": table(races), **closing.machine()}
+    record = {"images": len(loaded.search.labels), "rows": table(races), **devices.machine()}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "racing.json").write_text(json.dumps(record, indent=1) + "\n")
     for row in record["rows"]:
@@ -79,17 +83,17 @@ def main() -> None:
 def draw(key: jax.Array, alive: np.ndarray, preset: str) -> np.ndarray:
     """A preset's first candidates."""
     search, kept = PRESETS[preset], int(alive.sum())
-    least = evolution.floor_count(kept, search.keep_floor, search.step)
+    least = strategies.floor_count(kept, search.keep_floor, search.step)
     if preset == "faithful":
         size = search.population + 1  # the first is the unpruned mask
-        drawn = evolution.initial_masks(key, alive, search.init_keep, least, size=size)[1:]
+        drawn = strategies.initial_masks(key, alive, search.init_keep, least, size=size)[1:]
     else:
         genomes = jax.random.normal(key, (search.population, len(alive)))
-        drawn = evolution.decode(genomes, alive, least, decoder="topk")
+        drawn = strategies.decode(genomes, alive, least, decoder="topk")
     return np.unique(np.asarray(drawn), axis=0)
 
 
-def run(task: tasks.Task, members: np.ndarray, preset: str) -> list[dict]:
+def run(task: subproblem.Task, members: np.ndarray, preset: str) -> list[dict]:
     """Races of one population, each beside the full evaluation."""
     full, races = fitness.score(task, members), []
     for objective in ("accuracy", "loss"):

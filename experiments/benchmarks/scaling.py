@@ -65,11 +65,13 @@ from floor import (
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from ccsrp_jax import devices, fitness, models, tasks
-from ccsrp_jax.architecture import groups
-from ccsrp_jax.figures import BLUE, GREEN, GREY, INK, VERMILION, _style, png
-from ccsrp_jax.sharing import score_attacked, suffix_macs
-from ccsrp_jax.throughput import layer_macs
+from ccsrp_jax.coevolution import fitness, subproblem
+from ccsrp_jax.coevolution.scoring import score_attacked
+from ccsrp_jax.networks import zoo
+from ccsrp_jax.networks.architecture import groups
+from ccsrp_jax.networks.cost import layer_macs, suffix_macs
+from ccsrp_jax.reporting.run_figures import BLUE, GREEN, GREY, INK, VERMILION, png, style_axes
+from ccsrp_jax.utils import devices
 
 POPULATION, TIME, WIDTH, IMAGES = "population", "time_steps", "width", "images"
 WHOLE, SHARED, LAST = "depth_whole_networks", "depth_shared", "depth_last_group_but_one"
@@ -102,7 +104,7 @@ class Point(NamedTuple):
     run: Callable[[], Any]
     macs: float
     candidates: int = 1  # that time and MACs are divided by
-    task: tasks.Task | None = None
+    task: subproblem.Task | None = None
     members: np.ndarray | None = None
 
 
@@ -156,7 +158,7 @@ def point(
     **more: Any,
 ) -> Point:
     """Candidates for the network's first group, one size other than usual."""
-    network = models.build(options.model, INPUTS[options.model], 10, time_steps=time_steps)
+    network = zoo.build(options.model, INPUTS[options.model], 10, time_steps=time_steps)
     network = with_widths(network, lambda filters: int(filters * width))
     population, images = population or options.population, images or options.images
     group = next(iter(groups(network)))
@@ -173,7 +175,7 @@ def depth_points(
     curves, difference = {WHOLE: [], SHARED: [], LAST: []}, 0.0
     population, images = options.population, min(max(options.images // 2, 1), 256)  # one batch
     for depth in depths:
-        network = models.plain((FILTERS,) * depth, (8, 8, 1), 10)
+        network = zoo.plain((FILTERS,) * depth, (8, 8, 1), 10)
         variables, whole = spiking_variables(network), sum(layer_macs(network).values())
         shared, apart, done = {}, {}, {}
         for group in groups(network):
@@ -205,9 +207,11 @@ def one_by_one(runs: dict[str, Callable[[], Any]]) -> None:
         run()
 
 
-def whole_networks(task: tasks.Task, members: np.ndarray, macs: int) -> Callable[[], np.ndarray]:
+def whole_networks(
+    task: subproblem.Task, members: np.ndarray, macs: int
+) -> Callable[[], np.ndarray]:
     """Scores every candidate without sharing: (set, kind, member, image)."""
-    limit = tasks.CALL_MACS.get(jax.default_backend(), tasks.CALL_MACS_ELSEWHERE)
+    limit = subproblem.CALL_MACS.get(jax.default_backend(), subproblem.CALL_MACS_ELSEWHERE)
     chunk = max(1, int(limit / (task.images * macs)))  # by the rule of `fitness`
     parts = [members[at : at + chunk] for at in range(0, len(members), chunk)]
     jobs = [
@@ -342,7 +346,7 @@ def figure(record: dict) -> Figure:
     """Time over size, a panel each, beside the MACs at the rate of the largest size."""
     drawn = Figure(figsize=(10, 6.2), layout="constrained")
     for ax, (title, names) in zip(drawn.subplots(2, 3).flat, PANELS.items(), strict=True):
-        _style(ax, title)
+        style_axes(ax, title)
         for name, colour in names.items():
             curve = record["curves"][name]
             sizes, seconds, macs = curve["sizes"], curve["seconds"], curve["gmacs"]

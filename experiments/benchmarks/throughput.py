@@ -67,7 +67,7 @@ from matplotlib.figure import Figure
 
 jax.config.update("jax_num_cpu_devices", os.cpu_count())  # before the first array
 
-from floor import (  # noqa: E402
+from floor import (
     CPU,
     INPUTS,
     RESULTS,
@@ -76,21 +76,21 @@ from floor import (  # noqa: E402
     take_turns,
 )
 
-from ccsrp_jax import devices, models  # noqa: E402
-from ccsrp_jax.architecture import (  # noqa: E402
-    IMAGE,
-    Architecture,
-    Conv,
-    Dense,
-    Flatten,
-    Norm,
-    Pool,
-    Spike,
-    shapes,
+from ccsrp_jax.networks import zoo
+from ccsrp_jax.networks.architecture import Architecture, shapes
+from ccsrp_jax.networks.cost import layer_macs
+from ccsrp_jax.networks.nodes import IMAGE, Conv, Dense, Flatten, Norm, Pool, Spike
+from ccsrp_jax.reporting.run_figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    VERMILION,
+    png,
+    style_axes,
 )
-from ccsrp_jax.figures import BLUE, GREEN, GREY, INK, VERMILION, _style, png  # noqa: E402
-from ccsrp_jax.parallel import Trainee  # noqa: E402
-from ccsrp_jax.throughput import layer_macs  # noqa: E402
+from ccsrp_jax.training.parallel import Trainee
+from ccsrp_jax.utils import devices
 
 ORACLES = Path(__file__).parents[2] / "tests" / "oracles"
 BATCHES = {"small": 256 if CPU else 4096, "vgg11": 16 if CPU else 256}
@@ -427,7 +427,7 @@ def agreement(libraries: dict[str, Runs]) -> dict:
 def measured(name: str, options: argparse.Namespace, peers: list[str]) -> dict:
     """All libraries on one network."""
     batch = options.batch or BATCHES[name]
-    architecture = models.build(name, INPUTS[name], 10, time_steps=options.time_steps)
+    architecture = zoo.build(name, INPUTS[name], 10, time_steps=options.time_steps)
     variables, random = spiking_variables(architecture), np.random.default_rng(0)
     images = random.uniform(size=(batch, *INPUTS[name])).astype(np.float32)
     problem = architecture, variables, images, random.integers(0, 10, batch).astype(np.int32)
@@ -546,7 +546,7 @@ def figure(record: dict) -> Figure:
     grid = drawn.subplots(len(networks), 3, squeeze=False)
     for (name, network), row in zip(networks.items(), grid, strict=True):
         for task, ax in zip(TASKS, row, strict=False):
-            _style(ax, f"{name}: {task}, batch {network['batch']}, T = {network['time_steps']}")
+            style_axes(ax, f"{name}: {task}, batch {network['batch']}, T = {network['time_steps']}")
             rates = {k: each[task] for k, each in network["libraries"].items()}
             bars = ax.barh(
                 [NAMES[library] for library in rates],
@@ -560,7 +560,7 @@ def figure(record: dict) -> Figure:
             words = "images a second; beside the bars, share of a matrix product's rate"
             ax.set_xlabel(words, fontsize=8, color=INK)
         ax = row[-1]
-        _style(ax, "Heaviest convolutions")
+        style_axes(ax, "Heaviest convolutions")
         rates = [(layer, k) for layer, each in network["convolutions"].items() for k in each]
         for i, (passed, colour) in enumerate(PASSES.items()):
             places = [place + 0.27 * (i - 1) for place in range(len(rates))]

@@ -27,10 +27,10 @@ from published import PUBLISHED, neurons, plif_by_spikingjelly, published, sizes
 from sklearn.datasets import load_digits
 from twin import random_network
 
-from ccsrp_jax.attacks import PGD, fgsm
-from ccsrp_jax.models import plain
-from ccsrp_jax.network import Classifier
-from ccsrp_jax.neurons import LIF, SURROGATE_DERIVATIVES, Surrogate
+from ccsrp_jax.attacks.pgd import PGD, fgsm
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.neurons import LIF, SURROGATE_DERIVATIVES, Surrogate
+from ccsrp_jax.networks.zoo import plain
 
 FOLDER = Path(__file__).parents[1] / "fixtures"
 

@@ -17,10 +17,11 @@ from spikingjelly.activation_based.functional import lif_charge
 from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpCounter
 from twin import Twin, lif_node, nchw, tensor
 
-from ccsrp_jax.architecture import Architecture, Conv, Dense, shapes
-from ccsrp_jax.attacks import PGD
-from ccsrp_jax.network import Classifier
-from ccsrp_jax.neurons import LIF, Surrogate
+from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.networks.architecture import Architecture, shapes
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.neurons import LIF, Surrogate
+from ccsrp_jax.networks.nodes import Conv, Dense
 
 
 def lif_by_spikingjelly(

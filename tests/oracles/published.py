@@ -12,8 +12,9 @@ from spikingjelly.activation_based import functional, neuron
 from torch import nn
 from twin import SURROGATES, lif_node, tensor
 
-from ccsrp_jax.architecture import Architecture, Conv, Dense, Norm, Spike
-from ccsrp_jax.neurons import LIF, Surrogate
+from ccsrp_jax.networks.architecture import Architecture
+from ccsrp_jax.networks.neurons import LIF, Surrogate
+from ccsrp_jax.networks.nodes import Conv, Dense, Norm, Spike
 
 Neuron = Callable[[], nn.Module]
 

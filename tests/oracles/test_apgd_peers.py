@@ -7,20 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccsrp_jax import data, masks, models
-from ccsrp_jax.apgd import APGD, touching
-from ccsrp_jax.attacks import slope
-from ccsrp_jax.data import Split
-from ccsrp_jax.evaluation import correct
-from ccsrp_jax.network import Classifier
-from ccsrp_jax.neurons import Surrogate
-from ccsrp_jax.training import Recipe, train
+from ccsrp_jax.attacks.apgd import APGD, touching
+from ccsrp_jax.attacks.base import slope
+from ccsrp_jax.data import datasets
+from ccsrp_jax.data.splits import Split
+from ccsrp_jax.networks import masks, zoo
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.neurons import Surrogate
+from ccsrp_jax.robustness.accuracy import correct
+from ccsrp_jax.training.trainer import Recipe, train
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("spikingjelly.activation_based")
 peers = pytest.importorskip("pyautoattack.autopgd_base")
 
-from twin import Twin, nchw  # noqa: E402
+from twin import Twin, nchw
 
 pytestmark = pytest.mark.oracle
 
@@ -40,13 +41,13 @@ def name(attack):
 @pytest.fixture(scope="module")
 def trained():
     """A network trained on digits for seconds, its twin, and test images."""
-    digits, surrogate = data.load("digits"), Surrogate(width=2.0)
-    architecture = models.plain(
+    digits, surrogate = datasets.load("digits"), Surrogate(width=2.0)
+    architecture = zoo.plain(
         (8, "A", 12, "A"), (8, 8, 1), 10, time_steps=3, mean=(0.3,), std=(0.4,)
     )
     classifier = Classifier(architecture, surrogate)
     split = Split(digits.train.images.repeat(3, 0), digits.train.labels.repeat(3))
-    variables = models.init(INIT, architecture)
+    variables = zoo.init(INIT, architecture)
     variables = train(
         TRAIN,
         classifier,

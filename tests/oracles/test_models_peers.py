@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from ccsrp_jax import cost, models
-from ccsrp_jax.architecture import Architecture, Dense, Flatten, Norm
-from ccsrp_jax.network import Leak, SpikingNetwork
-from ccsrp_jax.neurons import LIF, Surrogate, lif
+from ccsrp_jax.networks import cost, zoo
+from ccsrp_jax.networks.architecture import Architecture
+from ccsrp_jax.networks.neurons import LIF, Surrogate, lif
+from ccsrp_jax.networks.nodes import Dense, Flatten, Norm
+from ccsrp_jax.networks.spiking_network import Leak, SpikingNetwork
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("spikingjelly.activation_based")
 
-from published import (  # noqa: E402
+from published import (
     PUBLISHED,
     load,
     logits,
@@ -23,8 +24,8 @@ from published import (  # noqa: E402
     published,
     sizes,
 )
-from spikingjelly.activation_based.layer import ThresholdDependentBatchNorm2d  # noqa: E402
-from twin import nchw, random_network, tensor  # noqa: E402
+from spikingjelly.activation_based.layer import ThresholdDependentBatchNorm2d
+from twin import nchw, random_network, tensor
 
 pytestmark = pytest.mark.oracle
 
@@ -35,7 +36,7 @@ CIFAR = (32, 32, 3)
 @pytest.mark.parametrize("learned", (False, True))
 def test_parameters_and_macs_equal_modules_written_from_the_papers(name, learned):
     neuron = LIF(learned=learned)
-    architecture = models.build(name, CIFAR, 10, neuron=neuron)
+    architecture = zoo.build(name, CIFAR, 10, neuron=neuron)
     parameters, macs = sizes(published(name, CIFAR, 10, neurons(neuron)), CIFAR)
     assert sum(cost.params(architecture).values()) == parameters
     assert list(cost.macs(architecture).values()) == macs
@@ -47,7 +48,7 @@ def test_logits_equal_modules_written_from_the_papers(name, neuron):
     digits = (load_digits().images[:8, :, :, None] / 16).astype(np.float32)
     images = digits.repeat(4, 1).repeat(4, 2)
     width = 1 / 4 if name == "resnet8" else 1 / 16
-    architecture = models.build(
+    architecture = zoo.build(
         *(name, (32, 32, 1), 10), width=width, neuron=neuron, mean=(0.0,), std=(1.0,)
     )
     variables = random_network(2, architecture)
@@ -100,7 +101,7 @@ def test_learned_leaks_equal_spikingjelly(reset, decay, detach, tau):
 def test_threshold_dependent_norms_equal_spikingjelly_in_training(norm, alpha):
     """Statistics over time too; torch's running variance is n / (n - 1) of ours."""
     threshold, steps, shape = 0.6, 3, (5, 4, 4, 2)
-    built = models.build("resnet8", (8, 8, 1), 10, norm="tdbn", neuron=LIF(threshold=threshold))
+    built = zoo.build("resnet8", (8, 8, 1), 10, norm="tdbn", neuron=LIF(threshold=threshold))
     [scale] = [node.scale for node in built.nodes if node.name == norm]
     nodes = (Norm("norm", "image", scale), Flatten("flatten", "norm"))
     architecture = Architecture(
@@ -112,7 +113,7 @@ def test_threshold_dependent_norms_equal_spikingjelly_in_training(norm, alpha):
         encoding="frames",
     )
     network, rng = SpikingNetwork(architecture), np.random.default_rng(0)
-    variables = models.init(jax.random.key(0), architecture)
+    variables = zoo.init(jax.random.key(0), architecture)
     x, d_out = rng.normal(1, 2, (2, steps, *shape)).astype(np.float32)
 
     def run(x):

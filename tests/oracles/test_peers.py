@@ -9,20 +9,23 @@ import pytest
 from flax.traverse_util import flatten_dict
 from sklearn.datasets import load_digits
 
-from ccsrp_jax import cost, selection
-from ccsrp_jax.architecture import Add, Architecture, Conv, Dense, Flatten, Norm, Pool, Spike
-from ccsrp_jax.attacks import PGD, fgsm
-from ccsrp_jax.hypervolume import hypervolume
-from ccsrp_jax.models import plain
-from ccsrp_jax.network import Classifier, SpikingNetwork
-from ccsrp_jax.neurons import LIF, SURROGATE_DERIVATIVES, Surrogate, lif
+from ccsrp_jax.attacks.pgd import PGD, fgsm
+from ccsrp_jax.coevolution import selection
+from ccsrp_jax.networks import cost
+from ccsrp_jax.networks.architecture import Architecture
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.neurons import LIF, SURROGATE_DERIVATIVES, Surrogate, lif
+from ccsrp_jax.networks.nodes import Add, Conv, Dense, Flatten, Norm, Pool, Spike
+from ccsrp_jax.networks.spiking_network import SpikingNetwork
+from ccsrp_jax.networks.zoo import plain
+from ccsrp_jax.reporting.comparison import hypervolume
 
 torch = pytest.importorskip("torch")
 for peer in ("spikingjelly.activation_based", "foolbox", "torch_pruning", "pymoo"):
     pytest.importorskip(peer)
 
-from make_fixtures import FIXTURES, FOLDER  # noqa: E402
-from peers import (  # noqa: E402
+from make_fixtures import FIXTURES, FOLDER
+from peers import (
     attack_by_foolbox,
     crowding_by_pymoo,
     hypervolume_by_pymoo,
@@ -32,7 +35,7 @@ from peers import (  # noqa: E402
     ranks_by_pymoo,
     synops_by_spikingjelly,
 )
-from twin import Twin, nchw, random_network  # noqa: E402
+from twin import Twin, nchw, random_network
 
 pytestmark = pytest.mark.oracle
 

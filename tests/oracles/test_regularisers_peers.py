@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from ccsrp_jax.architecture import Conv, Dense
-from ccsrp_jax.models import plain
-from ccsrp_jax.network import Classifier
-from ccsrp_jax.neurons import Surrogate
-from ccsrp_jax.regularisers import orthogonalise, sparse_gradient
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.neurons import Surrogate
+from ccsrp_jax.networks.nodes import Conv, Dense
+from ccsrp_jax.networks.zoo import plain
+from ccsrp_jax.training.regularizers import orthogonalise, sparse_gradient
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("spikingjelly.activation_based")
 
-from twin import Twin, nchw, random_network  # noqa: E402
+from twin import Twin, nchw, random_network
 
 pytestmark = pytest.mark.oracle
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from ccsrp_jax import data, masks, models
-from ccsrp_jax.data import Split
-from ccsrp_jax.network import Classifier
-from ccsrp_jax.neurons import Surrogate
-from ccsrp_jax.smoothing import Smoothing, certify, predict
-from ccsrp_jax.training import Recipe, train
+from ccsrp_jax.data import datasets
+from ccsrp_jax.data.splits import Split
+from ccsrp_jax.networks import masks, zoo
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.neurons import Surrogate
+from ccsrp_jax.robustness.smoothing import Smoothing, certify, predict
+from ccsrp_jax.training.trainer import Recipe, train
 
 foolbox = pytest.importorskip("foolbox")
 
@@ -24,13 +25,13 @@ INIT, TRAIN, CERTIFY, ATTACK, PREDICT = jax.random.split(jax.random.key(0), 5)
 @pytest.fixture(scope="module")
 def trained():
     """A network trained on noisy digits for seconds, and clean test images."""
-    digits = data.load("digits")
+    digits = datasets.load("digits")
     images, labels = digits.train.images.repeat(4, 0), digits.train.labels.repeat(4)
     noise = np.random.default_rng(0).normal(0, SMOOTHING.sigma, images.shape)
     noisy = Split((images + noise).astype(np.float32), labels)
-    architecture = models.plain((12, "A", 16, "A"), (8, 8, 1), 10, mean=(0.3,), std=(0.4,))
+    architecture = zoo.plain((12, "A", 16, "A"), (8, 8, 1), 10, mean=(0.3,), std=(0.4,))
     classifier = Classifier(architecture, Surrogate(width=2.0))
-    variables = models.init(INIT, architecture)
+    variables = zoo.init(INIT, architecture)
     variables = train(
         TRAIN, classifier, variables, masks.ones(architecture), noisy, Recipe(epochs=5)
     )

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccsrp_jax import data, masks, models
-from ccsrp_jax.network import Classifier
-from ccsrp_jax.neurons import Surrogate
-from ccsrp_jax.square import Square
-from ccsrp_jax.training import Recipe, train
+from ccsrp_jax.attacks.square import Square
+from ccsrp_jax.data import datasets
+from ccsrp_jax.networks import masks, zoo
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.neurons import Surrogate
+from ccsrp_jax.training.trainer import Recipe, train
 
 torch = pytest.importorskip("torch")
 peer = pytest.importorskip("pyautoattack.square")
@@ -45,10 +46,10 @@ def _one_thread():
 @pytest.fixture(scope="module")
 def trained():
     """A network with average pooling, trained for seconds, and test images."""
-    digits = data.load("digits")
-    architecture = models.plain((12, "A", 16, "A"), (8, 8, 1), 10, mean=(0.3,), std=(0.4,))
+    digits = datasets.load("digits")
+    architecture = zoo.plain((12, "A", 16, "A"), (8, 8, 1), 10, mean=(0.3,), std=(0.4,))
     classifier = Classifier(architecture, Surrogate(width=2.0))
-    variables = models.init(INIT, architecture)
+    variables = zoo.init(INIT, architecture)
     variables = train(
         TRAIN, classifier, variables, masks.ones(architecture), digits.train, Recipe(epochs=15)
     )

@@ -6,20 +6,10 @@ import torch
 from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import nn
 
-from ccsrp_jax.architecture import (
-    IMAGE,
-    Add,
-    Architecture,
-    Conv,
-    Dense,
-    Flatten,
-    Node,
-    Norm,
-    Pool,
-    Spike,
-)
-from ccsrp_jax.models import init
-from ccsrp_jax.neurons import LIF, Surrogate
+from ccsrp_jax.networks.architecture import Architecture
+from ccsrp_jax.networks.neurons import LIF, Surrogate
+from ccsrp_jax.networks.nodes import IMAGE, Add, Conv, Dense, Flatten, Node, Norm, Pool, Spike
+from ccsrp_jax.networks.zoo import init
 
 # Our width to the peer's alpha, by the shapes' definitions.
 SURROGATES = {

@@ -8,21 +8,24 @@ import psutil
 from conftest import busy
 from jax.sharding import Mesh
 
-from ccsrp_jax import coevolution, data, devices, fitness, masks, models, tasks
-from ccsrp_jax.attacks import PGD
-from ccsrp_jax.network import Classifier
-from ccsrp_jax.racing import Racing
-from ccsrp_jax.search import Search
+from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.coevolution import fitness, search, subproblem
+from ccsrp_jax.coevolution.racing import Racing
+from ccsrp_jax.coevolution.settings import Search
+from ccsrp_jax.data import datasets, splits
+from ccsrp_jax.networks import masks, zoo
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.utils import devices
 
-ARCHITECTURE = models.plain((4, "A", 4), (8, 8, 1), 10, time_steps=2, mean=(0.3,), std=(0.4,))
+ARCHITECTURE = zoo.plain((4, "A", 4), (8, 8, 1), 10, time_steps=2, mean=(0.3,), std=(0.4,))
 ATTACK = PGD(0.1, 1)
 
 
-def splits() -> tuple[data.Split, data.Split]:
+def splits() -> tuple[splits.Split, splits.Split]:
     """Clean images, and noisy ones in the place of a shared adversarial set."""
-    clean = data.Split(*(part[:20] for part in data.load("digits").search))
+    clean = splits.Split(*(part[:20] for part in datasets.load("digits").search))
     noise = np.random.default_rng(0).uniform(-0.2, 0.2, clean.images.shape)
-    return clean, data.Split((clean.images + noise).clip(0, 1).astype(np.float32), clean.labels)
+    return clean, splits.Split((clean.images + noise).clip(0, 1).astype(np.float32), clean.labels)
 
 
 def scores(mesh: Mesh | None) -> dict[str, np.ndarray]:
@@ -37,7 +40,7 @@ def scores(mesh: Mesh | None) -> dict[str, np.ndarray]:
     members[:, 0] = 1
     found = {}
     for way, (adversarial, options) in ways.items():
-        task = tasks.make_task(
+        task = subproblem.make_task(
             Classifier(ARCHITECTURE),
             busy(ARCHITECTURE, seed=0),
             masks.random(jax.random.key(1), ARCHITECTURE, 0.9),
@@ -57,7 +60,7 @@ def scores(mesh: Mesh | None) -> dict[str, np.ndarray]:
 
 def search_round(mesh: Mesh | None) -> dict[str, np.ndarray]:
     """Masks and objectives by group."""
-    found = coevolution.search_round(
+    found = search.search_round(
         jax.random.key(0),
         Classifier(ARCHITECTURE),
         busy(ARCHITECTURE, seed=0),

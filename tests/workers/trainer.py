@@ -7,25 +7,28 @@ import numpy as np
 from conftest import busy
 from jax.sharding import Mesh
 
-from ccsrp_jax import data, devices, masks, models, training
-from ccsrp_jax.attacks import PGD
-from ccsrp_jax.errors import InputError
-from ccsrp_jax.network import Classifier
-from ccsrp_jax.training import Recipe
+from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.data import datasets, splits
+from ccsrp_jax.networks import masks, zoo
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.training import trainer
+from ccsrp_jax.training.trainer import Recipe
+from ccsrp_jax.utils import devices
+from ccsrp_jax.utils.errors import InputError
 
-SMALL = models.plain((4, "A", 4), (8, 8, 1), 10, time_steps=2, mean=(0.3,), std=(0.4,))
+SMALL = zoo.plain((4, "A", 4), (8, 8, 1), 10, time_steps=2, mean=(0.3,), std=(0.4,))
 RECIPE = Recipe(1, 8, adversarial=PGD(0.1, 2), trades=2.0, membrane=0.1, remat="layers", ema=0.9)
 
 
 def trained(mesh: Mesh | None, batch_size: int = 8) -> dict[str, np.ndarray]:
     """Weights and batch statistics by place."""
     architecture = dataclasses.replace(SMALL, encoding="poisson")
-    variables = training.train(
+    variables = trainer.train(
         jax.random.key(0),
         Classifier(architecture),
         busy(architecture, seed=0),
         masks.random(jax.random.key(1), architecture, 0.9),
-        data.Split(*(part[:24] for part in data.load("digits").train)),
+        splits.Split(*(part[:24] for part in datasets.load("digits").train)),
         dataclasses.replace(RECIPE, batch_size=batch_size),
         augmentation="crop_flip_cutout",
         mesh=mesh,

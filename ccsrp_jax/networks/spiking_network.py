@@ -1,0 +1,247 @@
+"""The spiking network as a Flax module."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from ccsrp_jax.networks.architecture import Architecture, group_of, live_at
+from ccsrp_jax.networks.convolution import _aligned_conv, _masked_dot
+from ccsrp_jax.networks.gradients import Backward, Distances, Surrogate, respond
+from ccsrp_jax.networks.masks import MaskTree, check_fit, kernel
+from ccsrp_jax.networks.nodes import IMAGE, Add, Conv, Dense, Flatten, Node, Norm, Pool, Spike
+from ccsrp_jax.utils.errors import InputError
+
+Seen = dict[str, tuple[Distances, ...]]  # by LIF node, the statistics of every step
+
+
+Values = dict[str, Array]  # node name -> (S, B, *features), S = T or 1 where constant in time
+
+
+class Activity(NamedTuple):
+    """What the LIF layers did, by the name of their node: each (T, B, *features)."""
+
+    spikes: Values  # after the gate
+    potentials: Values  # before the reset, before the gate
+    distances: Seen  # for `gradients.AdaptiveSharpness` only
+
+
+class SpikingNetwork(nn.Module):
+    """Runs an `Architecture` on images in [0, 1].
+
+    Time is folded into the batch for convolution, dense and batch norm; only the LIF
+    layers run over T. What is constant in time (everything before the first LIF layer) is
+    computed once and not T times.
+
+    For `jax.checkpoint`'s policies the outputs of its layers are named "layer", and those of its
+    neurons "spikes".
+
+    Attributes:
+      architecture: the graph, T, the neuron and the input normalisation.
+      dtype: compute type of convolutions and dense layers; parameters, batch statistics
+        and membranes stay float32.
+      axis: of a mesh over which a batch is dealt out; batch norm averages its moments over it.
+    """
+
+    architecture: Architecture
+    dtype: DTypeLike = jnp.float32
+    axis: str | None = None
+
+    def __call__(
+        self,
+        images: Float[Array, "B H W C"],
+        masks: MaskTree | None = None,
+        *,
+        surrogate: Backward = Surrogate(),
+        train: bool = False,
+        activity: bool = False,
+        per_step: bool = False,
+        key: Array | None = None,
+        seen: Seen | None = None,
+    ) -> Float[Array, "*T B K"] | tuple[Float[Array, "*T B K"], Activity]:
+        """Logits, averaged over time.
+
+        Args:
+          images: NHWC in [0, 1]; normalisation happens in here.
+          masks: as in `masks`; groups and kernels that are missing are kept whole.
+          surrogate: through what to differentiate; it does not change the output, but for
+            `gradients.Relu`.
+          train: batch norm uses (and updates, with `mutable=["batch_stats"]`) the batch.
+          activity: also return the spikes and potentials of every LIF layer.
+          per_step: the logits of every step, (T, B, K), in place of their mean.
+          key: for a stochastic encoding.
+          seen: by LIF node, what `gradients.AdaptiveSharpness` has seen before.
+        """
+        values, active = self.walk(
+            self.encode(images, key),
+            masks,
+            surrogate=surrogate,
+            train=train,
+            activity=activity,
+            seen=seen,
+        )
+        logits = self.readout(values, per_step=per_step)
+        return (logits, active) if activity else logits
+
+    def encode(self, images: Float[Array, "B H W C"], key: Array | None = None) -> Values:
+        """The normalised input of each step; one that holds for all if nothing is random.
+
+        Gradients pass straight through the draws of the Poisson encoding.
+
+        Raises:
+          InputError: a stochastic encoding without a key.
+        """
+        a = self.architecture
+        x_SxBxHxWxC = images[None]
+        if a.stochastic:
+            if key is None:
+                raise InputError(f"the {a.encoding} encoding draws at random: give it a key.")
+            shape = (a.time_steps, *images.shape)
+            if a.encoding == "poisson":
+                spikes = jax.random.bernoulli(key, jnp.clip(images, 0, 1), shape)
+                x_SxBxHxWxC = spikes + (images - jax.lax.stop_gradient(images))
+            else:
+                x_SxBxHxWxC = images + a.noise * jax.random.normal(key, shape, images.dtype)
+        if a.encoding == "frames":
+            frames = images.reshape(*images.shape[:3], a.time_steps, -1)
+            x_SxBxHxWxC = jnp.moveaxis(frames, 3, 0)
+        mean, std = jnp.array(a.mean), jnp.array(a.std)
+        return {IMAGE: ((x_SxBxHxWxC - mean) / std).astype(self.dtype)}
+
+    def readout(self, values: Values, *, per_step: bool = False) -> Float[Array, "*T B K"]:
+        """The classifier's output, its mean over time or that of each step."""
+        logits_SxBxK = values[self.architecture.nodes[-1].name].astype(jnp.float32)
+        if not per_step:
+            return logits_SxBxK.mean(0)
+        return jnp.broadcast_to(
+            logits_SxBxK, (self.architecture.time_steps, *logits_SxBxK.shape[1:])
+        )
+
+    @nn.compact
+    def walk(
+        self,
+        values: Values,
+        masks: MaskTree | None = None,
+        *,
+        begin: int = 0,
+        end: int | None = None,
+        keep: Sequence[str] = (),
+        surrogate: Backward = Surrogate(),
+        train: bool = False,
+        activity: bool = False,
+        seen: Seen | None = None,
+    ) -> tuple[Values, Activity]:
+        """Runs the nodes from `begin` to `end` on the values that they read.
+
+        `walk` to a group's gate and `walk` on from there equal one walk: fitness
+        evaluation shares the first among all candidates for that group.
+
+        Args:
+          values: by name, what the nodes read from before `begin`.
+          masks, surrogate, train, activity, seen: as in `__call__`.
+          begin, end: positions in `architecture.nodes`.
+          keep: names of further values to return.
+
+        Returns:
+          The values that nodes from `end` on read (the classifier's output, where `end`
+          is the end) together with `keep`, and the activity, empty unless asked for.
+
+        Raises:
+          InputError: a mask of an unknown group or of a wrong length.
+        """
+        nodes = self.architecture.nodes
+        end = len(nodes) if end is None else end
+        member, masks = group_of(self.architecture), masks or {}
+        check_fit(self.architecture, masks)
+        values, active = dict(values), Activity({}, {}, {})
+        for node in nodes[begin:end]:
+            x = values[node.input]
+            match node:
+                case Spike(name=name):
+                    neuron = self.architecture.neuron
+                    x, potential, distances = respond(
+                        x,
+                        neuron,
+                        surrogate,
+                        self.architecture.time_steps,
+                        (seen or {}).get(name),
+                        Leak(neuron.tau, name=name)() if neuron.learned else None,
+                    )
+                    x = checkpoint_name(x, "spikes")
+                    if (mask := masks.get(member[name])) is not None:
+                        x = x * mask.astype(x.dtype)
+                    if activity:
+                        active.spikes[name], active.potentials[name] = x, potential
+                        if distances is not None:
+                            active.distances[name] = distances
+                case Pool(window=w, kind=kind):
+                    s, b, h, v, c = x.shape
+                    x = x[:, :, : h // w * w, : v // w * w].reshape(s, b, h // w, w, v // w, w, c)
+                    x = x.max((3, 5)) if kind == "max" else x.mean((3, 5))
+                case Flatten():
+                    x = x.reshape(*x.shape[:2], -1)
+                case Add(other=other):
+                    x = x + values[other]
+                case _:
+                    layer = self._layer(node, train, masks.get(kernel(node.name)))
+                    folded = layer(x.reshape(-1, *x.shape[2:]))
+                    x = folded.reshape(*x.shape[:2], *folded.shape[1:])
+                    if not isinstance(node, Norm):
+                        x = checkpoint_name(x, "layer")
+            values[node.name] = x
+        wanted = {*live_at(self.architecture, end), *keep}
+        if end == len(nodes):
+            wanted.add(nodes[-1].name)
+        return {name: value for name, value in values.items() if name in wanted}, active
+
+    def _layer(self, node: Node, train: bool, mask: Array | np.ndarray | None) -> nn.Module:
+        """The Flax layer with the weights of a node; a mask is multiplied to its kernel."""
+        match node:
+            case Conv(name, _, width, kernel, stride, bias):
+                return nn.Conv(
+                    width,
+                    (kernel, kernel),
+                    stride,
+                    [(kernel // 2, kernel // 2)] * 2,
+                    use_bias=bias,
+                    dtype=self.dtype,
+                    conv_general_dilated=partial(_aligned_conv, mask=mask, train=train),
+                    name=name,
+                )
+            case Dense(name, _, width, bias):
+                return nn.Dense(
+                    width,
+                    use_bias=bias,
+                    dtype=self.dtype,
+                    dot_general=partial(_masked_dot, mask=mask),
+                    name=name,
+                )
+            case Norm(name, _, scale):
+                return nn.BatchNorm(
+                    use_running_average=not train,
+                    momentum=0.9,
+                    dtype=self.dtype,
+                    scale_init=nn.initializers.constant(scale),
+                    axis_name=self.axis,
+                    name=name,
+                )
+        raise TypeError(f"no layer for {node}")
+
+
+class Leak(nn.Module):
+    """A learned 1 / tau: the sigmoid of a parameter that starts at the given tau."""
+
+    tau: float
+
+    @nn.compact
+    def __call__(self) -> Float[Array, ""]:
+        start = nn.initializers.constant(-math.log(self.tau - 1))
+        return nn.sigmoid(self.param("leak", start, (1,)))[0]

@@ -1,0 +1,217 @@
+"""Builders of the architectures that we ship, and fresh weights for them."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ccsrp_jax.networks.architecture import Architecture, shapes
+from ccsrp_jax.networks.neurons import LIF
+from ccsrp_jax.networks.nodes import IMAGE, Add, Conv, Dense, Flatten, Node, Norm, Pool, Spike
+from ccsrp_jax.networks.spiking_network import SpikingNetwork
+from ccsrp_jax.utils.errors import InputError, check_number, unknown
+
+
+def init(key: Array, architecture: Architecture) -> dict:
+    """Fresh variables, `{"params", "batch_stats"}`, of a network."""
+    image = jnp.zeros((1, *architecture.input_shape))
+    return jax.jit(SpikingNetwork(architecture).init)(key, image, key=key)
+
+
+POOLS = {"A": "avg", "M": "max"}
+
+
+NORMS = ("bn", "tdbn")
+
+
+def plain(
+    plan: Sequence[int | str],
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    dense: Sequence[int] = (),
+    width: float | int = 1,
+    norm: str = "bn",
+    neuron: LIF = LIF(),
+    **settings,
+) -> Architecture:
+    """A feed-forward network in the VGG manner.
+
+    Args:
+      plan: a width adds 3 x 3 convolution, batch norm and LIF; `"A"` and `"M"` add 2 x 2
+        average and max pooling.
+      input_shape: (H, W, C) of the images.
+      classes: width of the classifier.
+      dense: widths of fully connected LIF layers before the classifier.
+      width: multiplies all of these widths; at least 1 filter is left of each.
+      norm: `bn`, or `tdbn`, whose scale starts at the threshold.
+      neuron, settings: as in `Architecture`.
+
+    Raises:
+      InputError: an empty plan, a width below 1, or images too small for the poolings.
+    """
+    for step in plan:
+        if isinstance(step, str) and step not in POOLS:
+            raise unknown("step of the model plan", step, POOLS)
+    if not any(isinstance(step, int) for step in plan) or any(
+        step < 1 for step in (*plan, *dense) if isinstance(step, int)
+    ):
+        raise InputError(f"model plan {tuple(plan)} needs at least one layer, of width 1 or more.")
+    scale = _norm_scale(norm, neuron)
+    nodes: list[Node] = []
+    last = IMAGE
+
+    def add(node: Node) -> None:
+        nonlocal last
+        nodes.append(node)
+        last = node.name
+
+    convs = pools = 0
+    for step in plan:
+        if isinstance(step, int):
+            convs += 1
+            add(Conv(f"conv{convs}", last, _scaled(step, width)))
+            add(Norm(f"norm{convs}", last, scale))
+            add(Spike(f"lif{convs}", last))
+        else:
+            pools += 1
+            add(Pool(f"pool{pools}", last, kind=POOLS[step]))
+    return _with_head(nodes, input_shape, classes, dense, width, neuron, settings)
+
+
+def residual(
+    stages: Sequence[tuple[int, int, int]],
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    stem: int,
+    spikes_add: bool = False,
+    dense: Sequence[int] = (),
+    width: float | int = 1,
+    norm: str = "bn",
+    neuron: LIF = LIF(),
+    **settings,
+) -> Architecture:
+    """A residual network of basic blocks, for small images: a 3 x 3 stem and no pooling but the
+    last, over all positions.
+
+    A block is convolution, norm, LIF, convolution, norm; a shortcut whose shape changes has a
+    1 x 1 convolution and a norm. The branches' currents add and then meet a LIF layer (as in
+    tdBN's ResNet-19, arXiv 2011.05280), or each has one of its own and their spikes add
+    (SEW-ResNet with ADD, Fang et al., NeurIPS 2021, arXiv 2102.04159).
+
+    Args:
+      stages: (filters, blocks, stride of the first block) of each.
+      input_shape: (H, W, C) of the images.
+      classes: width of the classifier.
+      stem: filters of the first convolution.
+      spikes_add: spikes add, in place of currents.
+      dense, width, neuron, settings: as for `plain`.
+      norm: `bn`, or `tdbn`, whose scale starts at the threshold, or over the root of 2 where
+        currents add.
+
+    Raises:
+      InputError: a width that is not above 0, or an unknown norm.
+    """
+    nodes: list[Node] = []
+    scale = _norm_scale(norm, neuron)
+    summed = scale if spikes_add or norm == "bn" else scale / math.sqrt(2)
+
+    def layer(
+        name: str, source: str, filters: int, *, kernel: int = 3, stride: int = 1, fires: bool
+    ) -> str:
+        nodes.append(Conv(name, source, _scaled(filters, width), kernel, stride))
+        nodes.append(Norm(f"{name}.norm", name, scale if fires else summed))
+        if fires:
+            nodes.append(Spike(f"{name}.lif", nodes[-1].name))
+        return nodes[-1].name
+
+    last, channels, side = layer("stem", IMAGE, stem, fires=True), stem, min(input_shape[:2])
+    for i, (filters, blocks, first_stride) in enumerate(stages, 1):
+        for j in range(1, blocks + 1):
+            stride, block = first_stride if j == 1 else 1, f"stage{i}.block{j}"
+            inner = layer(f"{block}.conv1", last, filters, stride=stride, fires=True)
+            outer = layer(f"{block}.conv2", inner, filters, fires=spikes_add)
+            if stride != 1 or channels != filters:
+                name = f"{block}.shortcut"
+                last = layer(name, last, filters, kernel=1, stride=stride, fires=spikes_add)
+            nodes.append(Add(f"{block}.add", outer, last))
+            if not spikes_add:
+                nodes.append(Spike(f"{block}.lif", f"{block}.add"))
+            last, channels = nodes[-1].name, filters
+        side = -(-side // first_stride)
+    nodes.append(Pool("pool", last, side))
+    return _with_head(nodes, input_shape, classes, dense, width, neuron, settings)
+
+
+def _with_head(
+    nodes: list[Node],
+    input_shape: tuple[int, int, int],
+    classes: int,
+    dense: Sequence[int],
+    width: float | int,
+    neuron: LIF,
+    settings: dict,
+) -> Architecture:
+    """Flattening, dense LIF layers and the classifier behind the convolutions."""
+    nodes = [*nodes, Flatten("flatten", nodes[-1].name)]
+    for i, features in enumerate(dense, 1):
+        nodes.append(Dense(f"fc{i}", nodes[-1].name, _scaled(features, width)))
+        nodes.append(Spike(f"fc{i}.lif", f"fc{i}"))
+    nodes.append(Dense("classifier", nodes[-1].name, classes))
+    architecture = Architecture(tuple(nodes), input_shape, neuron=neuron, **settings)
+    shapes(architecture)  # refuses what does not fit
+    return architecture
+
+
+def _scaled(filters: int, width: float | int) -> int:
+    check_number("model width", width, 0, above=True)
+    return max(1, round(filters * width))
+
+
+def _norm_scale(norm: str, neuron: LIF) -> float:
+    if norm not in NORMS:
+        raise unknown("normalisation", norm, NORMS)
+    return neuron.threshold if norm == "tdbn" else 1.0
+
+
+RESNET18 = ((64, 2, 1), (128, 2, 2), (256, 2, 2), (512, 2, 2))
+
+
+# Name to `build(input_shape, classes, *, width, norm, time_steps, neuron, ...)`.
+MODELS: dict[str, Callable[..., Architecture]] = {
+    # 8 x 8 digits in minutes on two cores
+    "small": partial(plain, (24, 48, "A", 48, "A")),
+    # 28 x 28 and 32 x 32 images on a CPU
+    "medium": partial(plain, (24, "A", 48, "A", 96, "A")),
+    # the robustness literature's VGG-11 (SNN-RAT's widths)
+    "vgg11": partial(
+        plain, (64, "A", 128, 256, "A", 512, 512, 512, "A", 512, 512), dense=(4096, 4096)
+    ),
+    # CCEP's VGG-16: 13 convolutions and one hidden layer
+    "vgg16": partial(
+        plain,
+        (64, 64, "A", 128, 128, "A", *[256] * 3, "A", *[512] * 3, "A", *[512] * 3, "A"),
+        dense=(512,),
+    ),
+    # SD-SNN's: its threshold is 0.5, which `neuron` sets
+    "6conv2fc": partial(plain, (128, 128, "M", 256, 256, "M", 512, 512), dense=(512,)),
+    "resnet18": partial(residual, RESNET18, stem=64),
+    "sew_resnet18": partial(residual, RESNET18, stem=64, spikes_add=True),
+    # tdBN's layout, with the stem of 64 that the published 12.63 M parameters have
+    "resnet19": partial(
+        residual, ((128, 3, 1), (256, 3, 2), (512, 2, 2)), stem=64, dense=(256,), norm="tdbn"
+    ),
+    # a residual network of the size of `medium`
+    "resnet8": partial(residual, ((16, 1, 1), (32, 1, 2), (64, 1, 2)), stem=16),
+}
+
+
+def build(name: str, input_shape: tuple[int, int, int], classes: int, **options) -> Architecture:
+    """The architecture of that name in `MODELS`, for these images and classes."""
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    return MODELS[name](input_shape, classes, **options)

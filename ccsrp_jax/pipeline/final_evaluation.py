@@ -1,0 +1,151 @@
+"""The end of a run: the dense and the chosen network meet the test images, once."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ccsrp_jax.attacks.base import SHORT_PGD_CAVEAT
+from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.data.splits import Dataset, unit
+from ccsrp_jax.networks import cost, serialization
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.cost import costs
+from ccsrp_jax.pipeline.config import Config
+from ccsrp_jax.robustness.evaluation import evaluate
+from ccsrp_jax.robustness.suites import View
+from ccsrp_jax.utils.console import Terminal
+from ccsrp_jax.utils.devices import machine
+
+SUITE_CAVEAT = {
+    "pgd": SHORT_PGD_CAVEAT,
+    "quick": "An upper bound on robust accuracy and a first opinion: the standard suite can "
+    "break more images.",
+    "standard": "An upper bound on robust accuracy: an attack yet unknown can break more images.",
+}
+
+
+def measure(
+    config: Config,
+    data: Dataset,
+    networks: dict[str, Path],
+    key: Array,
+    folder: Path,
+    terminal: Terminal,
+) -> dict:
+    """Robustness, costs and latency of saved networks on the test images.
+
+    Attacks made on the dense one are tried on the others too.
+
+    Args:
+      config: settings of the run.
+      data: its data.
+      networks: files of the networks, by name.
+      key: of the attacks and of stochastic encodings.
+      folder: where each network's suite is recorded as it goes.
+      terminal: for progress.
+
+    Returns:
+      The part of the run's summary that follows from the test images.
+    """
+    test, loaded = data.test, {name: serialization.load(path) for name, path in networks.items()}
+    views = {
+        name: View(Classifier(architecture, config.surrogate), (variables, None))
+        for name, (architecture, variables) in loaded.items()
+    }
+    key_costs, key_latency = jax.random.split(jax.random.fold_in(key, 10**6))
+    robustness, measured = {}, {}
+    for name, (architecture, variables) in loaded.items():
+        terminal.line(f"{name:<9} {config.attack.suite} suite on the test images")
+        found = evaluate(
+            *views[name],
+            test,
+            eps=config.attack.eps,
+            key=key,
+            suite=config.attack.suite,
+            natural=(),
+            others={} if name == "dense" else {"dense": views["dense"]},
+            record=folder / f"suite-{name}.json",
+            terminal=terminal,
+        )
+        robustness[name] = found.record()
+        measured[name] = {
+            "accuracy": found.outcome.accuracy,
+            "robust_accuracy": found.outcome.robust_accuracy,
+            "pgd_accuracy": found.outcome.reference,
+            "reliable": found.verdict.reliable,
+            **costs(architecture, variables, None, test, key_costs),
+        }
+    fill = np.arange(config.latency_batch) % len(test.labels)
+    latencies = cost.latency_ms(
+        [
+            (Classifier(architecture), (variables, None))
+            for architecture, variables in loaded.values()
+        ],
+        unit(jnp.asarray(test.images[fill])),
+        key=key_latency,
+    )
+    for values, latency in zip(measured.values(), latencies, strict=True):
+        values["latency_ms"] = latency
+    surrogate = f"{config.surrogate.name}:{config.surrogate.width}"
+    return {
+        "attack": {
+            "name": f"{config.attack.suite} suite",
+            "norm": "linf",
+            "eps": config.attack.eps,
+            "attacks": len(robustness["dense"]["attacks"]),
+            "surrogate": surrogate,
+            "caveat": SUITE_CAVEAT[config.attack.suite],
+        },
+        "search_attack": pgd_record(config.test_attack) | {"surrogate": surrogate},
+        **measured,
+        "robustness": {"suite": config.attack.suite, **robustness},
+        "latency_batch": config.latency_batch,
+        "test_images": len(test.labels),
+        "footnote": data.record["footnote"],
+        **machine(),
+    }
+
+
+def pgd_record(attack: PGD) -> dict:
+    """The attack that the archive was measured with."""
+    return {
+        "name": "pgd",
+        "norm": attack.norm,
+        "eps": attack.eps,
+        "steps": attack.steps,
+        "restarts": attack.restarts,
+        "step_size": attack.step_size,
+        "caveat": SHORT_PGD_CAVEAT,
+    }
+
+
+def show(terminal: Terminal, summary: dict, page: Path) -> None:
+    """The closing table."""
+    dense, pruned, attack = summary["dense"], summary["pruned"], summary["attack"]
+    batch = summary["latency_batch"]
+    names = {
+        "accuracy": ("test accuracy", "{:.3f}"),
+        "pgd_accuracy": (f"under PGD-20 alone, eps {attack['eps']:.4g}", "{:.3f}"),
+        "robust_accuracy": (f"under all {attack['attacks']} attacks", "{:.3f}"),
+        "macs": ("MACs", "{:,.0f}"),
+        "params": ("parameters", "{:,.0f}"),
+        "synops": ("SynOps an image", "{:,.0f}"),
+        "energy_nj": ("energy, nJ an image", "{:,.1f}"),
+        "latency_ms": (f"latency, ms a batch of {batch}", "{:.2f}"),
+    }
+    rows = []
+    for name, (label, form) in names.items():
+        before, after = dense[name], pruned[name]
+        if "accuracy" in name:
+            change = f"{after - before:+.3f}"
+        else:
+            change = f"{after / before:.1%}" if before else "-"
+        rows.append([label, form.format(before), form.format(after), change])
+    title = f"{summary['dataset']}, {summary['model']}, {summary['test_images']} test images"
+    terminal.table(title, ["", "dense", "pruned", "pruned / dense"], rows)
+    for name in ("dense", "pruned"):
+        terminal.line(f"{name}: {summary['robustness'][name]['headline']}")
+    terminal.line(f"{summary['seconds']:.0f} s; report: {page}")

@@ -1,0 +1,267 @@
+"""Plain rivals: a score for every filter or weight, a share for every layer, and fine-tuning.
+
+A criterion says which filters of a layer go first, an allocation how the budget is dealt out over
+layers. Recent work finds the second, and fine-tuning, to matter more (Beyond Pruning Criteria,
+arXiv 2410.15176), so every criterion can have every allocation, at once or in rounds.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from ccsrp_jax.networks import masks as masking
+from ccsrp_jax.networks.architecture import group_of, groups
+from ccsrp_jax.networks.classifier import keyed
+from ccsrp_jax.networks.masks import MaskTree
+from ccsrp_jax.networks.nodes import Conv, Dense, Norm, Spike
+from ccsrp_jax.networks.spiking_network import SpikingNetwork
+from ccsrp_jax.pruning import budget
+from ccsrp_jax.pruning.budget import Scores
+from ccsrp_jax.pruning.problem import (
+    Passes,
+    Problem,
+    Pruned,
+    batches,
+    finetune,
+    shares,
+    weight_masks,
+)
+from ccsrp_jax.utils.errors import InputError, unknown
+
+Criterion = Callable[[Array, Problem, dict, MaskTree], tuple[Scores, Passes]]
+
+
+Allocation = Literal["uniform", "global", "sensitivity"]
+
+
+PERTURBATION = 0.05  # of a layer's weights, relative to their norm, for its sensitivity
+
+
+def by_score(
+    key: Array,
+    problem: Problem,
+    *,
+    criterion: Criterion,
+    allocation: Allocation | Mapping[str, float] = "uniform",
+    rounds: int = 1,
+    early: int | None = None,
+) -> Pruned:
+    """Removes filters by a score.
+
+    Args:
+      key: of the criterion and of training.
+      problem: see `problem`.
+      criterion: by group, scores of filters; low ones go.
+      allocation: `uniform`, every group loses the same share; `global`, one order for all groups;
+        `sensitivity`, shares by `sensitivity`, which are uniform where all layers are equal; or
+        by group, shares of filters that they keep, relative to each other.
+      rounds: of pruning and fine-tuning; scores are taken anew in each.
+      early: epochs after every round but the last; by default equal shares.
+    """
+    given = isinstance(allocation, Mapping)
+    if not given and allocation not in ("uniform", "global", "sensitivity"):
+        raise unknown("allocation", allocation, ("uniform", "global", "sensitivity"))
+    variables, masks, search = problem.variables, masking.ones(problem.architecture), Passes()
+    for number, epochs in enumerate(shares(problem.recipe.epochs, rounds, early)):
+        key_score, key_layers, key_train = jax.random.split(jax.random.fold_in(key, number), 3)
+        scores, passes = criterion(key_score, problem, variables, masks)
+        search += passes
+        if given:
+            scores = budget.proportioned(_first(scores, masks), allocation)
+        elif allocation == "sensitivity":
+            felt, passes = sensitivity(key_layers, problem, variables, masks)
+            search += passes
+            mean = np.mean(list(felt.values()))
+            speeds = {g: mean / max(s, 1e-9) for g, s in felt.items()}
+            scores = budget.spread(_first(scores, masks), speeds)
+        elif allocation == "uniform":
+            scores = budget.spread(_first(scores, masks))
+        cost = problem.cost(variables=variables)
+        limit = problem.limit((number + 1) / rounds)
+        masks = budget.cut(scores, cost, limit, before=masks)
+        variables, _ = finetune(key_train, problem, variables, masks, epochs=epochs)
+    return Pruned(variables, masks, search)
+
+
+def _first(scores: Scores, masks: MaskTree) -> Scores:
+    """The same scores, but filters that are gone go before all others."""
+    least = min(float(np.min(values)) for values in scores.values()) - 1
+    return {name: np.where(np.asarray(masks[name]) > 0, s, least) for name, s in scores.items()}
+
+
+def magnitude(key: Array, problem: Problem, *, rounds: int = 1, early: int | None = None) -> Pruned:
+    """Removes the weights of least absolute value, in one order for all layers but the classifier.
+
+    A dense machine saves no MACs by it; the target's fraction is taken of the parameters (or of
+    the SynOps).
+    """
+    variables, masks = problem.variables, weight_masks(problem)
+    measure = problem.weight_measure
+    for number, epochs in enumerate(shares(problem.recipe.epochs, rounds, early)):
+        scores = {
+            name: np.abs(variables["params"][name.removesuffix(masking.KERNEL)]["kernel"])
+            for name in masks
+        }
+        limit = problem.limit((number + 1) / rounds, measure)
+        masks = budget.cut(scores, problem.cost(measure, variables), limit, before=masks)
+        key_train = jax.random.fold_in(key, number)
+        variables, _ = finetune(key_train, problem, variables, masks, epochs=epochs)
+    return Pruned(variables, masks)
+
+
+def at_random(key: Array, problem: Problem, variables: dict, masks: MaskTree):
+    """Every filter alike."""
+    scores = {}
+    for number, (name, width) in enumerate(groups(problem.architecture).items()):
+        scores[name] = np.asarray(jax.random.uniform(jax.random.fold_in(key, number), (width,)))
+    return scores, Passes()
+
+
+def l1(key: Array, problem: Problem, variables: dict, masks: MaskTree):
+    """Mean absolute weight of a filter, over all layers that write into its group (Li et al.,
+    Pruning Filters for Efficient ConvNets, ICLR 2017); a mean, so that layers can be compared."""
+    return _by_group(problem, variables, Conv | Dense, "kernel"), Passes()
+
+
+def gamma(key: Array, problem: Problem, variables: dict, masks: MaskTree):
+    """Absolute scale of batch norm (Liu et al., Network Slimming, ICCV 2017), here of a network
+    trained without its L1 penalty. A group without batch norm counts as one of scale 1."""
+    scores = _by_group(problem, variables, Norm, "scale")
+    widths = groups(problem.architecture)
+    return {name: scores.get(name, np.ones(n)) for name, n in widths.items()}, Passes()
+
+
+def _by_group(problem, variables, kind, parameter):
+    """By group, the mean absolute parameter of its layers of a kind, by filter."""
+    member, found = group_of(problem.architecture), {}
+    widths = groups(problem.architecture)
+    for node in problem.architecture.nodes:
+        if isinstance(node, kind) and member[node.name] in widths:
+            values = np.abs(np.asarray(variables["params"][node.name][parameter]))
+            values = values.reshape(-1, values.shape[-1]).mean(0)
+            found.setdefault(member[node.name], []).append(values)
+    return {name: np.mean(parts, axis=0) for name, parts in found.items()}
+
+
+def spike_rate(key: Array, problem: Problem, variables: dict, masks: MaskTree):
+    """Spikes of a filter, mean over search images, positions and steps."""
+    total, count = {}, 0
+    for images, _, real in batches(problem):
+        rates = _rates(problem.architecture, variables, masks, images[:real], key)
+        count += real
+        for name, rate in rates.items():
+            total[name] = total.get(name, 0) + real * np.asarray(rate)
+    return {name: rate / count for name, rate in total.items()}, Passes(forward=count)
+
+
+@partial(jax.jit, static_argnums=0)
+def _rates(architecture, variables, masks, images, key):
+    network, member = SpikingNetwork(architecture), group_of(architecture)
+    _, active = network.apply(variables, images, masks, activity=True, key=key)
+    rates = {}
+    for node in architecture.nodes:
+        if isinstance(node, Spike) and member[node.name] in groups(architecture):
+            spikes = active.spikes[node.name]
+            width = spikes.shape[-1]
+            rates.setdefault(member[node.name], []).append(spikes.reshape(-1, width).mean(0))
+    return {name: sum(parts) / len(parts) for name, parts in rates.items()}
+
+
+def taylor(key: Array, problem: Problem, variables: dict, masks: MaskTree):
+    """Squared slope of the loss by a filter's gate, on clean and attacked search images: to first
+    order, what removing the filter changes (Molchanov et al., CVPR 2019)."""
+    total, passes = {}, Passes()
+    network = problem.classifier, variables
+    for number, (images, labels, real) in enumerate(batches(problem)):
+        images, labels = images[:real], labels[:real]
+        key_attack = jax.random.fold_in(key, number)
+        attacked = problem.attack(
+            problem.classifier, (variables, masks), images, labels, key_attack
+        )
+        for version in (images, attacked):
+            slopes = _slopes(*network, masks, version, labels, key_attack)
+            for name, slope in slopes.items():
+                total[name] = total.get(name, 0) + np.asarray(slope)
+        both = real * (2 + problem.attack.gradients)
+        passes += Passes(both, both)
+    return total, passes
+
+
+@partial(jax.jit, static_argnums=0)
+def _slopes(classifier, variables, masks, images, labels, key):
+    """By group, the sum over images of squared slopes of each image's loss by the gates."""
+
+    def loss(masks, image, label):
+        logits = classifier((variables, masks), image[None], **keyed(classifier, key))
+        return optax.softmax_cross_entropy_with_integer_labels(logits[0], label)
+
+    slopes = jax.vmap(jax.grad(loss), (None, 0, 0))(masks, images, labels)
+    return {name: (slope**2).sum(0) for name, slope in slopes.items()}
+
+
+def sensitivity(key: Array, problem: Problem, variables: dict, masks: MaskTree):
+    """By group, how much the attacked loss reacts to a small adversarial change of its weights.
+
+    A layer's weights are moved along the gradient of the loss on attacked search images, by
+    `PERTURBATION` of their norm, and the loss's rise is the sensitivity: sensitive layers are to
+    lose less. The formula of Module Robust Sensitivity (arXiv 2410.15176) was not to be had; this
+    is our reading of its abstract.
+
+    Returns:
+      Sensitivities of a mean of about 1, between 1/4 and 4, and the passes taken.
+
+    Raises:
+      InputError: the loss is not finite.
+    """
+    architecture, member = problem.architecture, group_of(problem.architecture)
+    [(images, labels, real), *_] = batches(problem)
+    attacked = problem.attack(problem.classifier, (variables, masks), images, labels, key)
+    base, slopes = _loss_and_slopes(problem.classifier, variables, masks, attacked, labels, key)
+    rises = {}
+    for group in groups(architecture):
+        layers = [
+            node.name
+            for node in architecture.nodes
+            if isinstance(node, Conv | Dense) and member[node.name] == group
+        ]
+        params = dict(variables["params"])
+        for layer in layers:
+            weights, slope = params[layer]["kernel"], slopes[layer]["kernel"]
+            step = PERTURBATION * jnp.linalg.norm(weights) / (jnp.linalg.norm(slope) + 1e-12)
+            params[layer] = {**params[layer], "kernel": weights + step * slope}
+        moved = {**variables, "params": params}
+        loss = _loss(problem.classifier, moved, masks, attacked, labels, key)
+        rises[group] = float(loss - base)
+    values = np.array(list(rises.values()))
+    if not np.isfinite(values).all():
+        raise InputError("the attacked loss is not finite: train with a lower learning rate.")
+    relative = np.clip(values / max(values.clip(0).mean(), 1e-12), 0.25, 4)
+    each = problem.attack.gradients + 1
+    count = real * (each + len(rises))
+    return dict(zip(rises, relative, strict=True)), Passes(count, real * each)
+
+
+@partial(jax.jit, static_argnums=0)
+def losses(classifier, variables, masks, images, labels, key):
+    """Cross-entropy of a masked network, by image."""
+    logits = classifier((variables, masks), images, **keyed(classifier, key))
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+@partial(jax.jit, static_argnums=0)
+def _loss(classifier, variables, masks, images, labels, key):
+    return losses(classifier, variables, masks, images, labels, key).mean()
+
+
+@partial(jax.jit, static_argnums=0)
+def _loss_and_slopes(classifier, variables, masks, images, labels, key):
+    def loss(params):
+        return _loss(classifier, {**variables, "params": params}, masks, images, labels, key)
+
+    return jax.value_and_grad(loss)(variables["params"])

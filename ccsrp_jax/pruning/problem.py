@@ -1,0 +1,218 @@
+"""What every pruning method is given, and what it gives back.
+
+A method is a function `(key, problem, **settings) -> Pruned`. It may take the problem's recipe for
+training, no more: `finetune` deals its epochs out. What it computes beside, to choose what goes,
+is its search, and is counted in passes.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.data import splits
+from ccsrp_jax.data.augmentation import Augmentation
+from ccsrp_jax.data.splits import Split, unit
+from ccsrp_jax.networks import masks as masking
+from ccsrp_jax.networks.architecture import kernel_shapes
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.masks import MaskTree
+from ccsrp_jax.networks.nodes import Conv, Dense
+from ccsrp_jax.pruning import budget
+from ccsrp_jax.pruning.budget import Target
+from ccsrp_jax.training.recipe import Recipe
+from ccsrp_jax.training.trainer import Epoch, TrainState, train
+from ccsrp_jax.utils.errors import InputError
+
+COST_IMAGES = 256  # of the search images, over which SynOps are averaged
+
+
+class Passes(NamedTuple):
+    """Images that went through the network, forward and back, to choose what is pruned.
+
+    A pass of a part of the network counts as one of the whole.
+    """
+
+    forward: int = 0
+    backward: int = 0
+
+    def __add__(self, other: "Passes") -> "Passes":
+        return Passes(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One trained network, and the same budget for every method.
+
+    Attributes:
+      classifier: the network, and the surrogate of training and attacks.
+      variables: its weights, trained.
+      train: images for fine-tuning.
+      search: images held out of training, for everything that selects.
+      target: what the pruned network may cost.
+      recipe: of fine-tuning; its epochs are all that a method may train weights for.
+      attack: on search images, for methods that look at robustness.
+      augmentation: of the training images.
+      batch_size: images a call where search images are used.
+      clock: a context that all training runs in, to time it.
+      report: called after every epoch of training.
+      progress: called after every step of training.
+      tried: called with the loss of every candidate whose search takes long, and the filters it
+        keeps by group.
+    """
+
+    classifier: Classifier
+    variables: dict
+    train: Split
+    search: Split
+    target: Target
+    recipe: Recipe
+    attack: PGD
+    augmentation: Augmentation = "none"
+    batch_size: int = 256
+    clock: Callable[[], AbstractContextManager] = nullcontext
+    report: Callable[[Epoch], None] = field(default=lambda epoch: None)
+    progress: Callable[[], None] = field(default=lambda: None)
+    tried: Callable[[float, dict[str, int]], None] = field(default=lambda loss, kept: None)
+
+    @property
+    def architecture(self):
+        return self.classifier.architecture
+
+    def cost(self, measure: str | None = None, variables: dict | None = None) -> budget.Cost:
+        """What masks leave, as the target counts it; SynOps with these weights, by default the
+        dense network's, on search images."""
+        images = unit(jnp.asarray(self.search.images[:COST_IMAGES]))
+        return budget.cost_of(
+            self.architecture,
+            measure or self.target.measure,
+            self.variables if variables is None else variables,
+            images,
+            jax.random.key(0),
+        )
+
+    def limit(self, share: float | int = 1, measure: str | None = None) -> float:
+        """Cost that the target allows after a share of all pruning rounds.
+
+        Rounds take equal shares of what the one before left, so that the last meets the target.
+        """
+        return self.target.fraction**share * self.cost(measure)(masking.ones(self.architecture))
+
+    @property
+    def weight_measure(self) -> str:
+        """What methods that remove single weights are held to: parameters, in place of MACs, of
+        which they save none on a dense machine."""
+        return "params" if self.target.measure == "macs" else self.target.measure
+
+
+class Pruned(NamedTuple):
+    """What a method found.
+
+    Attributes:
+      variables: weights after the last training.
+      masks: by group, or of weights.
+      search: passes that it took beside training.
+    """
+
+    variables: dict
+    masks: MaskTree
+    search: Passes = Passes()
+
+
+@contextmanager
+def timed(seconds: list[float]) -> Iterator[None]:
+    """Appends how long its inside took, for `Problem.clock`."""
+    began = time.perf_counter()
+    yield
+    seconds.append(time.perf_counter() - began)
+
+
+Adapt = Callable[[int, TrainState, MaskTree], tuple[TrainState, MaskTree]]
+
+
+def finetune(
+    key: Array,
+    problem: Problem,
+    variables: dict,
+    masks: MaskTree,
+    *,
+    epochs: int | None = None,
+    adapt: Adapt | None = None,
+) -> tuple[dict, MaskTree]:
+    """Trains a masked network with the problem's recipe; returns its weights and last masks.
+
+    Args:
+      key: of this training.
+      problem, variables, masks: the network.
+      epochs: by default all of the recipe; the learning rate's schedule covers these.
+      adapt: changes masks and state after epochs, see `training.train`.
+    """
+    last = masks
+
+    def follow(done: int, state: TrainState, masks: MaskTree) -> tuple[TrainState, MaskTree]:
+        nonlocal last
+        state, last = adapt(done, state, masks)
+        return state, last
+
+    recipe = problem.recipe
+    if epochs is not None:
+        recipe = dataclasses.replace(recipe, epochs=epochs)
+    with problem.clock():
+        variables = train(
+            key,
+            problem.classifier,
+            variables,
+            masks,
+            problem.train,
+            recipe,
+            augmentation=problem.augmentation,
+            report=problem.report,
+            progress=problem.progress,
+            adapt=follow if adapt else None,
+        )
+    return variables, last
+
+
+def shares(epochs: int, rounds: int, early: int | None = None) -> list[int]:
+    """Epochs of fine-tuning after each round, which add up; the last round has what is left over.
+
+    Args:
+      epochs: in all.
+      rounds: of pruning.
+      early: after every round but the last; by default equal shares.
+
+    Raises:
+      InputError: there are more rounds than epochs for them.
+    """
+    each = epochs // max(rounds, 1) if early is None else early
+    if rounds < 1 or (rounds > 1 and not 0 < each * (rounds - 1) < epochs):
+        raise InputError(
+            f"{rounds} rounds of pruning share {epochs} epochs of fine-tuning: give rounds from 1 "
+            "to the epochs, and at least one epoch to each."
+        )
+    return [each] * (rounds - 1) + [epochs - each * (rounds - 1)]
+
+
+def weight_masks(problem: Problem) -> MaskTree:
+    """Masks that keep every weight, of every layer but the classifier."""
+    layers = [node.name for node in problem.architecture.nodes if isinstance(node, Conv | Dense)]
+    shapes = kernel_shapes(problem.architecture)
+    return {masking.kernel(name): jnp.ones(shapes[name]) for name in layers[:-1]}
+
+
+def batches(problem: Problem) -> list[tuple[Array, Array, int]]:
+    """Search images in [0, 1], labels, and how many of them are real."""
+    return list(splits.batches(problem.search, problem.batch_size))
+
+
+def kept(masks: MaskTree) -> int:
+    """Filters, and weights, that masks keep."""
+    return int(sum(np.sum(np.asarray(mask)) for mask in masks.values()))

@@ -1,0 +1,6 @@
+"""Surrogate-gradient training, clean or adversarial."""
+
+from ccsrp_jax.training.recipe import Recipe
+from ccsrp_jax.training.trainer import Epoch, TrainState, train
+
+__all__ = ["Epoch", "Recipe", "TrainState", "train"]

@@ -1,0 +1,82 @@
+"""experiments/robustness.py as a user runs it: files, figures, and sentences for bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import experiment
+
+from ccsrp_jax.networks import serialization
+
+
+@pytest.fixture(scope="module")
+def script():
+    return experiment("robustness")
+
+
+@pytest.fixture
+def saved(network, tmp_path):
+    path = tmp_path / "net.safetensors"
+    serialization.save(path, *network)
+    return path
+
+
+def test_a_saved_network_is_attacked_audited_and_certified(script, saved, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = [str(saved), "--suite", "pgd", "--images", "16", "--out", str(out)]
+    more = ["--certify", "0.1", "--certify-samples", "30", "--eps", "0.05"]
+    assert script.main([*flags, *more]) == 0
+    said = capsys.readouterr().out
+    record = json.loads((out / "robustness.json").read_text())
+    assert record["headline"] in said
+    assert record["images"] == 16 and record["eps"] == 0.05
+    assert [row["name"] for row in record["attacks"]] == ["noise", "PGD 20 x 2"]
+    assert record["robust_accuracy"] <= record["accuracy"]
+    curve = record["certified"]["accuracy"]
+    assert len(curve) == len(record["certified"]["radii"])
+    assert np.all(np.diff(curve) <= 0)
+    assert (out / "robustness.png").read_bytes()[:4] == b"\x89PNG"
+    assert record["versions"]["jax"] and record["device"]
+
+
+def test_attacks_of_ones_own_and_transfers(script, saved, tmp_path, capsys):
+    flags = ["--attacks", "noise", "fgsm:relu", "fgsm:twin", "--others", f"twin={saved}"]
+    assert script.main([str(saved), "--images", "12", *flags]) == 0
+    record = json.loads((tmp_path / "robustness.json").read_text())
+    assert [(row["through"], row["kind"]) for row in record["attacks"]] == [
+        ("own", "noise"),
+        ("relu", "transfer"),
+        ("twin", "transfer"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    (
+        (["--images", "0"], "test_images 0"),
+        (["--eps", "2"], "eps 2.0 is outside [0, 1]"),
+        (["--suite", "fast"], "fast"),
+        (["--attacks", "apdg-ce"], "did you mean apgd-ce"),
+        (["--attacks", "pgd:twin"], "view of the attack 'pgd' 'twin'"),
+        (["--attacks", "square", "--norm", "l2"], "no l2 variant"),
+        (["--others", "net.safetensors"], "give NAME=FILE"),
+        (["--others", "a=missing.safetensors"], "missing.safetensors is not a readable network"),
+        (["--certify", "-1"], "sigma -1.0"),
+        (["--batch-size", "0"], "batch_size 0"),
+    ),
+)
+def test_bad_input_gets_one_sentence(script, saved, capsys, flags, sentence):
+    assert script.main([str(saved), *flags]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert sentence in captured.err
+    assert not (saved.parent / "robustness.json").exists()
+
+
+def test_images_of_another_shape_are_refused(script, saved, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 255, (100, 12, 12, 1), np.uint8), np.arange(100) % 10
+    path = tmp_path / "other.npz"
+    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    assert script.main([str(saved), "--dataset", str(path)]) == 2
+    assert "takes images of (8, 8, 1)" in capsys.readouterr().err

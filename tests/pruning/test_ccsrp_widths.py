@@ -1,0 +1,223 @@
+"""Widths by coevolution: shares that meet a budget, and candidates compared after training."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import pruning_problem
+
+from ccsrp_jax.attacks.apgd import APGD
+from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.data.splits import unit
+from ccsrp_jax.networks import masks as masking
+from ccsrp_jax.networks.gradients import Surrogate
+from ccsrp_jax.pruning import best_of, budget, by_score, ccsrp_widths, criteria
+from ccsrp_jax.pruning.methods import ccsrp_widths as widths
+from ccsrp_jax.pruning.problem import Passes, finetune
+from ccsrp_jax.utils.errors import InputError
+
+KEY = jax.random.key(3)
+
+
+@pytest.fixture(scope="module")
+def problem(digits):
+    return pruning_problem(digits)
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """Auditions in the order of `wish`, a function of masks, without training."""
+    tried = []
+
+    def use(wish):
+        def audition(key, problem, way, *, epochs=None):
+            masks = way.keywords["masks"]
+            tried.append((np.asarray(jax.random.key_data(key)).tobytes(), masks))
+            return float(wish(masks)), Passes(100, 10)
+
+        monkeypatch.setattr(widths, "audition", audition)
+        return tried
+
+    return use
+
+
+def counts(masks):
+    return {name: int(np.asarray(mask).sum()) for name, mask in masks.items()}
+
+
+@pytest.mark.parametrize("shares", [(1.0, 1.0), (0.5, 1.0), (1.0, 0.25)])
+def test_groups_keep_filters_in_proportion_to_their_shares(shares):
+    rng = np.random.default_rng(0)
+    scores = {"a": rng.permutation(40), "b": rng.permutation(20)}
+    placed = budget.proportioned(scores, dict(zip(scores, shares, strict=True)))
+    for limit in (10, 20, 30):
+        masks = budget.cut(placed, lambda m: sum(x.sum() for x in m.values()), limit)
+        kept = counts(masks)
+        assert sum(kept.values()) == limit
+        assert abs(kept["a"] / 40 / shares[0] - kept["b"] / 20 / shares[1]) <= 1 / 20 / min(shares)
+        for name, mask in masks.items():  # the highest stay
+            assert scores[name][mask > 0].min() == len(mask) - kept[name]
+
+
+def test_a_share_of_more_than_all_filters_keeps_all():
+    scores = {"a": np.arange(4.0), "b": np.arange(16.0)}
+    placed = budget.proportioned(scores, {"a": 100.0, "b": 1.0})
+    masks = budget.cut(placed, lambda m: sum(x.sum() for x in m.values()), 8)
+    assert counts(masks) == {"a": 4, "b": 4}
+
+
+@pytest.mark.parametrize("wide", ["conv1", "conv2"])
+def test_widths_go_where_auditions_are_best(problem, heard, wide):
+    tried = heard(lambda masks: -masks[wide].sum())
+    found = ccsrp_widths(KEY, problem, search=None, factors=(0.7, 1.4))
+    most = max(counts(masks)[wide] for _, masks in tried)
+    assert counts(found.masks)[wide] == most
+    order, _ = criteria.taylor(KEY, problem, problem.variables, masking.ones(problem.architecture))
+    shares = {name: 1e6 if name == wide else 1.0 for name in order}
+    placed = budget.proportioned(order, shares)
+    end = budget.cut(placed, problem.cost(), problem.limit())
+    assert most == counts(end)[wide]  # as far as any division of the budget goes
+
+
+def test_every_candidate_meets_the_target_and_is_auditioned_once_alike(problem, heard):
+    tried = heard(lambda masks: abs(masks["conv1"].sum() - 5))
+    ccsrp_widths(KEY, problem, search=None, cycles=2)
+    cost, limit = problem.cost(), problem.limit()
+    assert len({key for key, _ in tried}) == 1
+    seen = [tuple(np.concatenate([np.asarray(m) for m in masks.values()])) for _, masks in tried]
+    assert len(set(seen)) == len(seen) > 4
+    for _, masks in tried:
+        assert cost(masks) <= limit
+        back = [
+            cost(masks | {name: mask + (np.arange(len(mask)) == i)})
+            for name, mask in masks.items()
+            for i in np.flatnonzero(np.asarray(mask) == 0)
+        ]
+        assert max(back) > limit
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_evolved_masks_keep_the_widths_and_stay_if_they_are_better(problem, heard, better):
+    tried = heard(lambda masks: -len(tried) if better else len(tried))
+    search = dataclasses.replace(widths.SEARCH, population=3, generations=2)
+    found = ccsrp_widths(KEY, problem, search=search, factors=())
+    [(_, ordered), (_, evolved)] = tried
+    assert counts(ordered) == counts(evolved)
+    for name in ordered:
+        assert np.array_equal(found.masks[name], (evolved if better else ordered)[name])
+
+
+def test_training_takes_the_recipe_and_auditions_are_search(problem):
+    steps, epochs = [], []
+    told = dataclasses.replace(
+        problem,
+        recipe=dataclasses.replace(problem.recipe, epochs=2, adversarial=PGD(0.05, 3)),
+        progress=lambda: steps.append(1),
+        report=epochs.append,
+    )
+    found = ccsrp_widths(KEY, told, search=None, factors=(), epochs=1)
+    assert len(steps) == 2 * 2 and len(epochs) == 2
+    taylor, images = 32 * (2 + 2), 32
+    audition = 64 * (1 + 3), images * 26
+    assert found.search.backward == taylor + sum(audition)
+    assert found.search.forward == taylor + sum(audition) + 2 * images
+
+
+def firsts(scores, kept):
+    """By group, the highest of the scores."""
+    return {
+        name: set(np.argsort(-np.asarray(values), kind="stable")[: kept[name]].tolist())
+        for name, values in scores.items()
+    }
+
+
+def test_the_best_order_divides_and_the_best_at_the_widths_found_stays(problem, heard):
+    """By the second order at first, wide in the second group; then by the third."""
+    rng = np.random.default_rng(4)
+    widths_ = {name: len(mask) for name, mask in masking.ones(problem.architecture).items()}
+    orders = [{name: rng.permutation(n) for name, n in widths_.items()} for _ in range(3)]
+    calls = [lambda *_, scores=scores: (scores, Passes(1, 2)) for scores in orders]
+
+    def by(masks, number):
+        kept = firsts(orders[number], counts(masks))
+        return all(set(np.flatnonzero(mask).tolist()) == kept[n] for n, mask in masks.items())
+
+    tried_widths = []
+
+    def wish(masks):
+        width = int(masks["conv2"].sum())
+        tried_widths.append(width)
+        better = 2 if width > tried_widths[0] else 1
+        return -width - 0.5 * by(masks, better)
+
+    tried = heard(wish)
+    found = ccsrp_widths(KEY, problem, orders=calls, search=None, factors=(2.0,))
+    masks = [masks for _, masks in tried]
+    assert [by(m, n) for n, m in enumerate(masks[:3])] == [True] * 3
+    assert all(by(m, 1) for m in masks[3:-2])  # widths are tried in the order that was best
+    assert by(masks[-2], 0) and by(masks[-1], 2)
+    assert by(found.masks, 2) and counts(found.masks) == counts(masks[-1]) == counts(masks[-2])
+    assert counts(found.masks)["conv2"] == max(tried_widths) > tried_widths[0]
+    assert found.search == Passes(100 * len(tried) + 3, 10 * len(tried) + 6)
+
+
+def test_no_order_is_refused(problem):
+    with pytest.raises(InputError, match="no orders"):
+        ccsrp_widths(KEY, problem, orders=())
+
+
+def test_a_round_of_given_shares_keeps_filters_in_proportion(problem):
+    taken = by_score(
+        KEY, problem, criterion=criteria.l1, allocation={"conv1": 1.0, "conv2": 0.5, "fc1": 2.0}
+    )
+    dense = masking.ones(problem.architecture)
+    shares = {name: float(mask.sum() / dense[name].size) for name, mask in taken.masks.items()}
+    assert shares["fc1"] == 1.0 > shares["conv1"]
+    assert abs(shares["conv1"] - 2 * shares["conv2"]) <= 2 / 12 + 1 / 8
+    order, _ = criteria.l1(KEY, problem, problem.variables, dense)
+    for name, mask in taken.masks.items():
+        assert mask[np.argsort(np.asarray(order[name]))[: int((mask == 0).sum())]].sum() == 0
+
+
+def test_the_control_takes_the_best_of_its_draws(problem, heard):
+    tried = heard(lambda masks: masks["conv1"][0] + masks["conv2"][0] + 0.1 * masks["conv2"][1])
+    found = best_of(KEY, problem, candidates=6)
+    assert len({tuple(masks["conv2"]) for _, masks in tried}) > 1
+    first = min(m["conv1"][0] + m["conv2"][0] + 0.1 * m["conv2"][1] for _, m in tried)
+    assert (
+        found.masks["conv1"][0] + found.masks["conv2"][0] + 0.1 * found.masks["conv2"][1] == first
+    )
+    assert found.search == Passes(600, 60)
+
+
+def test_an_audition_is_the_loss_after_training(problem):
+    masks = masking.ones(problem.architecture)
+    masks["conv1"] = masks["conv1"].at[2:5].set(0.0)
+    told = []
+    tried = dataclasses.replace(
+        problem, attack=PGD(0.3, 2), tried=lambda *entry: told.append(entry)
+    )
+    value, _ = widths.audition(KEY, tried, partial(widths.at_once, masks=masks), epochs=1)
+    assert told == [(value, {"conv1": 5, "conv2": 12, "fc1": 10})]
+    key_train, key_attack = jax.random.split(KEY)
+    variables, _ = finetune(key_train, problem, problem.variables, masks, epochs=1)
+    images = unit(jnp.asarray(problem.search.images))
+    labels = jnp.asarray(problem.search.labels)
+    narrow = problem.classifier.with_backward(Surrogate("atan", 0.5))
+    attacked = APGD(0.3, 25, loss="margin")(
+        narrow, (variables, masks), images, labels, jax.random.fold_in(key_attack, 0)
+    )
+    clean, fooled = (
+        float(
+            optax.softmax_cross_entropy_with_integer_labels(
+                problem.classifier((variables, masks), version), labels
+            ).mean()
+        )
+        for version in (images, attacked)
+    )
+    assert fooled > clean + 1e-3
+    assert value == pytest.approx(clean + fooled, rel=1e-5)

@@ -1,0 +1,230 @@
+"""The audit: planted frauds are caught for the right reason, an honest network passes."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.data.splits import Split
+from ccsrp_jax.networks import zoo
+from ccsrp_jax.networks.classifier import Classifier, is_stochastic
+from ccsrp_jax.networks.neurons import Surrogate
+from ccsrp_jax.robustness.audit import EPS_TIMES, STEPS, WIDTHS, _rise, audit
+from ccsrp_jax.robustness.evaluation import evaluate
+from ccsrp_jax.robustness.run_suite import Outcome
+from ccsrp_jax.robustness.suites import views
+from ccsrp_jax.training import trainer
+
+EPS = 1 / 16
+IMAGES = 96
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    """An adversarially trained network and its variables."""
+    architecture = zoo.plain((12, "A", 24, "A"), (8, 8, 1), 10, mean=digits.mean, std=digits.std)
+    recipe = trainer.Recipe(epochs=8, adversarial=PGD(EPS, 3), clean_epochs=2)
+    variables = trainer.train(
+        jax.random.key(1),
+        Classifier(architecture),
+        zoo.init(jax.random.key(0), architecture),
+        {},
+        digits.train,
+        recipe,
+    )
+    return architecture, variables
+
+
+@pytest.fixture(scope="module")
+def images(digits):
+    return Split(digits.test.images[:IMAGES], digits.test.labels[:IMAGES])
+
+
+def judge(logits, variables, images, eps=EPS, **options):
+    """The audit of a network that no attack has been run on yet; stochastic ones by `own` only."""
+    clean = np.ones(len(images.labels), bool)
+    outcome = Outcome(eps, "linf", clean, clean, np.full(len(clean), -1), (), 0.0)
+    params = (variables, None)
+    key = jax.random.key(3)
+    available = views(logits, params)
+    if is_stochastic(logits):
+        available = {"own": available["own"]}
+    return audit(logits, params, images, outcome, available, key, **options)
+
+
+def failed(verdict):
+    return {check.name for check in verdict.checks if check.passed is False}
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A network that rounds its input: the gradient is zero everywhere."""
+
+    inner: Classifier
+
+    def __call__(self, params, images):
+        return self.inner(params, jnp.round(images * 16) / 16)
+
+
+@jax.custom_vjp
+def reversed_gradient(x):
+    return x
+
+
+reversed_gradient.defvjp(lambda x: (x, None), lambda _, g: (-g,))
+
+
+@dataclass(frozen=True)
+class Away:
+    """A network whose gradient points to safety."""
+
+    inner: Classifier
+
+    def __call__(self, params, images):
+        return self.inner(params, reversed_gradient(images))
+
+
+@dataclass(frozen=True)
+class Loud:
+    """A network with its logits scaled up until the softmax saturates."""
+
+    inner: Classifier
+
+    def __call__(self, params, images):
+        return 1e4 * self.inner(params, images)
+
+
+def saturated(architecture, variables, factor):
+    """The same spikes, from membranes and thresholds that are `factor` times as large."""
+
+    def scale(path, value):
+        is_norm = path[-1].key in ("scale", "bias") and path[-2].key.startswith("norm")
+        return factor * value if is_norm else value
+
+    neuron = dataclasses.replace(
+        architecture.neuron, threshold=factor * architecture.neuron.threshold
+    )
+    scaled = jax.tree_util.tree_map_with_path(scale, variables)
+    return dataclasses.replace(architecture, neuron=neuron), scaled
+
+
+def test_an_honest_network_passes(trained, images):
+    architecture, variables = trained
+    verdict = judge(Classifier(architecture), variables, images)
+    assert verdict.reliable, verdict.reasons
+    assert verdict.images == IMAGES
+    assert [steps for steps, _ in verdict.steps_curve] == list(STEPS)
+    assert [name for name, _ in verdict.width_curve] == ["own", *WIDTHS]
+    radii = [radius for radius, _ in verdict.eps_curve]
+    assert radii == [0, *(times * EPS for times in EPS_TIMES), 1]
+    assert verdict.eps_curve[0][1] > 0.7 and verdict.eps_curve[-1][1] == 0
+
+
+def test_an_honest_network_passes_with_the_whole_quick_suite(trained, images):
+    architecture, variables = trained
+    found = evaluate(
+        Classifier(architecture),
+        (variables, None),
+        images,
+        eps=EPS,
+        key=jax.random.key(0),
+        suite="quick",
+        natural=(),
+    )
+    assert found.verdict.reliable, found.verdict.reasons
+    assert not found.verdict.unchecked
+    assert found.outcome.robust_accuracy < found.outcome.alone("PGD 20 x 2")
+
+
+@pytest.mark.parametrize("surrogate", (Surrogate("rectangle", 0.02), Surrogate("triangle", 0.02)))
+def test_a_very_narrow_surrogate_is_caught_by_wider_ones(trained, images, surrogate):
+    # ATan's tails reach so far that even a hundredth of its width still breaks most images.
+    architecture, variables = trained
+    verdict = judge(Classifier(architecture, surrogate), variables, images)
+    assert "the surrogate's width matters little" in failed(verdict)
+    assert any("another width" in reason for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize("name", ("triangle", "rectangle"))
+def test_saturated_membranes_are_caught_by_their_vanishing_gradients(trained, images, name):
+    # ATan's tails still point the right way there, so a network with it is no fraud.
+    architecture, variables = saturated(*trained, factor=200.0)
+    classifier = Classifier(architecture, Surrogate(name))
+    honest = jax.jit(Classifier(trained[0]))((trained[1], None), jnp.asarray(images.images))
+    logits = jax.jit(classifier)((variables, None), jnp.asarray(images.images))
+    np.testing.assert_allclose(logits, honest, atol=1e-3)  # the very same function
+    verdict = judge(classifier, variables, images)
+    assert "gradients do not vanish" in failed(verdict)
+
+
+def test_a_quantised_input_is_caught_by_its_zero_gradients(trained, images):
+    architecture, variables = trained
+    verdict = judge(Quantised(Classifier(architecture)), variables, images)
+    assert {"gradients do not vanish", "accuracy falls to 0 with eps"} <= failed(verdict)
+    assert verdict.checks[6].figure == 1
+
+
+def test_a_gradient_that_points_away_is_beaten_by_noise(trained, images):
+    architecture, variables = trained
+    verdict = judge(Away(Classifier(architecture)), variables, images, eps=0.2)
+    assert {"noise is weaker", "accuracy falls to 0 with eps"} <= failed(verdict)
+
+
+def test_rises_are_counted_from_the_lowest_value_before():
+    assert _rise([0.9, 0.5, 0.6, 0.3]) == pytest.approx(0.1)
+    assert _rise([0.9, 0.5, 0.5, 0.8]) == pytest.approx(0.3)
+    assert _rise([0.9, 0.5, 0.2]) == 0
+
+
+def test_what_was_not_run_is_said_and_not_passed(trained, images):
+    architecture, variables = trained
+    verdict = judge(Quantised(Classifier(architecture)), variables, images)
+    assert verdict.unchecked == [
+        "black-box attacks add nothing",
+        "the surrogate's width matters little",
+    ]
+
+
+def test_saturated_logits_are_caught_by_their_zero_gradients(trained, images):
+    architecture, variables = trained
+    verdict = judge(Loud(Classifier(architecture)), variables, images)
+    assert {"gradients do not vanish", "accuracy falls to 0 with eps"} <= failed(verdict)
+
+
+def test_a_stochastic_encoder_needs_an_expectation(trained, images):
+    architecture, variables = trained
+    noisy = Classifier(dataclasses.replace(architecture, encoding="gaussian", noise=0.2))
+    few = Split(images.images[:16], images.labels[:16])
+    single = judge(noisy, variables, few, votes=2)
+    assert "gradient averaged over 10 draws or more" in failed(single)
+    assert any("not averaged over enough draws" in reason for reason in single.reasons)
+    many = judge(noisy, variables, few, samples=10, votes=2)
+    assert "gradient averaged over 10 draws or more" not in failed(many)
+
+
+def test_black_boxes_that_break_more_make_the_headline_unreliable(trained, images):
+    # No gradient at all, and a black-box attack that needs none.
+    architecture, variables = trained
+    classifier = Quantised(Classifier(architecture))
+    found = evaluate(
+        classifier, (variables, None), images, eps=0.15, key=jax.random.key(0), suite="quick"
+    )
+    assert "black-box attacks add nothing" in failed(found.verdict)
+    assert found.headline.startswith("unreliable: ")
+    assert "attacks without this network's gradients" in found.headline
+
+
+def test_steps_outside_of_the_ball_are_caught(trained, images):
+    architecture, variables = trained
+    clean = np.ones(IMAGES, bool)
+    outcome = Outcome(EPS, "linf", clean, clean, np.full(IMAGES, -1), (), 1e-3)
+    classifier = Classifier(architecture)
+    params = (variables, None)
+    verdict = audit(
+        classifier, params, images, outcome, views(classifier, params), jax.random.key(0)
+    )
+    assert failed(verdict) == {"inside ball and box"}
