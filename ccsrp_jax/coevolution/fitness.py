@@ -125,15 +125,15 @@ def _odd(task: Task, members: int) -> int:
 def _score_pairs(task: Task, pairs: list[tuple[int, np.ndarray, int]]) -> list[np.ndarray]:
     """The (2, B) values of pairs of a member and a batch, given its set and number, a pair on
     each device; the last call is filled up."""
-    found, count = [], devices.count(task.mesh)
+    found, count = [], devices.device_count(task.mesh)
     for first in range(0, len(pairs), count):
         some = [pairs[min(first + i, len(pairs) - 1)] for i in range(count)]
         loaded = [(task.clean, task.adversarial)[s][number] for s, _, number in some]
         members = np.stack([member for _, member, _ in some]).astype(np.float32)
         part = score_pairs(
             *(task.classifier.architecture, task.group, task.variables, task.masks),
-            *devices.joined(task.mesh, [(batch.prefix, batch.labels) for batch in loaded]),
-            devices.place(task.mesh, members, dealt=True),
+            *devices.stack_shards(task.mesh, [(batch.prefix, batch.labels) for batch in loaded]),
+            devices.put(task.mesh, members, sharded=True),
             mesh=task.mesh,
         )
         found.append(part)
@@ -143,10 +143,10 @@ def _score_pairs(task: Task, pairs: list[tuple[int, np.ndarray, int]]) -> list[n
 def _score_batch(task: Task, number: int, members: np.ndarray) -> list[list[Array]]:
     """By set, the (2, m, B) values of every chunk of members on a batch; the last chunk is
     filled up."""
-    size = task.member_chunk * devices.count(task.mesh)
+    size = task.member_chunk * devices.device_count(task.mesh)
     fill = np.arange(-(-len(members) // size) * size) % len(members)
     chunks = [
-        devices.place(task.mesh, members[at].astype(np.float32), dealt=True)
+        devices.put(task.mesh, members[at].astype(np.float32), sharded=True)
         for at in fill.reshape(-1, size)
     ]
 
@@ -166,7 +166,7 @@ def _score_batch(task: Task, number: int, members: np.ndarray) -> list[list[Arra
     def attacked(batch: Batch) -> list[Array]:
         network, scored = (task.classifier, task.variables), []
         starts = task.copies(batch.images, size)
-        known = batch.labels, devices.place(task.mesh, batch.key)
+        known = batch.labels, devices.put(task.mesh, batch.key)
         for chunk in chunks:
             whole = task.whole(chunk)
             images = attack_members(*network, whole, task.attack, starts, *known)

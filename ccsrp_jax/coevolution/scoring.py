@@ -22,7 +22,7 @@ from ccsrp_jax.networks.classifier import Classifier, keyed
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.nodes import Spike
 from ccsrp_jax.networks.spiking_network import SpikingNetwork, Values
-from ccsrp_jax.utils.devices import MEMBERS, replicated
+from ccsrp_jax.utils.devices import DEVICES, replicate
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -66,8 +66,8 @@ def score_members(
     """
     score_all = partial(_score_suffix, architecture, group)
     if mesh is not None:
-        score_all = _dealt(score_all, mesh, P(), P())
-    return replicated(score_all(variables, dict(masks), prefix, labels, members), mesh)
+        score_all = _sharded(score_all, mesh, P(), P())
+    return replicate(score_all(variables, dict(masks), prefix, labels, members), mesh)
 
 
 @partial(jax.jit, static_argnums=(0, 1), static_argnames="mesh")
@@ -85,10 +85,10 @@ def score_pairs(
     """As `score_members`, of one member a device, each on a batch of its own.
 
     Args:
-      prefix, labels: of as many batches as there are devices, see `devices.joined`.
+      prefix, labels: of as many batches as there are devices, see `devices.stack_shards`.
     """
     score_all = partial(_score_suffix, architecture, group)
-    return _dealt(score_all, mesh, P(MEMBERS), P(MEMBERS))(
+    return _sharded(score_all, mesh, P(DEVICES), P(DEVICES))(
         variables, dict(masks), prefix, labels, members
     )
 
@@ -109,11 +109,11 @@ def _score_suffix(architecture, group, variables, masks, prefix, labels, members
     return jax.vmap(score_one, out_axes=1)(members)
 
 
-def _dealt(score_all, mesh, prefix, labels):
+def _sharded(score_all, mesh, prefix, labels):
     """Over a mesh: the network whole, members dealt out, prefix and labels as said."""
-    specs = (P(), P(), prefix, labels, P(MEMBERS))
+    specs = (P(), P(), prefix, labels, P(DEVICES))
     return jax.shard_map(
-        score_all, mesh=mesh, in_specs=specs, out_specs=P(None, MEMBERS), check_vma=False
+        score_all, mesh=mesh, in_specs=specs, out_specs=P(None, DEVICES), check_vma=False
     )
 
 
@@ -167,7 +167,7 @@ def score_attacked(
     def score_one(masks, images):
         return judge(classifier((variables, masks), images, **keyed(classifier, key)), labels)
 
-    return replicated(jax.vmap(score_one, out_axes=1)(members, images), mesh)
+    return replicate(jax.vmap(score_one, out_axes=1)(members, images), mesh)
 
 
 def judge(logits: Float[Array, "B K"], labels: Int[Array, "B"]) -> Float[Array, "2 B"]:

@@ -66,7 +66,7 @@ class Task(NamedTuple):
         """What all candidates share of a batch, on every device."""
         if batch.prefix is not None:
             return batch.prefix
-        return devices.place(self.mesh, self.local_prefix(batch))
+        return devices.put(self.mesh, self.local_prefix(batch))
 
     def local_prefix(self, batch: Batch) -> Values:
         """The same, computed on one device."""
@@ -79,12 +79,12 @@ class Task(NamedTuple):
             name: jnp.broadcast_to(mask, (len(members), *mask.shape))
             for name, mask in self.masks.items()
         }
-        return devices.place(self.mesh, trees | {self.group: members}, dealt=True)
+        return devices.put(self.mesh, trees | {self.group: members}, sharded=True)
 
     def copies(self, images: Array, count: int) -> Array:
         """Images for each of so many members."""
         alike = jnp.broadcast_to(images, (count, *images.shape))
-        return devices.place(self.mesh, alike, dealt=True)
+        return devices.put(self.mesh, alike, sharded=True)
 
 
 def make_task(
@@ -148,13 +148,13 @@ def make_task(
         loaded = []
         for i, (images, labels, real) in enumerate(batches(split, batch_size) if split else ()):
             key_batch = None if key is None else jax.random.fold_in(key, 2 * i + number)
-            loaded.append(Batch(images, devices.place(mesh, labels), real, key_batch))
+            loaded.append(Batch(images, devices.put(mesh, labels), real, key_batch))
         return loaded
 
     limit = devices.free_bytes(mesh) if memory_limit is None else memory_limit
     task = Task(
         classifier,
-        *devices.place(mesh, (variables, dict(masks))),
+        *devices.put(mesh, (variables, dict(masks))),
         group,
         load(clean, 0),
         load(adversarial, 1),
@@ -182,7 +182,7 @@ def _chunk(task: Task, population: int, asked: int | None, limit: int) -> int:
     else:  # the whole network, for every member
         member = batch * architecture.time_steps * sum(cost.macs(architecture).values())
     wanted = asked or max(
-        1, min(-(-population // devices.count(task.mesh)), int(call / max(member, 1)))
+        1, min(-(-population // devices.device_count(task.mesh)), int(call / max(member, 1)))
     )
 
     def need(chunk: int, batch: Batch = task.clean[0]) -> int:
@@ -193,18 +193,19 @@ def _chunk(task: Task, population: int, asked: int | None, limit: int) -> int:
         arrays = (part[:size] for part in task.clean[0][:2])
         return need(1, Batch(*arrays, size, task.clean[0].key))
 
-    fits = devices.largest(need, wanted, limit)
+    fits = devices.largest_fitting(need, wanted, limit)
     if not fits:
-        images = devices.largest(alone, batch, limit)
+        images = devices.largest_fitting(alone, batch, limit)
         advice = f"use a batch_size of {images} or less" if images else "use a smaller network"
         raise InputError(
-            f"one candidate for group {group!r} on {batch} images needs {devices.gib(need(1))} "
-            f"and {devices.gib(limit)} are free: {advice}."
+            f"one candidate for group {group!r} on {batch} images needs "
+            f"{devices.format_gib(need(1))} and {devices.format_gib(limit)} are free: {advice}."
         )
     if asked and fits < asked:
         raise InputError(
             f"member_chunk {asked} for group {group!r} on {batch} images needs "
-            f"{devices.gib(need(asked))} and {devices.gib(limit)} are free: use {fits} or less."
+            f"{devices.format_gib(need(asked))} and {devices.format_gib(limit)} are free: "
+            f"use {fits} or less."
         )
     return fits
 
@@ -212,7 +213,7 @@ def _chunk(task: Task, population: int, asked: int | None, limit: int) -> int:
 def _shared_bytes(task: Task, batch: Batch, limit: int) -> tuple[int, bool]:
     """Memory of what all candidates share in batches of this size, and whether it is held: of
     all batches if that takes half of the limit at most, else of one."""
-    one = devices.size(jax.eval_shape(lambda: task.local_prefix(batch)))
+    one = devices.nbytes(jax.eval_shape(lambda: task.local_prefix(batch)))
     sets = 2 if task.attack is None else 1
     whole = one * sets * -(-task.images // len(batch.labels))
     held = whole <= limit // 2
@@ -223,8 +224,8 @@ def call_bytes(task: Task, batch: Batch, chunk: int) -> int:
     """Memory a device that a call with `chunk` members takes beside what they share, predicted
     by compiling it."""
     n = task.masks[task.group].shape[0]
-    members = np.ones((chunk * devices.count(task.mesh), n), np.float32)
-    members = devices.place(task.mesh, members, dealt=True)
+    members = np.ones((chunk * devices.device_count(task.mesh), n), np.float32)
+    members = devices.put(task.mesh, members, sharded=True)
     need = devices.program_bytes(
         score_members,
         task.classifier.architecture,
@@ -238,9 +239,9 @@ def call_bytes(task: Task, batch: Batch, chunk: int) -> int:
     )
     if task.attack is not None:  # its gradient step takes most
         whole, images = task.whole(members), task.copies(batch.images, len(members))
-        network, key = (task.classifier, task.variables), devices.place(task.mesh, batch.key)
+        network, key = (task.classifier, task.variables), devices.put(task.mesh, batch.key)
         step = devices.program_bytes(member_slopes, *network, whole, images, batch.labels, key)
-        need = max(need, step + chunk * devices.size(batch.images))
+        need = max(need, step + chunk * devices.nbytes(batch.images))
     return need
 
 

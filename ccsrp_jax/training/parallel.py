@@ -23,7 +23,7 @@ from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.nodes import Spike
 from ccsrp_jax.networks.spiking_network import SpikingNetwork, Values
-from ccsrp_jax.utils.devices import MEMBERS
+from ccsrp_jax.utils.devices import DEVICES
 
 # By `remat`, what is kept of each segment beside what it begins with, the spikes before it.
 KEPT = {
@@ -71,7 +71,7 @@ class Trainee(Classifier):
         Potentials are (T, B, *features), and on a mesh each device's follow one another in
         time: there they are good for moments only.
         """
-        axis = None if self.mesh is None else MEMBERS
+        axis = None if self.mesh is None else DEVICES
         network = SpikingNetwork(self.architecture, self.dtype, axis)
         values = network.encode(images, key)
 
@@ -102,12 +102,12 @@ class Trainee(Classifier):
             return network.readout(values, per_step=True), potentials, updates
 
         if self.mesh is not None:
-            dealt = P(None, MEMBERS)
+            sharded = P(None, DEVICES)
             walk = jax.shard_map(
                 walk,
                 mesh=self.mesh,
-                in_specs=(P(), P(), dealt),
-                out_specs=(dealt, P(MEMBERS), P()),
+                in_specs=(P(), P(), sharded),
+                out_specs=(sharded, P(DEVICES), P()),
                 check_vma=False,
             )
         return walk(variables, dict(masks or {}), values)

@@ -43,5 +43,5 @@ def peak_macs(precision: str, mesh: Mesh | None = None) -> float:
         began = time.perf_counter()
         jax.block_until_ready(multiply(a, a))
         times.append(time.perf_counter() - began)
-    count = 1 if jax.default_backend() == "cpu" else devices.count(mesh)
+    count = 1 if jax.default_backend() == "cpu" else devices.device_count(mesh)
     return count * side**3 / sorted(times)[2]

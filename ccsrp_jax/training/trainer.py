@@ -176,8 +176,8 @@ def train(
     if recipe.orthogonal and start is None:
         variables = silenced(classifier.architecture, variables, masks)
     state = start_state(recipe, variables) if start is None else jax.tree.map(jnp.array, start)
-    state, masks, key = (devices.place(mesh, each) for each in (state, dict(masks), key))
-    images, labels = devices.place(mesh, tuple(split))
+    state, masks, key = (devices.put(mesh, each) for each in (state, dict(masks), key))
+    images, labels = devices.put(mesh, tuple(split))
     # on CPUs, some dozens of unfinished calls that talk to each other lock up
     waits = mesh is not None and mesh.devices.flat[0].platform == "cpu"
     for epoch in range(first_epoch, recipe.epochs):
@@ -236,9 +236,9 @@ def _check(classifier: Classifier, recipe: Recipe, batch: int, mesh: Mesh | None
             f"membrane {recipe.membrane} needs the width of a surrogate, which "
             f"{classifier.surrogate} has not: train through a Surrogate, or give 0."
         )
-    if batch % devices.count(mesh):
+    if batch % devices.device_count(mesh):
         raise InputError(
-            f"a batch of {batch} images cannot be dealt out evenly over {devices.count(mesh)} "
+            f"a batch of {batch} images cannot be sharded evenly over {devices.device_count(mesh)} "
             "devices: give a batch size that is a multiple of them."
         )
 
@@ -274,6 +274,6 @@ def _finite(tree):
 @partial(jax.jit, static_argnames=("kind", "mesh"))
 def _batch(key, images, labels, places, *, kind, mesh):
     if mesh is not None:
-        dealt = NamedSharding(mesh, P(devices.MEMBERS))
-        places = jax.lax.with_sharding_constraint(places, dealt)
+        sharded = NamedSharding(mesh, P(devices.DEVICES))
+        places = jax.lax.with_sharding_constraint(places, sharded)
     return augment(key, unit(images[places]), kind=kind), labels[places]

@@ -1,11 +1,12 @@
-"""Several devices and their memory: where arrays lie, what is free, what fits.
+"""Device meshes and memory: placement of arrays, free bytes, the largest size that fits.
 
-A mesh here has one axis, `MEMBERS`, over which a population is dealt out; everything else
-lies on every device. It may span the processes that `jax.distributed.initialize` joined (before
-this package is imported, as evosax then computes): all run the same script, and each gets the
-whole result. A CPU is one device, all of whose cores work on one member; made into as many
-devices as it has cores, by `jax.config.update("jax_num_cpu_devices", n)` before anything
-else, it works on as many members at a time, which is faster where layers are small.
+A mesh has one axis, `DEVICES`: the members of a population, or the images of a training batch,
+are sharded over it and everything else is replicated. A mesh may span several processes: call
+`jax.distributed.initialize` before importing this package (importing evosax initializes JAX) and
+run the same script in each; every process gets the full result. By default a CPU is one device
+whose cores all work on one member. `jax.config.update("jax_num_cpu_devices", n)`, called before
+any other use of JAX, splits it into n devices that work on n members at a time, which is faster
+for small layers.
 """
 
 import importlib.metadata
@@ -24,14 +25,14 @@ from jaxtyping import Array
 
 from ccsrp_jax.utils.errors import InputError
 
-MEMBERS = "members"
+DEVICES = "devices"  # the name of the mesh axis
 
 
 def mesh(devices: int | None = None) -> Mesh | None:
-    """A mesh of that many devices, or of all there are; None for one alone.
+    """A mesh of the first `devices` devices, by default of all; None if that is one device.
 
     Raises:
-      InputError: more devices than there are.
+      InputError: `devices` is below 1 or more than JAX sees.
     """
     there = jax.devices()
     count = len(there) if devices is None else devices
@@ -41,24 +42,23 @@ def mesh(devices: int | None = None) -> Mesh | None:
         )
     if count == 1:
         return None
-    return jax.make_mesh((count,), (MEMBERS,), (AxisType.Auto,), devices=there[:count])
+    return jax.make_mesh((count,), (DEVICES,), (AxisType.Auto,), devices=there[:count])
 
 
-def count(mesh: Mesh | None) -> int:
-    """Devices of a mesh; one without."""
+def device_count(mesh: Mesh | None) -> int:
+    """Number of devices of a mesh; 1 for None."""
     return 1 if mesh is None else mesh.size
 
 
-def place(mesh: Mesh | None, tree: Any, *, dealt: bool = False) -> Any:
-    """Arrays as they are needed: on the default device, or on every device of a mesh, or
-    with their first axis dealt out over it."""
+def put(mesh: Mesh | None, tree: Any, *, sharded: bool = False) -> Any:
+    """Arrays on the default device, or on a mesh: replicated, or sharded along their first axis."""
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)
-    sharding = NamedSharding(mesh, P(MEMBERS) if dealt else P())
+    sharding = NamedSharding(mesh, P(DEVICES) if sharded else P())
 
-    def put(x):
+    def put_leaf(x):
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            data = put(jax.random.key_data(x))
+            data = put_leaf(jax.random.key_data(x))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
         if not mesh.is_multi_process:
             return jax.device_put(x, sharding)
@@ -67,38 +67,39 @@ def place(mesh: Mesh | None, tree: Any, *, dealt: bool = False) -> Any:
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(put_leaf, tree)
 
 
-def joined(mesh: Mesh, trees: Sequence[Any]) -> Any:
-    """Trees of arrays that lie whole on every device, one tree a device of the mesh, as one tree
-    of arrays dealt out over it: each device gets its own by keeping what it has."""
+def stack_shards(mesh: Mesh, trees: Sequence[Any]) -> Any:
+    """Concatenates replicated trees, one for each device of the mesh, into one sharded tree.
 
-    def join(*leaves: Array) -> Array:
-        places = zip(leaves, mesh.devices.flat, strict=True)
+    Device i keeps its own copy of tree i as its shard, so nothing is transferred.
+    """
+
+    def stack(*leaves: Array) -> Array:
         parts = [
             next(shard.data for shard in leaf.addressable_shards if shard.device == device)
-            for leaf, device in places
+            for leaf, device in zip(leaves, mesh.devices.flat, strict=True)
         ]
         shape = (len(parts) * leaves[0].shape[0], *leaves[0].shape[1:])
-        sharding = NamedSharding(mesh, P(MEMBERS))
+        sharding = NamedSharding(mesh, P(DEVICES))
         return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
-    return jax.tree.map(join, *trees)
+    return jax.tree.map(stack, *trees)
 
 
-def replicated(x: Array, mesh: Mesh | None) -> Array:
-    """Something dealt out, whole on every device if other processes hold parts of it; under jit."""
+def replicate(x: Array, mesh: Mesh | None) -> Array:
+    """Gathers a sharded array on every device if other processes hold shards of it; under jit."""
     if mesh is None or not mesh.is_multi_process:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P()))
 
 
 def free_bytes(mesh: Mesh | None = None) -> int:
-    """Memory that is free on a device: the smallest figure of those in use here.
+    """Bytes free on a device: the minimum over the devices of the mesh.
 
-    The devices of a CPU share the machine's. All processes of a mesh get the same figure, as
-    they must run the same programs.
+    The devices of a CPU share the machine's memory equally. All processes of a mesh get the same
+    number, since they must run the same programs.
     """
     devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
     stats = [device.memory_stats() for device in devices]
@@ -112,28 +113,30 @@ def free_bytes(mesh: Mesh | None = None) -> int:
     return free
 
 
-def size(tree: Any) -> int:
-    """Bytes of arrays, or of what `jax.eval_shape` says of them."""
+def nbytes(tree: Any) -> int:
+    """Bytes of a tree of arrays or of `jax.ShapeDtypeStruct`s."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def program_bytes(program: jax.stages.Wrapped, *args: Any, **options: Any) -> int:
-    """Memory that a jitted function takes for these arguments, beside them; compiles it."""
-    found = program.lower(*args, **options).compile().memory_analysis()
-    return found.temp_size_in_bytes + found.output_size_in_bytes
+    """Bytes of temporaries and outputs of a jitted function for these arguments; compiles it."""
+    analysis = program.lower(*args, **options).compile().memory_analysis()
+    return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
 
 
-def largest(need: Callable[[int], int], wanted: int, limit: int) -> int:
-    """The largest count up to `wanted` whose need, which grows in line, is within the limit;
-    0 if not even one is."""
+def largest_fitting(need: Callable[[int], int], wanted: int, limit: int) -> int:
+    """The largest count up to `wanted` with `need(count) <= limit`, or 0 if there is none.
+
+    `need` must be affine and increasing in the count.
+    """
     count = wanted
     while count and (needed := need(count)) > limit:
         count = min(count - 1, int(count * limit / needed))
     return count
 
 
-def gib(count: int) -> str:
-    """Bytes in words."""
+def format_gib(count: int) -> str:
+    """A number of bytes as text, in GiB."""
     return f"{count / 2**30:.3g} GiB"
 
 
@@ -141,7 +144,7 @@ PACKAGES = ("ccsrp-jax", "jax", "jaxlib", "flax", "optax", "evosax", "numpy")
 
 
 def machine() -> dict:
-    """What figures depend on beside the code."""
+    """Versions and device that measured numbers depend on."""
     return {
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},

@@ -136,7 +136,7 @@ def problem(
 
 def calls(task: subproblem.Task, members: np.ndarray) -> int:
     """How often a score calls `score_members`."""
-    size = task.member_chunk * devices.count(task.mesh)
+    size = task.member_chunk * devices.device_count(task.mesh)
     return len(task.clean + task.adversarial) * -(-len(members) // size)
 
 

@@ -140,8 +140,8 @@ def ours(
 ) -> Runs:
     """Our network; with a mesh, images are dealt out over its devices."""
     network, optimizer = Trainee(architecture, dtype=dtype, mesh=mesh), optax.sgd(RATE, MOMENTUM)
-    batch = devices.place(mesh, (images, labels), dealt=True)
-    variables = devices.place(mesh, variables)
+    batch = devices.put(mesh, (images, labels), sharded=True)
+    variables = devices.put(mesh, variables)
     state = jax.tree.map(jnp.copy, (variables, optimizer.init(variables["params"])))
 
     @partial(jax.jit, donate_argnums=0)

@@ -268,7 +268,7 @@ def test_gradient_keeps_in_memory_what_remat_says(steps):
             return trainee.forward({**variables, "params": params}, {}, images, None, train=True)[0]
 
         pulled = jax.eval_shape(lambda params: jax.vjp(forward, params)[1], variables["params"])
-        return devices.size(pulled) / (4 * batch * 8 * 8 * 4)
+        return devices.nbytes(pulled) / (4 * batch * 8 * 8 * 4)
 
     # the images have a fourth of a layer's channels; the first layer's output has one step
     assert kept("layers") == pytest.approx(depth * steps + 0.25, abs=0.1)

@@ -66,7 +66,7 @@ def test_largest_count_equals_brute_force(least):
         for limit in range(0, 200, 7):
             for wanted in (1, 2, 9, 40):
                 fit = [count for count in range(wanted + 1) if least + slope * count <= limit]
-                found = devices.largest(lambda c, k=slope: least + k * c, wanted, limit)
+                found = devices.largest_fitting(lambda c, k=slope: least + k * c, wanted, limit)
                 assert found == max([0, *fit])
 
 
@@ -77,7 +77,7 @@ def test_largest_asks_few_times():
         asked.append(count)
         return 10**9 + 10**7 * count
 
-    assert devices.largest(need, 10**6, 3 * 10**9) == 200
+    assert devices.largest_fitting(need, 10**6, 3 * 10**9) == 200
     assert len(asked) <= 12  # each is a compilation
 
 
@@ -97,12 +97,12 @@ def test_one_device_needs_no_mesh():
 
 def test_what_is_placed_on_a_mesh_keeps_its_values():
     """Random keys of any kind among them."""
-    mesh = jax.make_mesh((1,), (devices.MEMBERS,), (AxisType.Auto,), devices=jax.devices()[:1])
+    mesh = jax.make_mesh((1,), (devices.DEVICES,), (AxisType.Auto,), devices=jax.devices()[:1])
     tree = {"bits": np.arange(6).reshape(2, 3), "keys": jax.random.key(5, impl="rbg")}
-    for dealt in (False, True):
-        placed = devices.place(mesh, {"bits": tree["bits"]}, dealt=dealt)
+    for sharded in (False, True):
+        placed = devices.put(mesh, {"bits": tree["bits"]}, sharded=sharded)
         np.testing.assert_array_equal(placed["bits"], tree["bits"])
-    key = devices.place(mesh, tree)["keys"]
+    key = devices.put(mesh, tree)["keys"]
     assert jax.random.bits(key) == jax.random.bits(tree["keys"])
 
 

@@ -21,7 +21,7 @@ ARCHITECTURE = zoo.plain((4, "A", 4), (8, 8, 1), 10, time_steps=2, mean=(0.3,), 
 ATTACK = PGD(0.1, 1)
 
 
-def splits() -> tuple[splits.Split, splits.Split]:
+def small_splits() -> tuple[splits.Split, splits.Split]:
     """Clean images, and noisy ones in the place of a shared adversarial set."""
     clean = splits.Split(*(part[:20] for part in datasets.load("digits").search))
     noise = np.random.default_rng(0).uniform(-0.2, 0.2, clean.images.shape)
@@ -30,7 +30,7 @@ def splits() -> tuple[splits.Split, splits.Split]:
 
 def scores(mesh: Mesh | None) -> dict[str, np.ndarray]:
     """By way and population, the fields of `Scores`."""
-    clean, noisy = splits()
+    clean, noisy = small_splits()
     ways = {
         "shared": (noisy, {"member_chunk": 2}),
         "single": (noisy, {"member_chunk": 1}),
@@ -65,7 +65,7 @@ def search_round(mesh: Mesh | None) -> dict[str, np.ndarray]:
         Classifier(ARCHITECTURE),
         busy(ARCHITECTURE, seed=0),
         masks.ones(ARCHITECTURE),
-        splits()[0],
+        small_splits()[0],
         ATTACK,
         Search(population=3, generations=2, keep_floor=0.6),
         batch_size=8,
@@ -78,8 +78,8 @@ def search_round(mesh: Mesh | None) -> dict[str, np.ndarray]:
 def save_scores(out: str) -> None:
     """On all devices of this process; and how many of 8 rows are dealt to each."""
     mesh = devices.mesh()
-    dealt = devices.place(mesh, np.arange(8), dealt=True)
-    shares = [len(shard.data) for shard in dealt.addressable_shards]
+    placed = devices.put(mesh, np.arange(8), sharded=True)
+    shares = [len(shard.data) for shard in placed.addressable_shards]
     np.savez(out, devices=len(jax.devices()), shares=shares, **scores(mesh))
 
 
