@@ -11,7 +11,7 @@ from ccsrp_jax.utils.errors import InputError
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the job with these flags; returns the exit status."""
-    compilation.keep()
+    compilation.enable_persistent_cache()
     return guard(lambda: job.run(config.parse(args)))
 
 

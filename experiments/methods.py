@@ -50,14 +50,14 @@ from ccsrp_jax.pipeline import config, final_evaluation, stages
 from ccsrp_jax.pruning import METHODS, WEIGHT_METHODS, best_of, ccsrp, ccsrp_widths, criteria
 from ccsrp_jax.pruning.budget import Target
 from ccsrp_jax.pruning.problem import timed
-from ccsrp_jax.reporting import comparison_report, run_figures
+from ccsrp_jax.reporting import comparison_report, figure_style
 from ccsrp_jax.robustness.run_suite import Outcome, attack_all
 from ccsrp_jax.robustness.suites import PRESETS, entries_of, views
 from ccsrp_jax.training import trainer
 from ccsrp_jax.utils import compilation, devices, io
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError, check_number, unknown
-from ccsrp_jax.utils.io import write_whole
+from ccsrp_jax.utils.io import write_atomic
 
 EARLIER = METHODS["ccsrp-priced"].keywords
 PRICED = EARLIER["search"]
@@ -178,7 +178,7 @@ class Stage:
 
 
 def main(args: list[str] | None = None) -> int:
-    compilation.keep()
+    compilation.enable_persistent_cache()
     return cli.guard(lambda: _run(config.read_flags(Settings, args or sys.argv[1:])), "--out", "it")
 
 
@@ -288,7 +288,7 @@ def _cell(stage: Stage, name: str, fraction: float, seed: int, terminal: Termina
     each = trainer.steps_an_epoch(recipe, len(stage.data.train.labels))
     inside, tried = [], []  # seconds of each training, candidates
     with (
-        compilation.counting() as compiled,
+        compilation.count_compilations() as compiled,
         terminal.stage(f"{name} {fraction:g} {seed}", settings.epochs * each) as advance,
     ):
 
@@ -376,9 +376,9 @@ def report(folder: Path) -> None:
         raise InputError(f"{folder} holds no comparison: run one first, without --only-report.")
     summary = comparison_report.summarise(record)
     said = {"finding": comparison_report.finding(summary)}
-    curves = run_figures.png(comparison_report.curves(record, summary))
-    write_whole(folder / "curves.png", curves)
-    write_whole(folder / "index.html", comparison_report.page(record, summary, curves).encode())
+    curves = figure_style.to_png(comparison_report.curves(record, summary))
+    write_atomic(folder / "curves.png", curves)
+    write_atomic(folder / "index.html", comparison_report.page(record, summary, curves).encode())
     io.write_json(table, said | {k: v for k, v in record.items() if k != "finding"})
     print(said["finding"])
 

@@ -26,12 +26,12 @@ import tyro
 
 from ccsrp_jax import cli
 from ccsrp_jax.data.datasets import load
-from ccsrp_jax.data.splits import Split, unit
+from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import serialization
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.neurons import Surrogate
 from ccsrp_jax.pipeline.config import read_flags
-from ccsrp_jax.reporting import run_figures
+from ccsrp_jax.reporting import figure_style
 from ccsrp_jax.reporting.robustness_figure import robustness_figure
 from ccsrp_jax.robustness import suites as suite
 from ccsrp_jax.robustness.evaluation import Assessment, evaluate
@@ -39,7 +39,7 @@ from ccsrp_jax.robustness.smoothing import Smoothing, certified_accuracy, certif
 from ccsrp_jax.robustness.suites import View
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError, check_number
-from ccsrp_jax.utils.io import write_whole
+from ccsrp_jax.utils.io import write_atomic
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,9 @@ def run(settings: Settings, terminal: Terminal) -> dict:
     }
     if smoothing is not None:
         record["certified"] = certificates(classifier, variables, data.test, smoothing, key_certify)
-    picture = run_figures.png(robustness_figure({settings.network.stem: record}))
-    write_whole(folder / "robustness.json", (json.dumps(record, indent=1) + "\n").encode())
-    write_whole(folder / "robustness.png", picture)
+    picture = figure_style.to_png(robustness_figure({settings.network.stem: record}))
+    write_atomic(folder / "robustness.json", (json.dumps(record, indent=1) + "\n").encode())
+    write_atomic(folder / "robustness.png", picture)
     unfinished.unlink(missing_ok=True)
     show(terminal, found, record)
     terminal.line(f"written to {folder / 'robustness.json'}")
@@ -163,7 +163,7 @@ def run(settings: Settings, terminal: Terminal) -> dict:
 
 def certificates(classifier, variables, split: Split, smoothing: Smoothing, key) -> dict:
     """Certified accuracy of the smoothed network against the L2 radius."""
-    images = np.asarray(unit(split.images))
+    images = np.asarray(to_unit_range(split.images))
     found = certify(classifier, (variables, None), images, key, smoothing)
     radii = np.linspace(0, 4 * smoothing.sigma, 17)
     accuracy = certified_accuracy(found, split.labels, radii)

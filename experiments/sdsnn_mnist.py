@@ -42,7 +42,7 @@ from ccsrp_jax.training.recipe import Recipe
 from ccsrp_jax.utils import compilation, devices
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError, check_number
-from ccsrp_jax.utils.io import write_whole
+from ccsrp_jax.utils.io import write_atomic
 
 PUBLISHED = {"accuracy": 0.9951, "removed": 0.4983, "gain": 0.0005, "source": "arXiv 2211.12219"}
 
@@ -128,7 +128,7 @@ def run(settings: Settings, terminal: Terminal) -> dict:
             },
             **devices.machine(),
         }
-        write_whole(settings.out, (json.dumps(record, indent=1) + "\n").encode())
+        write_atomic(settings.out, (json.dumps(record, indent=1) + "\n").encode())
     mean = record["mean"]
     terminal.line(
         f"mean of {len(rows)}: {mean['pruned_accuracy']:.4f} with {mean['removed']:.4f} of the "
@@ -205,7 +205,7 @@ def both(settings: Settings, data: Dataset, seed: int, terminal: Terminal) -> di
 
 def main(args: list[str] | None = None) -> int:
     """Runs the script with these flags; returns the exit status."""
-    compilation.keep()
+    compilation.enable_persistent_cache()
     flags = sys.argv[1:] if args is None else args
     return cli.guard(
         lambda: run(read_flags(Settings, flags), Terminal()),

@@ -114,7 +114,7 @@ def compare(name: str, options: argparse.Namespace) -> dict:
     terminal.line(f"{name}: {ours.headline}; {ours_seconds:.0f} s")
 
     twin = FoldedTwin(architecture, variables)
-    images = np.asarray(splits.unit(jnp.asarray(test.images)))
+    images = np.asarray(splits.to_unit_range(jnp.asarray(test.images)))
     theirs_in, labels = nchw(images), torch.from_numpy(np.array(test.labels)).long()
     logits = np.asarray(jax.jit(classifier)(params, jnp.asarray(images)))
     with torch.no_grad():

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ccsrp_jax.attacks import base
 from ccsrp_jax.attacks.base import Norm, Restarted, project, steepest, wide
-from ccsrp_jax.data.splits import unit
+from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks import classifier
 from ccsrp_jax.networks.classifier import Logits, is_stochastic, keyed
 from ccsrp_jax.utils.errors import check_number, unknown
@@ -69,7 +69,7 @@ class _Attack(Restarted):
         return (self.steps + 1) * len(self.parts) * self.samples
 
     def _run(self, logits, params, images, labels, key, targets=None):
-        images = unit(images)
+        images = to_unit_range(images)
         key_start, key_draws = jax.random.split(key)
         start = touching(key_start, images, self.eps, self.norm)
         for state in self.path(logits, params, images, labels, key_draws, start, targets):
@@ -164,7 +164,7 @@ class APGD(_Attack):
             z = sum(_clean(logits, params, images, each) for each in keys)
             wrong = _ranked(z, labels)
             if self.rank > wrong.shape[-1]:
-                return unit(images)  # there is no such class
+                return to_unit_range(images)  # there is no such class
             targets = jnp.take(wrong, self.rank - 1, 1)
         return super()._run(logits, params, images, labels, key, targets)
 
@@ -252,7 +252,7 @@ def touching(
 
 @partial(jax.jit, static_argnums=0)
 def _clean(logits, params, images, key):
-    return logits(params, unit(images), **keyed(logits, key))
+    return logits(params, to_unit_range(images), **keyed(logits, key))
 
 
 @jax.jit

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Shaped
 
-from ccsrp_jax.data.splits import unit
+from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.classifier import Logits, is_stochastic, keyed
 from ccsrp_jax.utils.errors import InputError, unknown
 
@@ -226,7 +226,7 @@ def strongest(
     key: Array,
 ) -> Float[Array, "B H W C"]:
     """The worst that several attacks find: misclassified, then of the highest cross-entropy."""
-    worst = unit(images)
+    worst = to_unit_range(images)
     worst_score = jnp.full(labels.shape, -jnp.inf)
     for key_attack, attack in zip(jax.random.split(key, len(attacks)), attacks, strict=True):
         adversarial = attack(logits, params, images, labels, key_attack)

@@ -31,7 +31,7 @@ from ccsrp_jax.attacks.base import (
     slope,
     steepest,
 )
-from ccsrp_jax.data.splits import unit
+from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.classifier import is_stochastic, start_memory
 from ccsrp_jax.utils.errors import check_number, unknown
 
@@ -83,7 +83,7 @@ class PGD(Restarted):
         return self.steps * self.restarts * self.samples
 
     def _run(self, logits, params, images, labels, key):
-        images = unit(images)
+        images = to_unit_range(images)
         x, memory = images, start_memory(logits, len(images))
         if self.random_start:
             x = random_in_ball(key, images, self.eps, self.norm)
@@ -139,7 +139,7 @@ class Noise:
         return 0
 
     def __call__(self, logits, params, images, labels, key) -> Float[Array, "B H W C"]:
-        images = unit(images)
+        images = to_unit_range(images)
         gaussian = jax.random.normal(key, images.shape)
         return project(
             images + self.eps * steepest(gaussian, self.norm), images, self.eps, self.norm

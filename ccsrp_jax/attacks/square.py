@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ccsrp_jax.attacks.base import Restarted, check_ball, margin, project, wide
-from ccsrp_jax.data.splits import unit
+from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.classifier import is_stochastic
 from ccsrp_jax.utils.errors import check_number
 
@@ -92,7 +92,7 @@ class Square(Restarted):
         return min(max(side, 1), height, width)
 
     def _run(self, logits, params, images, labels, key):
-        images = unit(images)
+        images = to_unit_range(images)
         key_moves, key_network = jax.random.split(key)
         ask = partial(_ask, logits, self.samples, params, labels, key_network)
         lowest = jnp.full(labels.shape, -jnp.inf, jnp.float32)

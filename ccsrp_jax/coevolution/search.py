@@ -23,7 +23,7 @@ from jaxtyping import Array
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution import fitness, selection, strategies, subproblem
 from ccsrp_jax.coevolution.settings import Search
-from ccsrp_jax.data.splits import Split, unit
+from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.masks import MaskTree
@@ -78,7 +78,7 @@ def shared_adversarial_set(
         adversarial = attack(
             classifier,
             (variables, variant),
-            unit(jnp.asarray(clean.images[fill])),
+            to_unit_range(jnp.asarray(clean.images[fill])),
             jnp.asarray(clean.labels[fill]),
             jax.random.fold_in(key_attack, number),
         )

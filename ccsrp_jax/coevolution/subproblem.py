@@ -14,7 +14,8 @@ from jaxtyping import Array
 
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution.scoring import member_slopes, score_members, shared_prefix
-from ccsrp_jax.data.splits import Split, batches, even
+from ccsrp_jax.data.batching import balanced_batch_size, padded_batches
+from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks import cost
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.cost import suffix_macs
@@ -146,7 +147,8 @@ def make_task(
 
     def load(split: Split | None, number: int) -> list[Batch]:
         loaded = []
-        for i, (images, labels, real) in enumerate(batches(split, batch_size) if split else ()):
+        batches = padded_batches(split, batch_size) if split else ()
+        for i, (images, labels, real) in enumerate(batches):
             key_batch = None if key is None else jax.random.fold_in(key, 2 * i + number)
             loaded.append(Batch(images, devices.put(mesh, labels), real, key_batch))
         return loaded
@@ -189,7 +191,7 @@ def _chunk(task: Task, population: int, asked: int | None, limit: int) -> int:
         return call_bytes(task, batch, chunk) + _shared_bytes(task, batch, limit)[0]
 
     def alone(images: int) -> int:
-        size = even(task.images, images)  # as `batches` would have it
+        size = balanced_batch_size(task.images, images)  # as `padded_batches` would have it
         arrays = (part[:size] for part in task.clean[0][:2])
         return need(1, Batch(*arrays, size, task.clean[0].key))
 

@@ -1,7 +1,16 @@
-"""Data sets and their splits: images, TFDS sets, recordings of events."""
+"""Data sets: images, TFDS data sets and event-camera recordings, with their splits."""
 
 from ccsrp_jax.data.augmentation import Augmentation, augment
+from ccsrp_jax.data.batching import padded_batches
 from ccsrp_jax.data.datasets import load
-from ccsrp_jax.data.splits import Dataset, Split, batches, unit
+from ccsrp_jax.data.splits import Dataset, Split, to_unit_range
 
-__all__ = ["Augmentation", "Dataset", "Split", "augment", "batches", "load", "unit"]
+__all__ = [
+    "Augmentation",
+    "Dataset",
+    "Split",
+    "augment",
+    "load",
+    "padded_batches",
+    "to_unit_range",
+]

@@ -18,7 +18,7 @@ from ccsrp_jax.data.splits import (
     SEARCH_CAP,
     TEST_CAP,
     Dataset,
-    Official,
+    SourceDataset,
     Split,
     _drawn,
     _moments,
@@ -121,7 +121,7 @@ def load(
     return Dataset(official.name, *splits, classes, mean, std, *how)
 
 
-def _digits(seed: int) -> Official:
+def _digits(seed: int) -> SourceDataset:
     """scikit-learn's 8 x 8 digits; their test split is drawn here, as they come without one."""
     import sklearn
     from sklearn.datasets import load_digits
@@ -131,7 +131,7 @@ def _digits(seed: int) -> Official:
         (source.images[..., None] / 16).astype(np.float32), source.target.astype(np.int32)
     )
     train, test, footnote = _drawn(whole, seed)
-    return Official(
+    return SourceDataset(
         name="digits",
         train=train,
         test=test,
@@ -143,7 +143,7 @@ def _digits(seed: int) -> Official:
     )
 
 
-def _nmnist(data_dir: str | None, time_steps: int) -> Official:
+def _nmnist(data_dir: str | None, time_steps: int) -> SourceDataset:
     """The official files of N-MNIST, or a part of them."""
     if data_dir is None:
         raise InputError(
@@ -164,7 +164,7 @@ def _nmnist(data_dir: str | None, time_steps: int) -> Official:
             f"a part of N-MNIST, not to be reported as it: {sizes[0]} of {NMNIST_SIZES[0]} "
             f"training and {sizes[1]} of {NMNIST_SIZES[1]} test recordings",
         )
-    return Official(
+    return SourceDataset(
         name="nmnist",
         train=train,
         test=test,
@@ -177,7 +177,7 @@ def _nmnist(data_dir: str | None, time_steps: int) -> Official:
     )
 
 
-def _npz(path: Path, seed: int, time_steps: int) -> Official:
+def _npz(path: Path, seed: int, time_steps: int) -> SourceDataset:
     """A user's images, or recordings of events; pickled objects are never read."""
     if not path.is_file():
         raise InputError(f"there is no file {path}: give the path of an .npz file.")
@@ -214,12 +214,12 @@ def _npz(path: Path, seed: int, time_steps: int) -> Official:
             f"{path} has training images of shape {train.images.shape[1:]} and test images of "
             f"shape {test.images.shape[1:]}: give both the same (H, W, C)."
         )
-    return Official(path.stem, train, test, classes, "none", str(path), version)
+    return SourceDataset(path.stem, train, test, classes, "none", str(path), version)
 
 
 def _recordings(
     path: Path, arrays: dict[str, np.ndarray], version: str, seed: int, time_steps: int
-) -> Official:
+) -> SourceDataset:
     """A user's recordings of events; a test split is drawn where they have none."""
     images = events.bin_recordings(path.name, arrays, time_steps)
     whole = checked_split(path.name, "recordings", images, "label", arrays["label"])
@@ -238,7 +238,7 @@ def _recordings(
     else:
         train, test, footnote = _drawn(whole, seed)
         footnotes = (footnote,)
-    return Official(
+    return SourceDataset(
         name=path.stem,
         train=train,
         test=test,

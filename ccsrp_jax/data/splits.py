@@ -1,9 +1,7 @@
 """Images with labels, and how a data set is divided."""
 
-from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int32, Shaped, UInt8
 
@@ -21,7 +19,7 @@ STD_FLOOR = 1e-3  # keeps a constant channel from being divided by 0
 
 
 class Split(NamedTuple):
-    """Images, uint8 in 0..255 or float32 in [0, 1] (`unit` scales both), and their classes."""
+    """Images, uint8 in 0..255 or float32 in [0, 1] (see `to_unit_range`), and their classes."""
 
     images: UInt8[np.ndarray, "N H W C"] | Float32[np.ndarray, "N H W C"]
     labels: Int32[np.ndarray, "N"]
@@ -53,7 +51,7 @@ class Dataset(NamedTuple):
     encoding: Literal["direct", "frames"] = "direct"
 
 
-class Official(NamedTuple):
+class SourceDataset(NamedTuple):
     """A data set as its source divides it."""
 
     name: str
@@ -67,7 +65,7 @@ class Official(NamedTuple):
     encoding: Literal["direct", "frames"] = "direct"
 
 
-def unit(images: Shaped[Array | np.ndarray, "*N"]) -> Float32[Array | np.ndarray, "*N"]:
+def to_unit_range(images: Shaped[Array | np.ndarray, "*N"]) -> Float32[Array | np.ndarray, "*N"]:
     """Images as float32 in [0, 1]: uint8 is divided by 255, floats pass."""
     scaled = images.astype(np.float32)
     return scaled / 255 if images.dtype == np.uint8 else scaled
@@ -95,7 +93,7 @@ def _moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation by channel of images in [0, 1], to 4 digits."""
     total = np.zeros((2, images.shape[-1]))
     for start in range(0, len(images), CHUNK):
-        x = unit(images[start : start + CHUNK]).astype(np.float64)
+        x = to_unit_range(images[start : start + CHUNK]).astype(np.float64)
         total += [x.sum((0, 1, 2)), (x * x).sum((0, 1, 2))]
     mean, square = total / np.prod(images.shape[:3])
     std = np.maximum(np.sqrt(np.maximum(square - mean**2, 0)), STD_FLOOR)
@@ -160,22 +158,3 @@ def checked_split(
     if images.ndim == 3:
         images = images[..., None]
     return Split(images, labels.astype(np.int32))
-
-
-def batches(split: Split, size: int) -> Iterator[tuple[Array, Array, int]]:
-    """Images in [0, 1], labels and how many of them are real.
-
-    The batches are as even as can be, and at most of that size; the last is filled up with
-    its own first images, so that all have one shape.
-    """
-    size = even(len(split.labels), size)
-    for start in range(0, len(split.labels), size):
-        images, labels = (part[start : start + size] for part in split)
-        real = len(labels)
-        fill = np.arange(size) % real
-        yield unit(jnp.asarray(images[fill])), jnp.asarray(labels[fill]), real
-
-
-def even(total: int, size: int) -> int:
-    """The batch size, of those up to `size`, that leaves least to fill up."""
-    return -(-total // max(-(-total // size), 1))

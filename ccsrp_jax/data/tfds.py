@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ccsrp_jax.data.splits import CHUNK, Official, checked_split
+from ccsrp_jax.data.splits import CHUNK, SourceDataset, checked_split
 from ccsrp_jax.utils.errors import InputError, reason
 
 TFDS_NAME = r"\w+(/[\w.-]+)?"  # a set, or one of its configurations
@@ -24,7 +24,7 @@ OFFICIAL_SIZES = {  # training and test images
 COLOUR_GLYPHS = {"cmaterdb", "omniglot", "svhn_cropped"}  # a flip would change what they show
 
 
-def read_prepared(name: str, data_dir: str | None) -> Official:
+def read_prepared(name: str, data_dir: str | None) -> SourceDataset:
     """A prepared TFDS set, read from its files alone: no builder code, no download."""
     import tensorflow_datasets as tfds
     from google.protobuf import json_format
@@ -75,7 +75,7 @@ def read_prepared(name: str, data_dir: str | None) -> Official:
         )
     if builder.__module__.endswith("adhoc_builder"):
         footnotes.append("the files were not prepared by the set's own TFDS builder")
-    return Official(
+    return SourceDataset(
         name=name,
         train=train,
         test=test,

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ccsrp_jax.data.splits import Split, unit
+from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import cost, masks
 from ccsrp_jax.networks.architecture import (
     Architecture,
@@ -227,7 +227,7 @@ def costs(
 ) -> dict:
     """What a network costs; SynOps are those of the split's first images, the key for their
     encoding. Weights that are 0 cost nothing but MACs."""
-    images = unit(jnp.asarray(split.images[:COST_IMAGES]))
+    images = to_unit_range(jnp.asarray(split.images[:COST_IMAGES]))
     network_masks = masks.of_zeros(architecture, variables) | dict(network_masks or {})
     synops = cost.synops(architecture, variables, images, network_masks, key=key)
     return {

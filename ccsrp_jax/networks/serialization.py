@@ -10,7 +10,7 @@ from safetensors.numpy import save as serialise
 
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.utils.errors import InputError
-from ccsrp_jax.utils.io import write_whole
+from ccsrp_jax.utils.io import write_atomic
 
 
 def save(path: Path, architecture: Architecture, variables: dict) -> None:
@@ -21,7 +21,7 @@ def save(path: Path, architecture: Architecture, variables: dict) -> None:
     """
     flat = traverse_util.flatten_dict(variables, sep="/")
     tensors = {name: np.ascontiguousarray(value) for name, value in flat.items()}
-    write_whole(path, serialise(tensors, {"architecture": architecture.to_json()}))
+    write_atomic(path, serialise(tensors, {"architecture": architecture.to_json()}))
 
 
 def load(path: Path) -> tuple[Architecture, dict]:

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from ccsrp_jax.attacks.base import SHORT_PGD_CAVEAT
 from ccsrp_jax.attacks.pgd import PGD
-from ccsrp_jax.data.splits import Dataset, unit
+from ccsrp_jax.data.splits import Dataset, to_unit_range
 from ccsrp_jax.networks import cost, serialization
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.cost import costs
@@ -84,7 +84,7 @@ def measure(
             (Classifier(architecture), (variables, None))
             for architecture, variables in loaded.values()
         ],
-        unit(jnp.asarray(test.images[fill])),
+        to_unit_range(jnp.asarray(test.images[fill])),
         key=key_latency,
     )
     for values, latency in zip(measured.values(), latencies, strict=True):

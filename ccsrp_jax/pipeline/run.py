@@ -60,7 +60,7 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
     if config.run_dir is None:
         run_dir.point_latest(folder)
     classifier = Classifier(architecture, config.surrogate)
-    with compilation.counting() as compiled:
+    with compilation.count_compilations() as compiled:
         key = jax.random.key(config.seed)
         job = Run(config, data, classifier, trained, key, folder, terminal, mesh, board, compiled)
         return _carry_out(job, started)

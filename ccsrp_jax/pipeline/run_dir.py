@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from flax import serialization
 
 from ccsrp_jax.utils.errors import InputError, reason
-from ccsrp_jax.utils.io import read_json, write_json, write_whole
+from ccsrp_jax.utils.io import read_json, write_atomic, write_json
 
 ROOM = 64 * 2**20  # bytes that a run wants free before it starts
 
@@ -141,7 +141,7 @@ class Checkpoints:
 def save_epoch(run_dir: Path, done: int, state: Any, seconds: float) -> None:
     """Keeps the state of training after `done` epochs, in one file that is there whole or not."""
     kept = {"done": done, "seconds": seconds, "state": jax.device_get(state)}
-    write_whole(run_dir / EPOCH, serialization.to_bytes(kept))
+    write_atomic(run_dir / EPOCH, serialization.to_bytes(kept))
 
 
 def load_epoch(run_dir: Path, like: Any) -> tuple[int, Any, float] | None:

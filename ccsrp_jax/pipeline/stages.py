@@ -15,8 +15,9 @@ from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution import subproblem
 from ccsrp_jax.coevolution.search import search_round
 from ccsrp_jax.data import augmentation
+from ccsrp_jax.data.batching import balanced_batch_size
 from ccsrp_jax.data.datasets import load
-from ccsrp_jax.data.splits import Dataset, Split, even
+from ccsrp_jax.data.splits import Dataset, Split
 from ccsrp_jax.networks import compaction, cost, masks, serialization
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
@@ -54,7 +55,7 @@ class Run(NamedTuple):
     terminal: Terminal
     mesh: Mesh | None
     board: Board | None
-    compiled: compilation.Compiles  # so far, in this process
+    compiled: compilation.CompilationLog  # so far, in this process
 
 
 def train_dense(job: Run, state: State, started: float) -> tuple[State, float]:
@@ -97,7 +98,7 @@ def check_memory(job: Run, state: State) -> None:
     groups = config.search.prunable(architecture, state.masks)
     if not (config.rounds and groups):
         return
-    size = even(len(search.labels), config.batch_size)
+    size = balanced_batch_size(len(search.labels), config.batch_size)
     head = Split(search.images[:size], search.labels[:size])
     subproblem.make_task(
         job.classifier,

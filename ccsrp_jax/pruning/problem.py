@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Array
 
 from ccsrp_jax.attacks.pgd import PGD
-from ccsrp_jax.data import splits
+from ccsrp_jax.data import batching
 from ccsrp_jax.data.augmentation import Augmentation
-from ccsrp_jax.data.splits import Split, unit
+from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import kernel_shapes
 from ccsrp_jax.networks.classifier import Classifier
@@ -90,7 +90,7 @@ class Problem:
     def cost(self, measure: str | None = None, variables: dict | None = None) -> budget.Cost:
         """What masks leave, as the target counts it; SynOps with these weights, by default the
         dense network's, on search images."""
-        images = unit(jnp.asarray(self.search.images[:COST_IMAGES]))
+        images = to_unit_range(jnp.asarray(self.search.images[:COST_IMAGES]))
         return budget.cost_of(
             self.architecture,
             measure or self.target.measure,
@@ -210,7 +210,7 @@ def weight_masks(problem: Problem) -> MaskTree:
 
 def batches(problem: Problem) -> list[tuple[Array, Array, int]]:
     """Search images in [0, 1], labels, and how many of them are real."""
-    return list(splits.batches(problem.search, problem.batch_size))
+    return list(batching.padded_batches(problem.search, problem.batch_size))
 
 
 def kept(masks: MaskTree) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
-from ccsrp_jax.reporting import run_figures
+from ccsrp_jax.reporting import figure_style
 from ccsrp_jax.reporting.comparison import Paired, Spread, hypervolumes, paired, spread
 
 DEFAULT = "ccsrp"
@@ -20,7 +20,7 @@ CROPPED = 0.08  # share of the networks that may be below a figure
 SHOWN = 5  # methods with a colour of their own
 
 
-COLOURS = (run_figures.BLUE, run_figures.VERMILION, run_figures.GREEN, "#CC79A7", "#E69F00")
+COLOURS = (figure_style.BLUE, figure_style.VERMILION, figure_style.GREEN, "#CC79A7", "#E69F00")
 
 
 def summarise(record: Mapping) -> dict:
@@ -161,7 +161,7 @@ def curves(record: Mapping, summary: Mapping) -> Figure:
                     zorder=3 if method in colour else 1,
                     label=method if method in colour else None,
                 )
-            ax.axhline(dense[accuracy], color=run_figures.INK, linewidth=0.8, linestyle=":")
+            ax.axhline(dense[accuracy], color=figure_style.INK, linewidth=0.8, linestyle=":")
             ax.grid(color="#EBEBEB", linewidth=0.8)
             ax.spines[["top", "right"]].set_visible(False)
             if row == 1:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ccsrp_jax.reporting.run_figures import (
+from ccsrp_jax.reporting.figure_style import (
     BLUE,
     GREEN,
     GREY,

@@ -3,7 +3,6 @@
 What a run did not record shows as a gap.
 """
 
-import io
 import math
 from itertools import groupby
 from typing import Any
@@ -13,10 +12,20 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
+from ccsrp_jax.reporting.figure_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    HOLLOW,
+    INK,
+    STAR,
+    VERMILION,
+    annotate,
+    style_axes,
+)
 from ccsrp_jax.reporting.run_summary import (
     DASH,
     Row,
@@ -32,27 +41,11 @@ from ccsrp_jax.reporting.run_summary import (
 )
 from ccsrp_jax.utils.stats import interval
 
-Point = tuple[float | int, float | int]
-
-
-# Okabe and Ito's palette, which survives the common colour-vision deficiencies.
-BLUE, VERMILION, GREEN, INK, GREY = "#0072B2", "#D55E00", "#007A5A", "#222222", "#6B6B6B"
-
-
 # Light throughout, so that dark numbers stay readable on every shade.
 KEPT = LinearSegmentedColormap.from_list("kept", ["#FFFFFF", "#5AA5D2"])
 
 
-HALO = [withStroke(linewidth=2.5, foreground="white")]
-
-
 SHARED = {"color": GREEN, "linestyle": "--", "linewidth": 1.2, "marker": "D", "markersize": 3.5}
-
-
-STAR = {"color": INK, "linestyle": "none", "marker": "*", "markersize": 11, "markeredgecolor": "w"}
-
-
-HOLLOW = STAR | {"markerfacecolor": "w", "markeredgecolor": INK}  # a figure not to be believed
 
 
 RING = {
@@ -245,23 +238,6 @@ def _with_room(archive: list[Row], places: list[float], room: float) -> list[int
     return shown
 
 
-def annotate(ax: Axes, text: str, at: Point, offset: Point, **style: Any) -> None:
-    """Small text, offset in points from a place; it may stand outside of the axes."""
-    style = {"textcoords": "offset points", "annotation_clip": False, "fontsize": 8.5} | style
-    ax.annotate(text, at, offset, path_effects=HALO, parse_math=False, **style)
-
-
-def style_axes(ax: Axes, title: str) -> None:
-    ax.set_title(
-        title, loc="left", fontsize=9.5, color=INK, weight="bold", pad=14, parse_math=False
-    )
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color("#999999")
-    ax.tick_params(labelsize=8.5, color="#999999", labelcolor=INK)
-    ax.grid(axis="y", color="#EBEBEB", linewidth=0.8)
-    ax.set_axisbelow(True)
-
-
 def _ticks(low: float, high: float) -> list[float]:
     return list(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True).tick_values(low, high))
 
@@ -279,9 +255,3 @@ def _limit(ax: Axes, heights: list[float]) -> None:
 def _range(values: list[float]) -> tuple[float, float]:
     finite = [value for value in values if math.isfinite(value)] or [0.0]
     return min(finite), max(finite)
-
-
-def png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200, facecolor="white")
-    return buffer.getvalue()

@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from ccsrp_jax.reporting import run_figures
+from ccsrp_jax.reporting.figure_style import to_png
 from ccsrp_jax.reporting.robustness_figure import robustness_figure
 from ccsrp_jax.reporting.run_summary import (
     DASH,
@@ -24,7 +25,7 @@ from ccsrp_jax.reporting.run_summary import (
     test_attack,
 )
 from ccsrp_jax.utils.errors import InputError
-from ccsrp_jax.utils.io import write_whole
+from ccsrp_jax.utils.io import write_atomic
 from ccsrp_jax.utils.stats import interval
 
 QUANTITIES = (  # key of a network's measurements, name, unit, format
@@ -63,16 +64,16 @@ def write(run_dir: Path) -> Path:
         )
     archive.sort(key=lambda row: row.get("round") or 0)
     pictures = {
-        "tradeoff": run_figures.png(run_figures.tradeoff_figure(archive, summary)),
-        "filters": run_figures.png(run_figures.filters_figure(archive)),
-        "training": run_figures.png(run_figures.training_figure(metrics)),
+        "tradeoff": to_png(run_figures.tradeoff_figure(archive, summary)),
+        "filters": to_png(run_figures.filters_figure(archive)),
+        "training": to_png(run_figures.training_figure(metrics)),
     }
     if records := assessments(summary):
-        pictures["robustness"] = run_figures.png(robustness_figure(records))
+        pictures["robustness"] = to_png(robustness_figure(records))
     page = _html(config, summary, archive, pictures)
     for name, data in pictures.items():
-        write_whole(run_dir / f"{name}.png", data)
-    write_whole(run_dir / "report.html", page.encode())
+        write_atomic(run_dir / f"{name}.png", data)
+    write_atomic(run_dir / "report.html", page.encode())
     return run_dir / "report.html"
 
 

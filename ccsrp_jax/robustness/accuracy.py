@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ccsrp_jax.attacks.base import JUDGE, Attack
-from ccsrp_jax.data.splits import Split, batches
+from ccsrp_jax.data.batching import padded_batches
+from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks.classifier import Logits, is_stochastic
 from ccsrp_jax.utils.errors import InputError
 
@@ -77,7 +78,7 @@ def correct(
     if key is None and (attack is not None or is_stochastic(logits)):
         raise InputError("attacks and stochastic networks draw at random: give a key.")
     hits = []
-    for number, (images, labels, real) in enumerate(batches(split, batch_size)):
+    for number, (images, labels, real) in enumerate(padded_batches(split, batch_size)):
         key_batch = None if key is None else jax.random.fold_in(key, number)
         if attack is not None:
             images = attack(logits, params, images, labels, key_batch)

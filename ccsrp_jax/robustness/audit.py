@@ -19,7 +19,8 @@ from jaxtyping import Array
 
 from ccsrp_jax.attacks.base import slope
 from ccsrp_jax.attacks.pgd import PGD, Noise
-from ccsrp_jax.data.splits import Split, batches, unit
+from ccsrp_jax.data.batching import padded_batches
+from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks.classifier import Logits, is_stochastic, keyed, start_memory
 from ccsrp_jax.robustness.accuracy import VOTES, correct
 from ccsrp_jax.robustness.run_suite import Outcome
@@ -248,7 +249,7 @@ def _vanished(view, split, clean, attack, key, batch_size) -> float:
     of the margin.
     """
     useless = []
-    for images, labels, real in batches(split, batch_size):
+    for images, labels, real in padded_batches(split, batch_size):
         found = {
             loss: slope(
                 view.logits,
@@ -273,8 +274,8 @@ def _vanished(view, split, clean, attack, key, batch_size) -> float:
 
 def _changed(view, split, key, batch_size) -> float:
     """Largest difference between the logits of two passes, beside the largest logit."""
-    images, _, _ = next(batches(split, batch_size))
+    images, _, _ = next(padded_batches(split, batch_size))
     extra = [keyed(view.logits, each) for each in jax.random.split(key)]
     run = jax.jit(view.logits)
-    first, second = (run(view.params, unit(images), **each) for each in extra)
+    first, second = (run(view.params, to_unit_range(images), **each) for each in extra)
     return float(jnp.abs(first - second).max() / jnp.maximum(jnp.abs(first).max(), 1e-12))

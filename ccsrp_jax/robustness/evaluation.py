@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ccsrp_jax.attacks.base import Norm, check_ball
-from ccsrp_jax.data.splits import Split, unit
+from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks.classifier import Logits, is_stochastic
 from ccsrp_jax.robustness.accuracy import VOTES, correct
 from ccsrp_jax.robustness.audit import Verdict, audit
@@ -187,7 +187,7 @@ def evaluate(
     accuracies = {}
     for number, (name, severity) in enumerate(wanted):
         key_corrupt, key_votes = jax.random.split(jax.random.fold_in(key_natural, number))
-        worse = corrupt(unit(jnp.asarray(split.images)), name, severity, key_corrupt)
+        worse = corrupt(to_unit_range(jnp.asarray(split.images)), name, severity, key_corrupt)
         hits = correct(
             logits,
             params,

@@ -20,13 +20,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from ccsrp_jax.attacks.base import Norm
-from ccsrp_jax.data.splits import Split, even, unit
+from ccsrp_jax.data.batching import balanced_batch_size
+from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks.classifier import Logits, is_stochastic, keyed
 from ccsrp_jax.robustness.accuracy import VOTES, correct, predict
 from ccsrp_jax.robustness.suites import Entry, View
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError, check_number
-from ccsrp_jax.utils.io import write_whole
+from ccsrp_jax.utils.io import write_atomic
 
 
 class Row(NamedTuple):
@@ -159,8 +160,10 @@ def attack_all(
                 if not len(places):
                     break
                 key_part = jax.random.fold_in(key_entry, part)
-                for batch, (chunk, real) in enumerate(_chunks(places, even(total, batch_size))):
-                    images, labels = unit(jnp.asarray(split.images[chunk])), split.labels[chunk]
+                size = balanced_batch_size(total, batch_size)
+                for batch, (chunk, real) in enumerate(_chunks(places, size)):
+                    images = to_unit_range(jnp.asarray(split.images[chunk]))
+                    labels = split.labels[chunk]
                     key_attack, key_votes = jax.random.split(jax.random.fold_in(key_part, batch))
                     found = attack(
                         view.logits, view.params, images, jnp.asarray(labels), key_attack
@@ -193,7 +196,7 @@ def attack_all(
         if record is not None:
             state = {"clean": clean.tolist(), "broken_by": broken_by.tolist(), "rows": rows}
             text = json.dumps({"about": about, "overstep": overstep, **state})
-            write_whole(record, (text + "\n").encode())
+            write_atomic(record, (text + "\n").encode())
     standing = clean & (broken_by < 0)
     return Outcome(eps, norm, clean, standing, broken_by, tuple(rows), overstep)
 

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.data.augmentation import Augmentation, augment
-from ccsrp_jax.data.splits import Split, unit
+from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
@@ -276,4 +276,4 @@ def _batch(key, images, labels, places, *, kind, mesh):
     if mesh is not None:
         sharded = NamedSharding(mesh, P(devices.DEVICES))
         places = jax.lax.with_sharding_constraint(places, sharded)
-    return augment(key, unit(images[places]), kind=kind), labels[places]
+    return augment(key, to_unit_range(images[places]), kind=kind), labels[places]

@@ -13,7 +13,7 @@ EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 @dataclass
-class Compiles:
+class CompilationLog:
     """Programs compiled, in order: what each is called, and seconds it took.
 
     A program that came out of the persistent cache counts, with the seconds of reading it.
@@ -25,15 +25,15 @@ class Compiles:
     def seconds(self) -> float:
         return sum((seconds for _, seconds in self.programs), 0.0)
 
-    def named(self, name: str) -> int:
+    def count(self, name: str) -> int:
         """How many programs of a function."""
         return sum(program == f"jit({name})" for program, _ in self.programs)
 
 
 @contextlib.contextmanager
-def counting() -> Iterator[Compiles]:
+def count_compilations() -> Iterator[CompilationLog]:
     """Counts compilations while it is open."""
-    counted = Compiles()
+    counted = CompilationLog()
 
     def listen(event: str, seconds: float, **about) -> None:
         if event == EVENT:
@@ -46,7 +46,7 @@ def counting() -> Iterator[Compiles]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def keep(folder: str | os.PathLike | None = None) -> None:
+def enable_persistent_cache(folder: str | os.PathLike | None = None) -> None:
     """Keeps compiled programs in a folder, where later runs find them.
 
     By default that is the user's cache. JAX_COMPILATION_CACHE_DIR, where it is set, says where

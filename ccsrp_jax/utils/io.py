@@ -8,7 +8,7 @@ from typing import Any
 from ccsrp_jax.utils.errors import InputError, reason
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes) -> None:
     """Replaces a file's content in one step; a failed write leaves the old file as it was."""
     partial = path.with_name(path.name + ".partial")
     try:
@@ -20,12 +20,12 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Replaces a JSON file."""
-    write_whole(path, (json.dumps(data, indent=1) + "\n").encode())
+    write_atomic(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def write_rows(path: Path, rows: Iterable[dict]) -> None:
     """Replaces a JSON-lines file."""
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def append_row(path: Path, row: dict) -> None:

@@ -35,7 +35,7 @@ from ccsrp_jax.networks.architecture import Architecture, groups
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.cost import layer_macs
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.reporting.run_figures import BLUE, GREEN, GREY, INK, VERMILION, png, style_axes
+from ccsrp_jax.reporting.figure_style import BLUE, GREEN, GREY, INK, VERMILION, style_axes, to_png
 
 REMOVED, SEEDS, MULTIPLE = (0.25, 0.5, 0.75), 3, 4
 COLOURS, MARKERS = (BLUE, VERMILION, GREEN, INK), ("o", "s", "D", "^")  # by batch size
@@ -62,7 +62,7 @@ def main() -> None:
     record |= machine()
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "compact_latency.json").write_text(json.dumps(record, indent=1) + "\n")
-    (options.out / "compact_latency.png").write_bytes(png(figure(record)))
+    (options.out / "compact_latency.png").write_bytes(to_png(figure(record)))
     show(record)
 
 

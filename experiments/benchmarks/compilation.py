@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     if options.cache:
-        compilation.keep(options.cache)
+        compilation.enable_persistent_cache(options.cache)
         print(json.dumps(search(options)))
         return
     record = {"model": options.model, "width": options.width, **devices.machine()}
@@ -72,7 +72,7 @@ def search(options: argparse.Namespace) -> dict:
     settings, rounds = dataclasses.replace(PRESETS["faithful"], generations=2), []
     for number in (1, 2):
         started = time.perf_counter()
-        with compilation.counting() as compiled:
+        with compilation.count_compilations() as compiled:
             found = search_round(
                 jax.random.fold_in(jax.random.key(1), number),
                 Classifier(architecture),
@@ -91,8 +91,8 @@ def search(options: argparse.Namespace) -> dict:
                 "seconds": time.perf_counter() - started,
                 "compile_seconds": compiled.seconds,
                 "programs": len(compiled.programs),
-                "scoring": compiled.named("score_members"),
-                "prefixes": compiled.named("shared_prefix"),
+                "scoring": compiled.count("score_members"),
+                "prefixes": compiled.count("shared_prefix"),
                 "by_name": dict(by_name.most_common()),
             }
         )

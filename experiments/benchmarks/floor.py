@@ -52,7 +52,7 @@ from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.cost import layer_macs, suffix_macs
 from ccsrp_jax.networks.nodes import Conv, Dense
 from ccsrp_jax.networks.spiking_network import SpikingNetwork, Values
-from ccsrp_jax.reporting.run_figures import BLUE, GREEN, GREY, INK, VERMILION, png, style_axes
+from ccsrp_jax.reporting.figure_style import BLUE, GREEN, GREY, INK, VERMILION, style_axes, to_png
 from ccsrp_jax.utils import devices
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -302,7 +302,7 @@ def main() -> None:
     record |= machine()
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "floor.json").write_text(json.dumps(record, indent=1) + "\n")
-    (options.out / "floor.png").write_bytes(png(figure(record)))
+    (options.out / "floor.png").write_bytes(to_png(figure(record)))
     show(record)
 
 

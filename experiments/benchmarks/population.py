@@ -59,15 +59,13 @@ from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution import fitness, scoring, strategies, subproblem
 from ccsrp_jax.coevolution.racing import Racing
 from ccsrp_jax.data import datasets
-from ccsrp_jax.data.splits import (
-    Split,
-    batches,
-)
+from ccsrp_jax.data.batching import padded_batches
+from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks import masks, zoo
 from ccsrp_jax.networks.architecture import group_of, groups
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.nodes import Spike
-from ccsrp_jax.reporting import run_figures
+from ccsrp_jax.reporting import figure_style
 from ccsrp_jax.training import trainer
 from ccsrp_jax.utils import compilation, devices
 
@@ -105,7 +103,7 @@ def main() -> None:
         recorded = record["networks"].get(name)
         record["networks"][name] = benchmark(name, options, recorded)
         path.write_text(json.dumps(record, indent=1) + "\n")
-    (options.out / "population.png").write_bytes(run_figures.png(figure(record)))
+    (options.out / "population.png").write_bytes(figure_style.to_png(figure(record)))
 
 
 def benchmark(name: str, options: argparse.Namespace, recorded: dict | None) -> dict:
@@ -133,7 +131,7 @@ def benchmark(name: str, options: argparse.Namespace, recorded: dict | None) -> 
     fooled = PGD(1 / 16, 5)
     adversarial = [
         fooled(classifier, (variables, whole), images, labels, jax.random.key(2))[:real]
-        for images, labels, real in batches(search, batch)
+        for images, labels, real in padded_batches(search, batch)
     ]
     adversarial = Split(np.concatenate(adversarial), search.labels)
     rows, mesh = {}, devices.mesh()
@@ -165,13 +163,13 @@ def benchmark(name: str, options: argparse.Namespace, recorded: dict | None) -> 
         return mean([[score_whole(trees, *b) for b in s] for s in split_batches])
 
     def load(size):
-        return [[part[:2] for part in batches(s, size)] for s in (clean, attacked)]
+        return [[part[:2] for part in padded_batches(s, size)] for s in (clean, attacked)]
 
     by_size = {size: load(size) for size in choices}
     own_batch = min(choices, key=lambda size: seconds_of(lambda: unshared(whole, by_size[size])))
     loaded = by_size[own_batch]
 
-    with compilation.counting() as compiled:
+    with compilation.count_compilations() as compiled:
         for number, group in enumerate(groups(architecture)):
             members = candidates(number, whole[group], options.population)
             make = partial(
@@ -365,10 +363,10 @@ def seconds_of(run: Callable[[], object]) -> float:
 def figure(record: dict) -> Figure:
     """Seconds an evaluation by group and way."""
     styles = {
-        "spikingjelly": (run_figures.INK, "s"),
-        "vmap": (run_figures.GREY, "v"),
-        "unshared": (run_figures.VERMILION, "o"),
-        "ours": (run_figures.BLUE, "o"),
+        "spikingjelly": (figure_style.INK, "s"),
+        "vmap": (figure_style.GREY, "v"),
+        "unshared": (figure_style.VERMILION, "o"),
+        "ours": (figure_style.BLUE, "o"),
     }
     drawing = Figure(figsize=(4.6 * len(record["networks"]), 3.4), layout="constrained")
     axes = drawing.subplots(1, len(record["networks"]), squeeze=False)[0]

@@ -70,7 +70,7 @@ from ccsrp_jax.coevolution.scoring import score_attacked
 from ccsrp_jax.networks import zoo
 from ccsrp_jax.networks.architecture import groups
 from ccsrp_jax.networks.cost import layer_macs, suffix_macs
-from ccsrp_jax.reporting.run_figures import BLUE, GREEN, GREY, INK, VERMILION, png, style_axes
+from ccsrp_jax.reporting.figure_style import BLUE, GREEN, GREY, INK, VERMILION, style_axes, to_png
 from ccsrp_jax.utils import devices
 
 POPULATION, TIME, WIDTH, IMAGES = "population", "time_steps", "width", "images"
@@ -143,7 +143,7 @@ def main() -> None:
     record |= machine()
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "scaling.json").write_text(json.dumps(record, indent=1) + "\n")
-    (options.out / "scaling.png").write_bytes(png(figure(record)))
+    (options.out / "scaling.png").write_bytes(to_png(figure(record)))
     show(record)
 
 

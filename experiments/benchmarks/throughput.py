@@ -80,14 +80,14 @@ from ccsrp_jax.networks import zoo
 from ccsrp_jax.networks.architecture import Architecture, shapes
 from ccsrp_jax.networks.cost import layer_macs
 from ccsrp_jax.networks.nodes import IMAGE, Conv, Dense, Flatten, Norm, Pool, Spike
-from ccsrp_jax.reporting.run_figures import (
+from ccsrp_jax.reporting.figure_style import (
     BLUE,
     GREEN,
     GREY,
     INK,
     VERMILION,
-    png,
     style_axes,
+    to_png,
 )
 from ccsrp_jax.training.parallel import Trainee
 from ccsrp_jax.utils import devices
@@ -516,7 +516,7 @@ def main() -> None:
         record["networks"][name] = measured(name, options, peers)
         show(name, record["networks"][name])
         (options.out / "throughput.json").write_text(json.dumps(record, indent=1) + "\n")
-    (options.out / "throughput.png").write_bytes(png(figure(record)))
+    (options.out / "throughput.png").write_bytes(to_png(figure(record)))
 
 
 def show(name: str, network: dict) -> None:

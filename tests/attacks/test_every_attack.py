@@ -13,7 +13,7 @@ from ccsrp_jax.attacks.apgd import APGD, SAPGD
 from ccsrp_jax.attacks.base import LOSSES, margin, slope
 from ccsrp_jax.attacks.pgd import PGD, Noise, fgsm
 from ccsrp_jax.attacks.square import Square
-from ccsrp_jax.data.splits import unit
+from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.utils.errors import InputError
 
 KEY = jax.random.key(0)
@@ -46,7 +46,7 @@ def problem(shape, count, classes, dtype, seed):
 
 
 def distance(moved, images, name):
-    step = np.abs(np.asarray(moved, np.float64) - np.asarray(unit(images), np.float64))
+    step = np.abs(np.asarray(moved, np.float64) - np.asarray(to_unit_range(images), np.float64))
     if name.endswith("l2"):
         return np.sqrt((step**2).sum((1, 2, 3))).max()
     return step.max()

@@ -17,7 +17,7 @@ from ccsrp_jax.networks import cost, masks, zoo
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.robustness.accuracy import correct
-from ccsrp_jax.utils.compilation import counting
+from ccsrp_jax.utils.compilation import count_compilations
 from ccsrp_jax.utils.errors import InputError
 
 ATTACK = PGD(0.1, 2)
@@ -170,10 +170,10 @@ def test_a_second_round_compiles_nothing(clean, monkeypatch):
         for module in (fitness, subproblem):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, program)
-    with counting() as compiled:
+    with count_compilations() as compiled:
         spliced = search_round(network, clean, Search(**SMALL)).masks
-    assert compiled.named("shared_prefix") == compiled.named("score_members") == groups
-    with counting() as compiled:
+    assert compiled.count("shared_prefix") == compiled.count("score_members") == groups
+    with count_compilations() as compiled:
         again = search_round(network, clean, Search(**SMALL), spliced, seed=1).masks
     assert compiled.programs == []
     assert all(again[name].sum() < spliced[name].sum() for name in again)

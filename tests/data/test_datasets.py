@@ -18,7 +18,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from ccsrp_jax.data import prepare as preparing
 from ccsrp_jax.data.datasets import load
-from ccsrp_jax.data.splits import unit
+from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.utils.errors import InputError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "tfds"
@@ -237,12 +237,12 @@ def test_std_of_a_constant_channel_is_floored(tmp_path):
 def test_unit_scales_bytes_and_passes_floats_also_inside_jit():
     pixels = np.arange(256, dtype=np.uint8)
     expected = np.arange(256) / 255
-    for scaled in (unit(pixels), jax.jit(unit)(pixels)):
+    for scaled in (to_unit_range(pixels), jax.jit(to_unit_range)(pixels)):
         assert scaled.dtype == np.float32
         np.testing.assert_allclose(scaled, expected, rtol=1e-6)
     floats = np.array([0, 0.3, 1], np.float32)
-    np.testing.assert_array_equal(unit(floats), floats)
-    np.testing.assert_array_equal(jax.jit(unit)(floats), floats)
+    np.testing.assert_array_equal(to_unit_range(floats), floats)
+    np.testing.assert_array_equal(jax.jit(to_unit_range)(floats), floats)
 
 
 # --- TFDS -----------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ sys.path.insert(0, {str(packages)!r})
 socket.socket.connect = socket.getaddrinfo = lambda *args, **kwargs: os._exit(4)
 from ccsrp_jax import data
 assert not [name for name in ("tensorflow_datasets", "sklearn") if name in sys.modules]
-from ccsrp_jax.errors import InputError
+from ccsrp_jax.utils.errors import InputError
 data.load("mnist", data_dir={str(prepared)!r})
 for name in ("cifar10", "nosuchset"):
     try: data.load(name, data_dir={str(prepared)!r})

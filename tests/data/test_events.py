@@ -14,7 +14,7 @@ from conftest import busy
 
 from ccsrp_jax.data.datasets import load
 from ccsrp_jax.data.events import Events, bin_events, read_bin
-from ccsrp_jax.data.splits import unit
+from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks import zoo
 from ccsrp_jax.networks.neurons import Surrogate, lif
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
@@ -282,11 +282,13 @@ def test_a_network_sees_frame_t_in_step_t(seen):
         values = network.apply(variables, frame, method="encode")
         return network.apply(variables, values, end=2, keep=("norm1",), method="walk")[0]["norm1"]
 
-    each = [currents(unit(jnp.asarray(images[..., 2 * t : 2 * t + 2])))[0] for t in range(3)]
+    each = [
+        currents(to_unit_range(jnp.asarray(images[..., 2 * t : 2 * t + 2])))[0] for t in range(3)
+    ]
     spikes, potentials = lif(jnp.stack(each), architecture.neuron, Surrogate(), 3)
     network = SpikingNetwork(architecture)
     _, active = jax.jit(lambda x: network.apply(variables, x, activity=True))(
-        unit(jnp.asarray(images))
+        to_unit_range(jnp.asarray(images))
     )
     np.testing.assert_allclose(active.potentials["lif1"], potentials, atol=1e-5)
     np.testing.assert_array_equal(active.spikes["lif1"], spikes)
@@ -296,7 +298,7 @@ def test_a_network_sees_frame_t_in_step_t(seen):
 def test_silence_stays_zero_and_all_else_does_not(seen):
     architecture, variables, images = seen
     values = SpikingNetwork(architecture).apply(
-        variables, unit(jnp.asarray(images)), method="encode"
+        variables, to_unit_range(jnp.asarray(images)), method="encode"
     )["image"]
     assert values.shape == (3, 4, 6, 6, 2)
     counted = images.reshape(4, 6, 6, 3, 2).transpose(3, 0, 1, 2, 4)

@@ -9,7 +9,7 @@ import pytest
 from conftest import busy, experiment
 
 from ccsrp_jax import cli
-from ccsrp_jax.data.splits import unit
+from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks import cost, serialization, zoo
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.pipeline import stages
@@ -80,7 +80,7 @@ def test_pruned_networks_are_kept_and_are_those_of_the_table(compared):
     for cell in cells:
         name = f"{cell['method']}-{cell['target']:g}-{cell['seed']}.safetensors"
         architecture, variables = serialization.load(compared / "networks" / name)
-        logits = Classifier(architecture)((variables, {}), unit(jnp.asarray(test.images)))
+        logits = Classifier(architecture)((variables, {}), to_unit_range(jnp.asarray(test.images)))
         right = np.asarray(logits.argmax(-1)) == test.labels
         assert right.mean() == pytest.approx(cell["accuracy"])
         assert sum(cost.macs(architecture).values()) == cell["macs"]

@@ -12,7 +12,7 @@ from conftest import busy
 from ccsrp_jax import cli
 from ccsrp_jax.coevolution import fitness, subproblem
 from ccsrp_jax.data.datasets import load
-from ccsrp_jax.data.splits import Split, unit
+from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import cost, masks, serialization, zoo
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.pipeline.config import parse, settings
@@ -64,7 +64,7 @@ def test_recordings_of_events_go_through_the_job_as_frames(tmp_path, capsys):
     assert architecture.nodes[1].scale == 0.5 and dense["filters"] == {"conv1": 6}
     # all that is done are additions, those of the first layer too: 9 each at most for 6 filters
     images = load(str(tmp_path / "bars.npz"), time_steps=2, seed=3).search.images
-    met = cost.synops(architecture, variables, unit(jnp.asarray(images)))
+    met = cost.synops(architecture, variables, to_unit_range(jnp.asarray(images)))
     assert dense["synops"] == pytest.approx(sum(met.values()))
     assert met["conv1"] == pytest.approx(_met(images) * 6)
     assert dense["energy_nj"] == pytest.approx(0.9 * dense["synops"] / 1000)

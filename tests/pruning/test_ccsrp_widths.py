@@ -12,7 +12,7 @@ from conftest import pruning_problem
 
 from ccsrp_jax.attacks.apgd import APGD
 from ccsrp_jax.attacks.pgd import PGD
-from ccsrp_jax.data.splits import unit
+from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.gradients import Surrogate
 from ccsrp_jax.pruning import best_of, budget, by_score, ccsrp_widths, criteria
@@ -205,7 +205,7 @@ def test_an_audition_is_the_loss_after_training(problem):
     assert told == [(value, {"conv1": 5, "conv2": 12, "fc1": 10})]
     key_train, key_attack = jax.random.split(KEY)
     variables, _ = finetune(key_train, problem, problem.variables, masks, epochs=1)
-    images = unit(jnp.asarray(problem.search.images))
+    images = to_unit_range(jnp.asarray(problem.search.images))
     labels = jnp.asarray(problem.search.labels)
     narrow = problem.classifier.with_backward(Surrogate("atan", 0.5))
     attacked = APGD(0.3, 25, loss="margin")(

@@ -10,7 +10,7 @@ import pytest
 from conftest import busy, pruning_problem, tiny
 
 from ccsrp_jax.attacks.pgd import PGD
-from ccsrp_jax.data.splits import Split, unit
+from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import groups
 from ccsrp_jax.networks.classifier import Classifier
@@ -120,7 +120,7 @@ def test_gamma_is_the_scale_of_batch_norm_and_1_without_one(problem, residual):
 def test_spike_rates_are_means_of_the_activity_in_batches_of_any_size(problem):
     masks = masking.random(jax.random.key(1), problem.architecture, 0.7)
     look = jax.jit(lambda x: SpikingNetwork(problem.architecture).apply(*x, activity=True))
-    images = unit(jnp.asarray(problem.search.images))
+    images = to_unit_range(jnp.asarray(problem.search.images))
     _, active = look((problem.variables, images, masks))
     uneven = dataclasses.replace(problem, batch_size=12)  # 11, 11, and 10 filled up
     scores, passes = criteria.spike_rate(KEY, uneven, problem.variables, masks)
@@ -143,7 +143,7 @@ def test_taylor_sums_the_squares_of_every_images_own_slopes(problem, darkened):
     slopes = jax.jit(jax.grad(lambda m, x, y: loss(few, few.variables, m, x, y)))
     total = {name: 0.0 for name in masks}
     for image, label in zip(*few.search, strict=True):
-        image = unit(jnp.asarray(image[None]))
+        image = to_unit_range(jnp.asarray(image[None]))
         for version in (image, 0.9 * image):
             for name, slope in slopes(masks, version, jnp.asarray(label[None])).items():
                 total[name] = total[name] + np.asarray(slope, np.float64) ** 2
@@ -155,7 +155,7 @@ def test_taylor_sums_the_squares_of_every_images_own_slopes(problem, darkened):
 
 
 def test_sensitivity_is_the_rise_of_the_attacked_loss_along_its_slope(problem, darkened):
-    images = 0.9 * unit(jnp.asarray(problem.search.images))
+    images = 0.9 * to_unit_range(jnp.asarray(problem.search.images))
     labels, masks = jnp.asarray(problem.search.labels), whole(problem)
 
     def on_images(params):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import pruning_problem
 
-from ccsrp_jax.data.splits import unit
+from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.nodes import Norm
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.pruning.budget import Target, cut
@@ -40,7 +40,7 @@ def untrained(problem):
 @pytest.fixture(scope="module")
 def potentials(problem):
     """Of every search image, (T, B, *features) in one call."""
-    network, images = SpikingNetwork(problem.architecture), unit(problem.search.images)
+    network, images = SpikingNetwork(problem.architecture), to_unit_range(problem.search.images)
     run = jax.jit(lambda v, x: network.apply(v, x, activity=True)[1].potentials)
     return {name: np.asarray(v) for name, v in run(problem.variables, images).items()}
 

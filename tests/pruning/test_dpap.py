@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import jit, pruning_problem
 
-from ccsrp_jax.data.splits import Split, unit
+from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.pruning.budget import Target
@@ -114,7 +114,7 @@ def by_loop(problem, events, epochs):
     count, scale, told = 0, epochs / 300, []
     for event in range(events):
         for start in range(0, 31, 16):
-            values = run(unit(problem.search.images[start : start + 16]))
+            values = run(to_unit_range(problem.search.images[start : start + 16]))
             fresh, before = dict(sums), max(count, 1)
             real = min(16, 31 - start)
             for b in range(real):

@@ -8,7 +8,7 @@ import pytest
 from conftest import pruning_problem
 
 from ccsrp_jax.attacks.pgd import PGD
-from ccsrp_jax.data.splits import Split, unit
+from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import masks
 from ccsrp_jax.networks.architecture import kernel_shapes
 from ccsrp_jax.pruning import budget
@@ -40,7 +40,9 @@ def loss(problem, scores, counts):
         rank = np.argsort(np.argsort(-np.abs(np.asarray(values).ravel())))
         chosen[name] = (rank < counts[name]).astype(np.float32).reshape(values.shape)
     images, labels = problem.train
-    logits = jax.jit(problem.classifier)((problem.variables, chosen), unit(jnp.asarray(images)))
+    logits = jax.jit(problem.classifier)(
+        (problem.variables, chosen), to_unit_range(jnp.asarray(images))
+    )
     return float(optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean())
 
 
@@ -96,7 +98,7 @@ def test_a_step_is_the_slope_for_the_masked_weights(problem, digits):
         logits = one.classifier(({**one.variables, "params": params}, {}), images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    images, labels = unit(jnp.asarray(one.train.images)), one.train.labels
+    images, labels = to_unit_range(jnp.asarray(one.train.images)), one.train.labels
     slopes = jax.jit(jax.grad(masked_loss))(params)
     for name, scores in before.items():
         layer = name.removesuffix("/kernel")

@@ -11,7 +11,7 @@ import pytest
 from conftest import pruning_problem
 
 from ccsrp_jax.attacks.pgd import PGD
-from ccsrp_jax.data.splits import unit
+from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.pruning.budget import Target
 from ccsrp_jax.pruning.methods.nm import blocks, learned, nm, patterns, quotas, sample, unblocked
 from ccsrp_jax.pruning.problem import Passes, weight_masks
@@ -135,7 +135,7 @@ def test_the_search_lowers_the_loss_with_weights_frozen(problem, monkeypatch):
 
     @jax.jit
     def loss(pruned):
-        images, labels = jnp.asarray(unit(problem.search.images)), problem.search.labels
+        images, labels = jnp.asarray(to_unit_range(problem.search.images)), problem.search.labels
         logits = problem.classifier(pruned, images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 from conftest import pruning_problem
 
-from ccsrp_jax.data.splits import unit
+from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.pruning.methods import sca as module
 from ccsrp_jax.pruning.methods.sca import activity_and_slopes, sca
@@ -44,7 +44,10 @@ def measured(problem, masks):
 
 
 def test_activity_is_the_mean_of_spikes_and_absolute_potentials(problem, masks, measured):
-    network, images = SpikingNetwork(problem.architecture), jnp.asarray(unit(problem.search.images))
+    network, images = (
+        SpikingNetwork(problem.architecture),
+        jnp.asarray(to_unit_range(problem.search.images)),
+    )
     run = jax.jit(lambda v, x: network.apply(v, x, masks, activity=True)[1])
     active = run(problem.variables, images)
     for group, node in NODES.items():
@@ -56,7 +59,7 @@ def test_activity_is_the_mean_of_spikes_and_absolute_potentials(problem, masks, 
 
 
 def test_slopes_are_the_losss_for_the_gate_of_channels_that_are_gone(problem, masks, measured):
-    images, labels = jnp.asarray(unit(problem.search.images)), problem.search.labels
+    images, labels = jnp.asarray(to_unit_range(problem.search.images)), problem.search.labels
 
     @jax.jit
     def loss(gate):

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from scipy.stats import binomtest
 from test_robustness_figure import QUICK, REASONS, record
 
-from ccsrp_jax.reporting import run_figures, run_report, run_summary
+from ccsrp_jax.reporting import figure_style, run_figures, run_report, run_summary
 from ccsrp_jax.utils import stats
 from ccsrp_jax.utils.errors import InputError
 
@@ -363,7 +363,7 @@ def test_tradeoff_figure_marks_unreliable_stars():
         ax: [line.get_markerfacecolor() for line in ax.get_lines() if line.get_marker() == "*"]
         for ax in (top, bottom)
     }
-    assert faces == {top: [run_figures.INK] * 2, bottom: [run_figures.INK, "w"]}
+    assert faces == {top: [figure_style.INK] * 2, bottom: [figure_style.INK, "w"]}
     words = [text.get_text() for text in bottom.texts]
     assert words == ["dense, test\n0.650", "chosen, test\n0.595 unreliable"]
     assert not any("unreliable" in text.get_text() for text in top.texts)

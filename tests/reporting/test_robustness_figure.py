@@ -7,8 +7,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
+from ccsrp_jax.reporting.figure_style import to_png
 from ccsrp_jax.reporting.robustness_figure import robustness_figure
-from ccsrp_jax.reporting.run_figures import png
 from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.stats import interval
 
@@ -251,7 +251,7 @@ def test_no_text_overlaps_another_or_leaves_the_figure(case):
 
 def test_names_are_text_and_not_formulas():
     suite = [("$\\frac$ attack", "$x_", "white box", 100, None)]
-    assert png(robustness_figure({"$x_": record(suite, ["$y_"])})).startswith(b"\x89PNG")
+    assert to_png(robustness_figure({"$x_": record(suite, ["$y_"])})).startswith(b"\x89PNG")
 
 
 def test_no_network_and_too_many_are_refused():

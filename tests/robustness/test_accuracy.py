@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from ccsrp_jax.attacks.pgd import PGD
-from ccsrp_jax.data.splits import Split, batches
+from ccsrp_jax.data.batching import padded_batches
+from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.robustness.accuracy import correct
 
@@ -15,9 +16,9 @@ def split(digits):
 
 def test_last_batch_is_filled_and_its_filling_never_counts(network, split):
     architecture, variables = network
-    sizes = [(len(images), len(labels), real) for images, labels, real in batches(split, 8)]
+    sizes = [(len(images), len(labels), real) for images, labels, real in padded_batches(split, 8)]
     assert sizes == [(7, 7, 7)] * 3  # even, so that little is filled up
-    sizes = [(len(images), len(labels), real) for images, labels, real in batches(split, 12)]
+    sizes = [(len(images), len(labels), real) for images, labels, real in padded_batches(split, 12)]
     assert sizes == [(11, 11, 11), (11, 11, 10)]
     whole = correct(Classifier(architecture), (variables, None), split, batch_size=21)
     parts = correct(Classifier(architecture), (variables, None), split, batch_size=12)

@@ -12,11 +12,11 @@ from ccsrp_jax.utils import compilation
 WORK = """
 import sys
 import jax, jax.numpy as jnp
-from ccsrp_jax import compiles
+from ccsrp_jax.utils import compilation
 
 found = []
 jax.monitoring.register_event_listener(lambda event, **about: found.append(event))
-compiles.keep(*sys.argv[1:])
+compilation.enable_persistent_cache(*sys.argv[1:])
 
 @jax.jit
 def long(x):
@@ -24,9 +24,9 @@ def long(x):
         x = jnp.sort(jnp.sin(x @ x) + i, axis=i % 2)
     return x
 
-with compiles.counting() as counted:
+with compilation.count_compilations() as counted:
     long(jnp.eye(12)).block_until_ready()
-assert counted.named("long") == 1
+assert counted.count("long") == 1
 print(found.count("/jax/compilation_cache/cache_hits"))
 """
 
@@ -56,14 +56,14 @@ def test_each_program_is_counted_once():
         return x * 2 + 1
 
     a, b = jnp.ones(3), jnp.ones(4)
-    with compilation.counting() as counted:
+    with compilation.count_compilations() as counted:
         fresh(a)
-        assert counted.named("fresh") == 1
+        assert counted.count("fresh") == 1
         fresh(a + 1)
-        assert counted.named("fresh") == 1
+        assert counted.count("fresh") == 1
         fresh(b)  # another shape is another program
-    assert counted.named("fresh") == 2
-    assert counted.named("fres") == counted.named("") == 0
+    assert counted.count("fresh") == 2
+    assert counted.count("fres") == counted.count("") == 0
     assert counted.seconds == pytest.approx(sum(seconds for _, seconds in counted.programs))
     assert counted.seconds > 0
 
@@ -73,11 +73,11 @@ def test_counting_ends_with_its_context():
     def later(x):
         return x - 7
 
-    with pytest.raises(RuntimeError), compilation.counting() as counted:
+    with pytest.raises(RuntimeError), compilation.count_compilations() as counted:
         raise RuntimeError
-    with compilation.counting() as other:
+    with compilation.count_compilations() as other:
         later(jnp.ones(5))
-    assert counted.programs == [] and other.named("later") == 1
+    assert counted.programs == [] and other.count("later") == 1
 
 
 def test_a_count_within_a_count():
@@ -85,11 +85,11 @@ def test_a_count_within_a_count():
     def inner(x):
         return x - 8
 
-    with compilation.counting() as outer:
-        with compilation.counting() as within:
+    with compilation.count_compilations() as outer:
+        with compilation.count_compilations() as within:
             inner(jnp.ones(6))
         jax.jit(lambda x: x - 9)(jnp.ones(6))
-    assert within.named("inner") == outer.named("inner") == 1
+    assert within.count("inner") == outer.count("inner") == 1
     assert len(outer.programs) > len(within.programs)
 
 
@@ -112,5 +112,5 @@ def test_the_environment_says_where_instead(tmp_path, monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     for place in ("", str(tmp_path / "there")):
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", place)
-        compilation.keep(tmp_path / "here")
+        compilation.enable_persistent_cache(tmp_path / "here")
         assert jax.config.jax_compilation_cache_dir == before

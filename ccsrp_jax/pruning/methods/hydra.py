@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float
 
 from ccsrp_jax.data.augmentation import augment
-from ccsrp_jax.data.splits import unit
+from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import kernel_shapes
 from ccsrp_jax.networks.classifier import keyed
@@ -157,7 +157,7 @@ def search_scores(
         for number, places in enumerate(order.reshape(steps, batch)):
             key_step = jax.random.fold_in(key_epoch, number + 1)
             key_augment, key_attack, key_pass = jax.random.split(key_step, 3)
-            x = augment(key_augment, unit(images[places]), kind=problem.augmentation)
+            x = augment(key_augment, to_unit_range(images[places]), kind=problem.augmentation)
             y = labels[places]
             if attack:
                 masks = straight_through(scores, counts)
