@@ -53,7 +53,7 @@ from ccsrp_jax.pruning.problem import timed
 from ccsrp_jax.reporting import comparison_report, figure_style
 from ccsrp_jax.robustness.run_suite import Outcome, attack_all
 from ccsrp_jax.robustness.suites import PRESETS, entries_of, views
-from ccsrp_jax.training import trainer
+from ccsrp_jax.training.batches import steps_per_epoch
 from ccsrp_jax.utils import compilation, devices, io
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError, check_number, unknown
@@ -285,7 +285,7 @@ def _cell(stage: Stage, name: str, fraction: float, seed: int, terminal: Termina
     )
     rate = settings.learning_rate or problem.recipe.learning_rate
     recipe = replace(problem.recipe, epochs=settings.epochs, learning_rate=rate)
-    each = trainer.steps_an_epoch(recipe, len(stage.data.train.labels))
+    each = steps_per_epoch(recipe, len(stage.data.train.labels))
     inside, tried = [], []  # seconds of each training, candidates
     with (
         compilation.count_compilations() as compiled,

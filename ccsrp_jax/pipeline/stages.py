@@ -32,6 +32,7 @@ from ccsrp_jax.pruning.problem import Problem, timed
 from ccsrp_jax.pruning.splicing import priced
 from ccsrp_jax.robustness.accuracy import correct
 from ccsrp_jax.training import throughput, trainer
+from ccsrp_jax.training.batches import steps_per_epoch
 from ccsrp_jax.utils import compilation, io
 from ccsrp_jax.utils.console import Terminal
 
@@ -195,7 +196,7 @@ def prune_by_method(job: Run, state: State) -> State:
     architecture = job.classifier.architecture
     target = Target("macs", config.target_macs)
     problem = problem_of(config, job.data, state.variables, architecture, target)
-    steps = trainer.steps_an_epoch(problem.recipe, len(job.data.train.labels))
+    steps = steps_per_epoch(problem.recipe, len(job.data.train.labels))
     started, inside, epochs, heard = time.perf_counter(), [], [], []
 
     with job.terminal.stage(config.method, problem.recipe.epochs * steps) as advance:
@@ -274,7 +275,7 @@ def _train(
 ) -> dict:
     """`training.train`, with its progress shown and its epochs logged."""
     began = time.perf_counter()
-    steps = trainer.steps_an_epoch(recipe, len(job.data.train.labels))
+    steps = steps_per_epoch(recipe, len(job.data.train.labels))
     peak = throughput.peak_macs(recipe.precision, job.mesh)
     with job.terminal.stage(title, recipe.epochs * steps) as advance:
 

@@ -24,6 +24,7 @@ from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.neurons import Surrogate
 from ccsrp_jax.networks.nodes import Conv, Dense
 from ccsrp_jax.training import losses
+from ccsrp_jax.training.batches import full_batch, shuffled_batches, steps_per_epoch
 from ccsrp_jax.training.parallel import Trainee
 from ccsrp_jax.training.recipe import Recipe, keep_share, learning_rate, optimizer
 from ccsrp_jax.training.regularizers import membrane_mass, orthogonalise, sparse_gradient
@@ -119,11 +120,6 @@ def _step(trainee, recipe, state, masks, parts, labels, shares, rate, old, key):
     return TrainState(variables, moments, ema), loss, accuracy
 
 
-def steps_an_epoch(recipe: Recipe, images: int) -> int:
-    """Full batches in an epoch; at least one."""
-    return images // min(recipe.batch_size, images)
-
-
 def train(
     key: Array,
     classifier: Classifier,
@@ -168,7 +164,7 @@ def train(
         batch size is no multiple of the devices.
     """
     count = len(split.labels)
-    steps, batch = steps_an_epoch(recipe, count), min(recipe.batch_size, count)
+    steps, batch = steps_per_epoch(recipe, count), full_batch(recipe, count)
     _check(classifier, recipe, batch, mesh)
     dtype = jnp.bfloat16 if recipe.precision == "bfloat16" else jnp.float32
     trainee = Trainee(classifier.architecture, classifier.surrogate, dtype, recipe.remat, mesh)
@@ -181,19 +177,17 @@ def train(
     # on CPUs, some dozens of unfinished calls that talk to each other lock up
     waits = mesh is not None and mesh.devices.flat[0].platform == "cpu"
     for epoch in range(first_epoch, recipe.epochs):
-        key_epoch = jax.random.fold_in(key, epoch)
-        order = jax.random.permutation(key_epoch, count)[: steps * batch]
         clean_share, attacks = recipe.clean_share(epoch), recipe.attacks(epoch)
         records, began = [], time.perf_counter()
-        for number, places in enumerate(order.reshape(steps, batch)):
-            key_augment, key_attack = jax.random.split(jax.random.fold_in(key_epoch, number + 1))
-            x, y = _batch(key_augment, images, labels, places, kind=augmentation, mesh=mesh)
+        for step, key_step, indices in shuffled_batches(key, recipe, count, epoch):
+            first = step == epoch * steps
+            key_augment, key_attack = jax.random.split(key_step)
+            x, y = _batch(key_augment, images, labels, indices, kind=augmentation, mesh=mesh)
             parts = [(x, clean_share)] if clean_share > 0 else []
             if attacks:
                 attacked = _attacked(trainee, (state.variables, masks), x, y, recipe, key_attack)
                 parts.append((attacked, 1 - clean_share))
-            done = epoch * steps + number
-            rate = learning_rate(recipe, (done + 0.5) / (recipe.epochs * steps))
+            rate = learning_rate(recipe, (step + 0.5) / (recipe.epochs * steps))
             draws = classifier.stochastic or recipe.orthogonal
             state, *record = _step(
                 trainee,
@@ -204,13 +198,13 @@ def train(
                 y,
                 np.array([share / batch for _, share in parts], np.float32),
                 rate,
-                keep_share(recipe.ema, done + 1),
+                keep_share(recipe.ema, step + 1),
                 jax.random.fold_in(key_attack, 1) if draws else None,
             )
             records.append(record)
-            if number == 0 or waits:
+            if first or waits:
                 jax.block_until_ready(state)
-            if number == 0 and steps > 1:
+            if first and steps > 1:
                 began = time.perf_counter()
             progress()
         means = [float(jnp.mean(jnp.stack(each))) for each in zip(*records, strict=True)]
@@ -272,8 +266,8 @@ def _finite(tree):
 
 
 @partial(jax.jit, static_argnames=("kind", "mesh"))
-def _batch(key, images, labels, places, *, kind, mesh):
+def _batch(key, images, labels, indices, *, kind, mesh):
     if mesh is not None:
         sharded = NamedSharding(mesh, P(devices.DEVICES))
-        places = jax.lax.with_sharding_constraint(places, sharded)
-    return augment(key, to_unit_range(images[places]), kind=kind), labels[places]
+        indices = jax.lax.with_sharding_constraint(indices, sharded)
+    return augment(key, to_unit_range(images[indices]), kind=kind), labels[indices]

@@ -27,7 +27,7 @@ from ccsrp_jax.pruning.criteria import Criterion
 from ccsrp_jax.pruning.methods.ccsrp import passes_of
 from ccsrp_jax.pruning.problem import Passes, Problem, Pruned, batches, finetune
 from ccsrp_jax.robustness.suites import views
-from ccsrp_jax.training import trainer
+from ccsrp_jax.training.batches import steps_per_epoch
 from ccsrp_jax.utils.errors import InputError
 
 SEARCH = replace(PRESETS["snes"], multiple=1)
@@ -205,7 +205,7 @@ def audition(
         count += real
     loss = total / count
     problem.tried(loss, masking.widths(problem.architecture, masks))
-    steps = recipe.epochs * trainer.steps_an_epoch(recipe, len(problem.train.labels))
+    steps = recipe.epochs * steps_per_epoch(recipe, len(problem.train.labels))
     trained = steps * min(recipe.batch_size, len(problem.train.labels))
     trained *= 1 + (recipe.adversarial.gradients if recipe.adversarial else 0)
     spent = Passes(trained + count * (2 + attack.gradients), trained + count * attack.gradients)

@@ -17,8 +17,9 @@ from ccsrp_jax.pruning.budget import Scores
 from ccsrp_jax.pruning.criteria import gamma, l1
 from ccsrp_jax.pruning.problem import Passes, Problem, Pruned, batches, finetune
 from ccsrp_jax.pruning.regrowth import event_epochs, exchange
+from ccsrp_jax.training.batches import steps_per_epoch
 from ccsrp_jax.training.recipe import learning_rate
-from ccsrp_jax.training.trainer import TrainState, steps_an_epoch
+from ccsrp_jax.training.trainer import TrainState
 from ccsrp_jax.utils.errors import check_number, unknown
 
 Score = Literal["derivative", "step"]
@@ -246,7 +247,7 @@ def _shrink(
     masks: MaskTree,
 ) -> tuple[TrainState, MaskTree]:
     """The L1 penalty's proximal step, for the epoch that is done."""
-    steps = steps_an_epoch(problem.recipe, len(problem.train.labels))
+    steps = steps_per_epoch(problem.recipe, len(problem.train.labels))
     places = (np.arange((done - 1) * steps, done * steps) + 0.5) / (epochs * steps)
     by = penalty * sum(learning_rate(problem.recipe, float(place)) for place in places)
 

@@ -23,7 +23,7 @@ from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.pruning import budget
 from ccsrp_jax.pruning.criteria import l1
 from ccsrp_jax.pruning.problem import Passes, Problem, Pruned, finetune, weight_masks
-from ccsrp_jax.training.trainer import steps_an_epoch
+from ccsrp_jax.training.batches import full_batch, shuffled_batches, steps_per_epoch
 from ccsrp_jax.utils.errors import check_number
 
 
@@ -147,22 +147,19 @@ def search_scores(
     recipe, train, classifier = problem.recipe, problem.train, problem.classifier
     attack = (recipe.adversarial or problem.attack) if robust else None
     count = len(train.labels)
-    steps, batch = steps_an_epoch(recipe, count), min(recipe.batch_size, count)
+    steps, batch = steps_per_epoch(recipe, count), full_batch(recipe, count)
     images, labels = (jnp.asarray(part) for part in train)
     scores = dict(scores)
     velocity = jax.tree.map(jnp.zeros_like, scores)
     for epoch in range(epochs):
-        key_epoch = jax.random.fold_in(key, epoch)
-        order = jax.random.permutation(key_epoch, count)[: steps * batch]
-        for number, places in enumerate(order.reshape(steps, batch)):
-            key_step = jax.random.fold_in(key_epoch, number + 1)
+        for step, key_step, indices in shuffled_batches(key, recipe, count, epoch):
             key_augment, key_attack, key_pass = jax.random.split(key_step, 3)
-            x = augment(key_augment, to_unit_range(images[places]), kind=problem.augmentation)
-            y = labels[places]
+            x = augment(key_augment, to_unit_range(images[indices]), kind=problem.augmentation)
+            y = labels[indices]
             if attack:
                 masks = straight_through(scores, counts)
                 x = attack(classifier, (problem.variables, masks), x, y, key_attack)
-            progress = (epoch * steps + number) / (epochs * steps)
+            progress = step / (epochs * steps)
             rate = learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
             scores, velocity = _step(
                 classifier,
