@@ -144,9 +144,9 @@ class Config:
       search_images: use at most this many search images.
       test_images: use at most this many test images.
       method: `rounds` of the search that `preset` and `search` describe, or a method of
-        `methods.METHODS`, such as `l1`, `hydra` or `sd-snn`; see experiments/methods.py. It meets
-        `target_macs`, or that share of the parameters if it removes single weights, and has all
-        epochs of fine-tuning that the rounds would have.
+        `methods.METHODS`, such as `l1`, `hydra` or `sd-snn`; see
+        experiments/compare_methods.py. It meets `target_macs`, or that share of the parameters if
+        it removes single weights, and has all epochs of fine-tuning that the rounds would have.
       rounds: rounds of search and fine-tuning, at most.
       target_macs: stop after the round that leaves at most this share of the MACs.
       tolerance: of the archive's networks that lose at most this much accuracy and robust

@@ -102,7 +102,7 @@ def over_networks(records: Sequence[Mapping], default: str, cost: str = "macs") 
     corrected for their number.
 
     Args:
-      records: of `experiments/methods.py`, a network each.
+      records: of `experiments/compare_methods.py`, a network each.
       default: the method that the others are set against.
       cost: of `COSTS`.
 

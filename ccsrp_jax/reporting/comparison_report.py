@@ -27,8 +27,8 @@ def summarise(record: Mapping) -> dict:
     """What follows from the cells of a comparison.
 
     Args:
-      record: of `experiments/methods.py`: the dense network, and a cell for each method, target
-        and seed.
+      record: of `experiments/compare_methods.py`: the dense network, and a cell for each method,
+        target and seed.
 
     Returns:
       `rows`, for each method and target the spreads over seeds; `volumes`, for each method the

@@ -144,8 +144,9 @@ def standard(eps: float, available: Mapping[str, View], samples: int, norm: Norm
 def _margins(eps, steps, available, samples, norm):
     """On the margin, through surrogates half as wide as the usual ones.
 
-    The margin keeps its slope where the softmax saturates: in experiments/results/strength.json
-    the first of these breaks two thirds of what falls after PGD on the cross-entropy.
+    The margin keeps its slope where the softmax saturates: in
+    experiments/results/compare_autoattack.json the first of these breaks two thirds of what
+    falls after PGD on the cross-entropy.
     """
     wanted = ("atan:0.5", "sigmoid:0.5", "triangle:0.5", "atan:0.25", "assg")
     attack = APGD(eps, steps, loss="margin", norm=norm, samples=samples)

@@ -11,16 +11,8 @@ network. The three take turns; every figure is the median over rounds after one 
 That the adversarial images agree is checked first. Writes results/attack_speed.json.
 """
 
-import argparse
-import importlib.metadata
-import json
 import os
-import platform
-import statistics
-import sys
-import time
 from functools import partial
-from pathlib import Path
 
 import foolbox
 import jax
@@ -29,24 +21,21 @@ import numpy as np
 import torch
 import torchattacks
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "oracles"))
-from twin import FoldedTwin, nchw, random_network
-
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.neurons import Surrogate
 from ccsrp_jax.networks.zoo import build
+from common import machine, medians, parser, take_turns, write
+from peers.torch_twin import FoldedTwin, nchw, random_network
 
 EPS, STEPS = 8 / 255, 20
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "results")
-    options = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--batch", type=int, default=128)
+    flags.add_argument("--rounds", type=int, default=7)
+    options = flags.parse_args()
     torch.set_num_threads(os.cpu_count())
     architecture = build("medium", (32, 32, 3), 10, mean=(0.5,) * 3, std=(0.25,) * 3)
     variables, surrogate = random_network(0, architecture), Surrogate()
@@ -89,14 +78,8 @@ def main() -> None:
         name: float((np.abs(np.asarray(found["ours"]) - other) < 1e-6).mean())
         for name, other in images_of.items()
     }
-    seconds = {name: [] for name in runs}
-    for _ in range(options.rounds):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
-    rates = {name: options.batch / statistics.median(times) for name, times in seconds.items()}
-    packages = ("jax", "foolbox", "torch", "torchattacks", "spikingjelly")
+    seconds = take_turns(runs, options.rounds)
+    rates = {name: options.batch / median for name, median in medians(seconds).items()}
     record = {
         "what": f"PGD-{STEPS}, images a second, batch {options.batch}, medium network, T = 4",
         "images_per_second": rates,
@@ -104,12 +87,9 @@ def main() -> None:
         "seconds": seconds,
         "largest_logit_difference": float(difference),
         "share_of_equal_pixels": same,
-        "threads": os.cpu_count(),
-        "device": platform.processor() or platform.machine(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        **machine("foolbox", "torch", "torchattacks", "spikingjelly"),
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "attack_speed.json").write_text(json.dumps(record, indent=1) + "\n")
+    write(options.out, "attack_speed", record)
     for name, rate in rates.items():
         print(f"{name:<14}{rate:8.1f} images/s   ours / it {rates['ours'] / rate:.2f}")
 

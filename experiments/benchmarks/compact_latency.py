@@ -12,22 +12,18 @@ in the JSON.
 On two cores (jax 0.10.2), speed-up at batch 1 and 256, and the ideal: medium, 25 % removed
 1.24, 1.44 (1.87), 50 % 1.33, 1.80 (3.87), 75 % 1.73, 2.94 (12.3); small 1.20, 1.73 (1.92),
 1.48, 2.51 (3.98), 1.65, 3.53 (12.9). Compact networks are far from the ideal: narrow
-convolutions run at a fraction of the rate of wide ones (floor.py), and at batch 1 calls and
+convolutions run at a fraction of the rate of wide ones (roofline.py), and at batch 1 calls and
 neurons weigh more than MACs.
 
 Writes results/compact_latency.json and compact_latency.png.
 """
 
-import argparse
 import itertools
-import json
 import statistics
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from floor import INPUTS, RESULTS, machine, spiking_variables
 from matplotlib.figure import Figure
 
 from ccsrp_jax.networks import compaction, cost, zoo
@@ -35,20 +31,20 @@ from ccsrp_jax.networks.architecture import Architecture, groups
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.cost import layer_macs
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.reporting.figure_style import BLUE, GREEN, GREY, INK, VERMILION, style_axes, to_png
+from ccsrp_jax.reporting.figure_style import BLUE, GREEN, GREY, INK, VERMILION, style_axes
+from common import INPUTS, machine, parser, spiking_variables, write
 
 REMOVED, SEEDS, MULTIPLE = (0.25, 0.5, 0.75), 3, 4
 COLOURS, MARKERS = (BLUE, VERMILION, GREEN, INK), ("o", "s", "D", "^")  # by batch size
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=INPUTS, nargs="+", default=["medium", "small"])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 256])
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--quick", action="store_true", help="small only, in seconds")
-    options = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--model", choices=INPUTS, nargs="+", default=["medium", "small"])
+    flags.add_argument("--batches", type=int, nargs="+", default=[1, 256])
+    flags.add_argument("--repeats", type=int, default=30)
+    flags.add_argument("--quick", action="store_true", help="small only, in seconds")
+    options = flags.parse_args()
     if options.quick:
         options.model, options.batches, options.repeats = ["small"], [1, 4], 3
     shares, seeds = (REMOVED[1:2], 1) if options.quick else (REMOVED, SEEDS)
@@ -58,11 +54,9 @@ def main() -> None:
             model: measured(model, shares, seeds, options.batches, options.repeats)
             for model in options.model
         },
+        **machine(),
     }
-    record |= machine()
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "compact_latency.json").write_text(json.dumps(record, indent=1) + "\n")
-    (options.out / "compact_latency.png").write_bytes(to_png(figure(record)))
+    write(options.out, "compact_latency", record, figure(record))
     show(record)
 
 

@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -33,17 +32,15 @@ from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks import masks, zoo
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.utils import compilation, devices
-
-RESULTS = Path(__file__).parents[1] / "results"
+from common import parser, write
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=zoo.MODELS, default="vgg16")
-    parser.add_argument("--width", type=float, default=1 / 8)
-    parser.add_argument("--cache", help="(set by the script) where compiled programs are kept")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--model", choices=zoo.MODELS, default="vgg16")
+    flags.add_argument("--width", type=float, default=1 / 8)
+    flags.add_argument("--cache", help="(set by the script) where compiled programs are kept")
+    options = flags.parse_args()
     if options.cache:
         compilation.enable_persistent_cache(options.cache)
         print(json.dumps(search(options)))
@@ -56,8 +53,7 @@ def main() -> None:
             done = subprocess.run(again, check=True, stdout=subprocess.PIPE, env=environment)
             record[name] = json.loads(done.stdout)
             print(name, json.dumps(record[name]["rounds"]))
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "compilation.json").write_text(json.dumps(record, indent=1) + "\n")
+    write(options.out, "compilation", record)
 
 
 def search(options: argparse.Namespace) -> dict:

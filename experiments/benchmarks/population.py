@@ -32,16 +32,12 @@ layer's filters differ by too little for some hundred images to tell.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -50,10 +46,6 @@ import torch
 from matplotlib.figure import Figure
 
 jax.config.update("jax_num_cpu_devices", os.cpu_count())  # before the first array
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "oracles"))
-from twin import FoldedTwin, nchw
 
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution import fitness, scoring, strategies, subproblem
@@ -68,6 +60,8 @@ from ccsrp_jax.networks.nodes import Spike
 from ccsrp_jax.reporting import figure_style
 from ccsrp_jax.training import trainer
 from ccsrp_jax.utils import compilation, devices
+from common import machine, parser, write
+from peers.torch_twin import FoldedTwin, nchw
 
 # name: side and channels of the images; training images, epochs, learning rate; search images,
 # batch size of ours, those that the others may choose from; images of a race
@@ -79,31 +73,27 @@ WAYS = ("ours", "unshared", "vmap", "spikingjelly")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--population", type=int, default=8, help="candidates a turn")
-    parser.add_argument("--evaluations", type=int, default=40, help="candidates of a sweep's group")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only-races", action="store_true", help="beside what is recorded")
-    parser.add_argument("--vmap", type=int, default=2, help="candidates that vmap takes at once")
-    parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "results")
-    options = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    flags.add_argument("--population", type=int, default=8, help="candidates a turn")
+    flags.add_argument("--evaluations", type=int, default=40, help="candidates of a sweep's group")
+    flags.add_argument("--rounds", type=int, default=3)
+    flags.add_argument("--only-races", action="store_true", help="beside what is recorded")
+    flags.add_argument("--vmap", type=int, default=2, help="candidates that vmap takes at once")
+    options = flags.parse_args()
     torch.set_num_threads(os.cpu_count())
     path = options.out / "population.json"
-    packages = ("jax", "jaxlib", "torch", "spikingjelly")
-    record = {
-        "threads": os.cpu_count(),
+    found = machine("torch", "spikingjelly")
+    record = found | {
         "device": jax.devices()[0].device_kind,
-        "machine": platform.processor() or platform.machine(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "machine": found["device"],
         "networks": json.loads(path.read_text())["networks"] if path.exists() else {},
     }
-    options.out.mkdir(parents=True, exist_ok=True)
     for name in options.networks:
         recorded = record["networks"].get(name)
         record["networks"][name] = benchmark(name, options, recorded)
-        path.write_text(json.dumps(record, indent=1) + "\n")
-    (options.out / "population.png").write_bytes(figure_style.to_png(figure(record)))
+        write(options.out, "population", record)
+    write(options.out, "population", record, figure(record))
 
 
 def benchmark(name: str, options: argparse.Namespace, recorded: dict | None) -> dict:

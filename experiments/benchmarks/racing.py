@@ -16,10 +16,6 @@ none of 480 choices differed, at 80 % 4 of 240 did, the worst by 0.005. At 95 % 
 candidates of one network seldom differ.
 """
 
-import argparse
-import json
-from pathlib import Path
-
 import jax
 import numpy as np
 
@@ -34,17 +30,16 @@ from ccsrp_jax.networks import masks, zoo
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.training import trainer
 from ccsrp_jax.utils import devices
+from common import parser, write
 
 EPS = 1 / 16
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--populations", type=int, default=60, help="of each kind and group")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--populations", type=int, default=60, help="of each kind and group")
+    flags.add_argument("--epochs", type=int, default=10)
+    options = flags.parse_args()
     loaded = datasets.load("digits", search_fraction=0.5)
     architecture = zoo.build(
         "small", loaded.train.images.shape[1:], loaded.classes, mean=loaded.mean, std=loaded.std
@@ -74,8 +69,7 @@ def main() -> None:
                 races += run(task, draw(key, alive, preset), preset)
         print(group, len(races), "races")
     record = {"images": len(loaded.search.labels), "rows": table(races), **devices.machine()}
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "racing.json").write_text(json.dumps(record, indent=1) + "\n")
+    write(options.out, "racing", record)
     for row in record["rows"]:
         print(row)
 

@@ -13,7 +13,7 @@ over rounds, after one for warm-up.
 
 `slope` is that of log time over log size, `macs_slope` the same of the MACs that must be
 done: 1 for population, T and images, near 2 for width. Where that of time is lower, small
-sizes waste more; `ends` says on what at both ends of a curve, in the parts of floor.py.
+sizes waste more; `ends` says on what at both ends of a curve, in the parts of roofline.py.
 
 Where all layers cost the same, half of them follow a group on average: sharing halves what
 a candidate costs in a sweep, which still grows in line with the layers after the first (the
@@ -37,7 +37,6 @@ Writes results/scaling.json and scaling.png.
 
 import argparse
 import contextlib
-import json
 import os
 import statistics
 import subprocess
@@ -45,23 +44,11 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from floor import (
-    CPU,
-    INPUTS,
-    RESULTS,
-    breakdown,
-    machine,
-    problem,
-    spiking_variables,
-    take_turns,
-    with_widths,
-)
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
@@ -70,8 +57,20 @@ from ccsrp_jax.coevolution.scoring import score_attacked
 from ccsrp_jax.networks import zoo
 from ccsrp_jax.networks.architecture import groups
 from ccsrp_jax.networks.cost import layer_macs, suffix_macs
-from ccsrp_jax.reporting.figure_style import BLUE, GREEN, GREY, INK, VERMILION, style_axes, to_png
+from ccsrp_jax.reporting.figure_style import BLUE, GREEN, GREY, INK, VERMILION, style_axes
 from ccsrp_jax.utils import devices
+from common import (
+    CPU,
+    INPUTS,
+    breakdown,
+    machine,
+    parser,
+    random_problem,
+    spiking_variables,
+    take_turns,
+    with_widths,
+    write,
+)
 
 POPULATION, TIME, WIDTH, IMAGES = "population", "time_steps", "width", "images"
 WHOLE, SHARED, LAST = "depth_whole_networks", "depth_shared", "depth_last_group_but_one"
@@ -109,15 +108,14 @@ class Point(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=INPUTS, default="small" if CPU else "vgg11")
-    parser.add_argument("--population", type=int, default=16)
-    parser.add_argument("--images", type=int, default=32 if CPU else 256, help="of each set")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--quick", action="store_true", help="a few tiny sizes, in seconds")
-    parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)  # for `forced_devices`
-    options = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--model", choices=INPUTS, default="small" if CPU else "vgg11")
+    flags.add_argument("--population", type=int, default=16)
+    flags.add_argument("--images", type=int, default=32 if CPU else 256, help="of each set")
+    flags.add_argument("--rounds", type=int, default=3)
+    flags.add_argument("--quick", action="store_true", help="a few tiny sizes, in seconds")
+    flags.add_argument("--serve", type=int, help=argparse.SUPPRESS)  # for `forced_devices`
+    options = flags.parse_args()
     if options.quick:
         options.population, options.images, options.rounds = 4, 4, 1
     if options.serve:
@@ -139,11 +137,9 @@ def main() -> None:
         "images": options.images,
         "largest_relative_difference_of_sharing": difference,
         "curves": curves,
+        **machine(),
     }
-    record |= machine()
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "scaling.json").write_text(json.dumps(record, indent=1) + "\n")
-    (options.out / "scaling.png").write_bytes(to_png(figure(record)))
+    write(options.out, "scaling", record, figure(record))
     show(record)
 
 
@@ -162,7 +158,8 @@ def point(
     network = with_widths(network, lambda filters: int(filters * width))
     population, images = population or options.population, images or options.images
     group = next(iter(groups(network)))
-    task, members = problem(network, spiking_variables(network), group, population, images, **more)
+    variables = spiking_variables(network)
+    task, members = random_problem(network, variables, group, population, images, **more)
     macs = 2 * images * population * suffix_macs(network, group)
     return Point(size, partial(fitness.score, task, members), macs, 1, task, members)
 
@@ -179,7 +176,7 @@ def depth_points(
         variables, whole = spiking_variables(network), sum(layer_macs(network).values())
         shared, apart, done = {}, {}, {}
         for group in groups(network):
-            task, members = problem(network, variables, group, population, images)
+            task, members = random_problem(network, variables, group, population, images)
             kept = fitness.score(task, members)
             task = task._replace(  # so that every score computes what is shared
                 clean=[batch._replace(prefix=None) for batch in task.clean],

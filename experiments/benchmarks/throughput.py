@@ -46,15 +46,11 @@ spike flipped, in all torch libraries alike.
 
 import argparse
 import importlib.util
-import json
 import os
 import shutil
 import statistics
-import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # peers need memory as well
@@ -67,15 +63,6 @@ from matplotlib.figure import Figure
 
 jax.config.update("jax_num_cpu_devices", os.cpu_count())  # before the first array
 
-from floor import (
-    CPU,
-    INPUTS,
-    RESULTS,
-    machine,
-    spiking_variables,
-    take_turns,
-)
-
 from ccsrp_jax.networks import zoo
 from ccsrp_jax.networks.architecture import Architecture, shapes
 from ccsrp_jax.networks.cost import layer_macs
@@ -87,12 +74,19 @@ from ccsrp_jax.reporting.figure_style import (
     INK,
     VERMILION,
     style_axes,
-    to_png,
 )
 from ccsrp_jax.training.parallel import Trainee
 from ccsrp_jax.utils import devices
+from common import (
+    CPU,
+    INPUTS,
+    machine,
+    parser,
+    spiking_variables,
+    take_turns,
+    write,
+)
 
-ORACLES = Path(__file__).parents[2] / "tests" / "oracles"
 BATCHES = {"small": 256 if CPU else 4096, "vgg11": 16 if CPU else 256}
 RATE, MOMENTUM = 1e-3, 0.9  # of SGD
 NEEDS = {  # what a peer imports, beside itself
@@ -179,7 +173,8 @@ def in_torch(
     convolution once; SpikingJelly's neurons take all steps at once, the others' are stepped in
     one compiled loop, where there is a compiler."""
     import torch
-    from twin import FoldedTwin, nchw
+
+    from peers.torch_twin import FoldedTwin, nchw
 
     class Stepped(torch.nn.Module):
         """A cell, `(current, state) -> (spikes, state)`, over the time axis."""
@@ -483,14 +478,13 @@ def measured(name: str, options: argparse.Namespace, peers: list[str]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", choices=BATCHES, default=list(BATCHES))
-    parser.add_argument("--batch", type=int, help="by default by network and device")
-    parser.add_argument("--time-steps", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--quick", action="store_true", help="small only, in seconds")
-    options = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--networks", nargs="+", choices=BATCHES, default=list(BATCHES))
+    flags.add_argument("--batch", type=int, help="by default by network and device")
+    flags.add_argument("--time-steps", type=int, default=4)
+    flags.add_argument("--repeats", type=int, default=5)
+    flags.add_argument("--quick", action="store_true", help="small only, in seconds")
+    options = flags.parse_args()
     if options.quick:
         options.networks, options.repeats, options.batch = ["small"], 1, options.batch or 8
     peers = []
@@ -503,20 +497,18 @@ def main() -> None:
         raise SystemExit("nothing to compare with: install one of " + ", ".join(NEEDS))
     packages = ["optax", *peers]
     if any("torch" in NEEDS[peer] for peer in peers):
-        sys.path.insert(0, str(ORACLES))
         packages.append("torch")
         import torch
 
         torch.set_num_threads(os.cpu_count())
         torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as in JAX
-    record = machine() | {"what": "images a second; see throughput.py", "networks": {}}
-    record["versions"] |= {name: version(name) for name in packages}
-    options.out.mkdir(parents=True, exist_ok=True)
+    what = {"what": "images a second; see throughput.py", "networks": {}}
+    record = machine(*packages) | what
     for name in options.networks:
         record["networks"][name] = measured(name, options, peers)
         show(name, record["networks"][name])
-        (options.out / "throughput.json").write_text(json.dumps(record, indent=1) + "\n")
-    (options.out / "throughput.png").write_bytes(to_png(figure(record)))
+        write(options.out, "throughput", record)
+    write(options.out, "throughput", record, figure(record))
 
 
 def show(name: str, network: dict) -> None:

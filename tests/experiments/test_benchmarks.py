@@ -52,8 +52,8 @@ def test_scaling_covers_every_size_and_counts_the_work(record):
     assert record["largest_relative_difference_of_sharing"] < 1e-5
 
 
-@pytest.mark.parametrize("record", ["floor"], indirect=True)
-def test_floor_counts_the_work_of_every_group(record):
+@pytest.mark.parametrize("record", ["roofline"], indirect=True)
+def test_roofline_counts_the_work_of_every_group(record):
     network, rate = record["networks"]["small"], record["product"]["gmacs_per_second"]
     assert list(network["groups"]) == list(groups(SMALL))
     evaluations = 2 * network["images"] * network["population"]
@@ -73,7 +73,7 @@ def test_floor_counts_the_work_of_every_group(record):
 def test_every_layer_of_the_random_networks_spikes(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     network = zoo.plain((16,) * 8, (8, 8, 1), 10)
-    variables = importlib.import_module("floor").spiking_variables(network)
+    variables = importlib.import_module("common").spiking_variables(network)
     images = np.random.default_rng(0).uniform(size=(4, 8, 8, 1)).astype(np.float32)
     apply = jax.jit(partial(SpikingNetwork(network).apply, activity=True))
     rates = {k: float(v.mean()) for k, v in apply(variables, images)[1].spikes.items()}

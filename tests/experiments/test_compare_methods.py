@@ -29,7 +29,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def script():
-    return experiment("methods")
+    return experiment("compare_methods")
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def test_digits_run_reached_its_targets():
 
 
 def test_the_standard_suite_is_no_weaker_than_autoattack():
-    record = json.loads((RESULTS / "strength.json").read_text())
+    record = json.loads((RESULTS / "compare_autoattack.json").read_text())
     assert record["networks"] and record["versions"].keys() >= {"jax", "pyautoattack", "torch"}
     for network in record["networks"].values():
         assert network["images"] == 256

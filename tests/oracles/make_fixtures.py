@@ -14,7 +14,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from peers import (
+from peer_answers import (
     attack_by_foolbox,
     crowding_by_pymoo,
     lif_by_spikingjelly,
@@ -25,12 +25,12 @@ from peers import (
 )
 from published import PUBLISHED, neurons, plif_by_spikingjelly, published, sizes
 from sklearn.datasets import load_digits
-from twin import random_network
 
 from ccsrp_jax.attacks.pgd import PGD, fgsm
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.neurons import LIF, SURROGATE_DERIVATIVES, Surrogate
 from ccsrp_jax.networks.zoo import plain
+from peers.torch_twin import random_network
 
 FOLDER = Path(__file__).parents[1] / "fixtures"
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from spikingjelly.activation_based import functional, neuron
 from torch import nn
-from twin import SURROGATES, lif_node, tensor
 
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.neurons import LIF, Surrogate
 from ccsrp_jax.networks.nodes import Conv, Dense, Norm, Spike
+from peers.torch_twin import SURROGATES, lif_node, tensor
 
 Neuron = Callable[[], nn.Module]
 

@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("spikingjelly.activation_based")
 peers = pytest.importorskip("pyautoattack.autopgd_base")
 
-from twin import Twin, nchw
+from peers.torch_twin import Twin, nchw
 
 pytestmark = pytest.mark.oracle
 

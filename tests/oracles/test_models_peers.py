@@ -25,7 +25,8 @@ from published import (
     sizes,
 )
 from spikingjelly.activation_based.layer import ThresholdDependentBatchNorm2d
-from twin import nchw, random_network, tensor
+
+from peers.torch_twin import nchw, random_network, tensor
 
 pytestmark = pytest.mark.oracle
 

@@ -25,7 +25,7 @@ for peer in ("spikingjelly.activation_based", "foolbox", "torch_pruning", "pymoo
     pytest.importorskip(peer)
 
 from make_fixtures import FIXTURES, FOLDER
-from peers import (
+from peer_answers import (
     attack_by_foolbox,
     crowding_by_pymoo,
     hypervolume_by_pymoo,
@@ -35,7 +35,8 @@ from peers import (
     ranks_by_pymoo,
     synops_by_spikingjelly,
 )
-from twin import Twin, nchw, random_network
+
+from peers.torch_twin import Twin, nchw, random_network
 
 pytestmark = pytest.mark.oracle
 

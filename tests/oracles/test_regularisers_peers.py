@@ -15,7 +15,7 @@ from ccsrp_jax.training.regularizers import orthogonalise, sparse_gradient
 torch = pytest.importorskip("torch")
 pytest.importorskip("spikingjelly.activation_based")
 
-from twin import Twin, nchw, random_network
+from peers.torch_twin import Twin, nchw, random_network
 
 pytestmark = pytest.mark.oracle
 

@@ -18,7 +18,7 @@ from ccsrp_jax.training.trainer import Recipe, train
 
 torch = pytest.importorskip("torch")
 peer = pytest.importorskip("pyautoattack.square")
-twin = pytest.importorskip("twin")
+twin = pytest.importorskip("peers.torch_twin")
 
 pytestmark = pytest.mark.oracle
 

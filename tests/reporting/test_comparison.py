@@ -194,7 +194,7 @@ def test_weights_methods_and_single_networks_are_not_ranked():
 
 
 def test_the_script_ranks_tables_of_networks(tmp_path, capsys):
-    script, tables = experiment("networks"), []
+    script, tables = experiment("rank_methods"), []
     for number, record in enumerate(NETWORKS):
         tables.append(tmp_path / f"network{number}" / "methods.json")
         tables[-1].parent.mkdir()

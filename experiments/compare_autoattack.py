@@ -1,26 +1,22 @@
 """Is our suite as strong as AutoAttack? Both on the same adversarially trained networks.
 
-    make oracles; .venv/bin/python experiments/strength.py --data-dir DIR
+    make oracles; .venv/bin/python experiments/compare_autoattack.py --data-dir DIR
 
 Networks of different size (two for digits, MNIST, CIFAR-10; sized for two cores) are trained on
 PGD examples, for a minute each. On 256 test images of each, our `standard` suite, plain PGD-20
 through the training surrogate, and AutoAttack's standard version (APGD-CE, targeted APGD-DLR,
 targeted FAB, Square with 5000 queries) on a torch twin of the same weights, whose logits and
-input gradients are those of the network (checked first). Writes results/strength.json after
-every network. On the digits PGD-20 leaves 0.875, AutoAttack 0.738, ours 0.633; on the tiny
+input gradients are those of the network (checked first). Writes results/compare_autoattack.json
+after every network. On the digits PGD-20 leaves 0.875, AutoAttack 0.738, ours 0.633; on the tiny
 network 0.621, 0.383, 0.301; on MNIST 0.695, 0.570, 0.504. CIFAR-10 has not been through it. Some
 minutes a network, of which AutoAttack takes three quarters; the committed seconds were taken while
 the machine had other work.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
-import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +24,7 @@ import numpy as np
 import torch
 from pyautoattack import AutoAttack
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "oracles"))
-from twin import FoldedTwin, nchw
-
+from benchmarks.common import machine, parser, write
 from ccsrp_jax.attacks.base import slope
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.data import datasets, splits
@@ -40,6 +33,7 @@ from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.robustness.evaluation import evaluate
 from ccsrp_jax.training import trainer
 from ccsrp_jax.utils.console import Terminal
+from peers.torch_twin import FoldedTwin, nchw
 
 # name, of which the first word is the data set: plan, eps, training images, epochs
 NETWORKS = {
@@ -52,26 +46,18 @@ IMAGES = 256
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", help="where TFDS sets lie prepared")
-    parser.add_argument("--only", choices=NETWORKS, nargs="+", default=list(NETWORKS))
-    parser.add_argument("--images", type=int, default=IMAGES)
-    parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "results")
-    options = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--data-dir", help="where TFDS sets lie prepared")
+    flags.add_argument("--only", choices=NETWORKS, nargs="+", default=list(NETWORKS))
+    flags.add_argument("--images", type=int, default=IMAGES)
+    options = flags.parse_args()
     torch.set_num_threads(os.cpu_count())
-    path = options.out / "strength.json"
+    path = options.out / "compare_autoattack.json"
     done = json.loads(path.read_text())["networks"] if path.exists() else {}
     for name in options.only:
         done[name] = compare(name, options)
-        packages = ("jax", "pyautoattack", "torch", "spikingjelly")
-        record = {
-            "networks": done,
-            "threads": os.cpu_count(),
-            "device": platform.processor() or platform.machine(),
-            "versions": {package: importlib.metadata.version(package) for package in packages},
-        }
-        options.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        record = {"networks": done, **machine("pyautoattack", "torch", "spikingjelly")}
+        write(options.out, "compare_autoattack", record)
 
 
 def compare(name: str, options: argparse.Namespace) -> dict:

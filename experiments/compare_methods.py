@@ -1,7 +1,7 @@
 r"""Every pruning method on one trained network, at equal budgets.
 
     python experiments/ccsrp.py --rounds 0 --run-dir runs/dense
-    python experiments/methods.py runs/dense
+    python experiments/compare_methods.py runs/dense
 
 The first command trains the network; the second prunes it with every method, for every target and
 seed. All methods have the same images and gradient steps to train weights with; what they compute
@@ -27,7 +27,7 @@ Run so far, on two cores, a core each for two such commands, so seconds are roug
 They are in results/methods; README.md has the tables and what was found. The last three have their
 networks with them, so that other methods and seeds can join them, cell by cell:
 
-    python experiments/methods.py experiments/results/methods/digits-1/dense \
+    python experiments/compare_methods.py experiments/results/methods/digits-1/dense \
         --out experiments/results/methods/digits-1 --targets 0.5 0.25 --seeds 0 --methods NAME
 """
 

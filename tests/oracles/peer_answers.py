@@ -15,13 +15,13 @@ from pymoo.operators.survival.rank_and_crowding.metrics import get_crowding_func
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 from spikingjelly.activation_based.functional import lif_charge
 from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpCounter
-from twin import Twin, lif_node, nchw, tensor
 
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.networks.architecture import Architecture, shapes
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.neurons import LIF, Surrogate
 from ccsrp_jax.networks.nodes import Conv, Dense
+from peers.torch_twin import Twin, lif_node, nchw, tensor
 
 
 def lif_by_spikingjelly(

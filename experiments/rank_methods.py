@@ -1,10 +1,11 @@
 """Methods over several networks: mean ranks, and how often the default is ahead.
 
-    python experiments/networks.py experiments/results/methods/*/methods.json
+    python experiments/rank_methods.py experiments/results/methods/*/methods.json
 
-Takes tables of `experiments/methods.py`, one a network, and counts networks instead of seeds:
-seeds of one network tell what chance does to fine-tuning and to search, and not what another
-network would say. Takes a second. Writes networks.json; README.md says what was found.
+Reads the tables of `experiments/compare_methods.py`, one for each network, and takes networks
+instead of seeds as the sample: seeds show the variance of fine-tuning and search on one network,
+not the variance between networks. Takes a second. Writes networks.json; the findings are in
+experiments/README.md.
 """
 
 import math
@@ -57,7 +58,9 @@ def _read(path: Path) -> dict:
         raise InputError(f"there is no {path}: give methods.json of finished comparisons.")
     record = io.read_json(path)
     if not isinstance(record, dict) or not {"cells", "dense"} <= record.keys():
-        raise InputError(f"{path} is no table of methods: give what experiments/methods.py wrote.")
+        raise InputError(
+            f"{path} is no table of methods: give what experiments/compare_methods.py wrote."
+        )
     return record
 
 
