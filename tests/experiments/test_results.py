@@ -1,17 +1,30 @@
-"""The committed results hold what the README and the experiment's docstring say of them."""
+"""The committed results, and experiments/README.md, which is generated from them."""
 
 import json
 from pathlib import Path
 
 import pytest
+from conftest import experiment
 
 from ccsrp_jax.networks import cost, serialization
 from ccsrp_jax.pipeline import config
-from ccsrp_jax.pruning import FILTER_METHODS, METHODS
+from ccsrp_jax.pruning import FILTER_METHODS, WEIGHT_METHODS
 from ccsrp_jax.reporting.comparison import over_networks
 from ccsrp_jax.reporting.comparison_report import summarise
 
-RESULTS = Path(__file__).parents[2] / "experiments" / "results"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+RESULTS, README = EXPERIMENTS / "results", EXPERIMENTS / "README.md"
+# The methods that the committed tables compare. A method that is added later need not be in them.
+COMPARED_FILTERS = {
+    *("ccsrp", "ccsrp-priced", "ccsrp-faithful", "ccsrp-nsga2", "ccsrp-snes", "ccep", "random"),
+    *("l1", "l1-rounds", "l1-global", "l1-sensitivity", "slimming", "slimming-uniform"),
+    *("spike-rate", "taylor", "taylor-global", "criticality", "criticality-ablation", "sd-snn"),
+    *("dpap", "sca", "hydra"),
+}
+COMPARED_WEIGHTS = {
+    *("magnitude", "criticality-weights", "criticality-weights-ablation", "hydra-weights"),
+    *("lottery", "u-ticket", "nm", "cyclical"),
+}
 
 
 @pytest.fixture(params=["digits", "cifar10"])
@@ -71,15 +84,30 @@ def test_later_rounds_compile_nothing():
     )
 
 
+def test_the_readme_is_what_its_template_makes_of_the_results():
+    assert experiment("make_readme").render() == README.read_text()
+
+
+def test_the_main_readme_says_what_the_main_job_reached():
+    text = (EXPERIMENTS.parent / "README.md").read_text()
+    for name in ("digits", "cifar10"):
+        summary = json.loads((RESULTS / name / "summary.json").read_text())
+        for which in ("dense", "pruned"):
+            found = summary[which]
+            scores = (found["accuracy"], found["pgd_accuracy"], found["robust_accuracy"])
+            cells = [*(f"{score:.3f}" for score in scores), f"{found['macs'] / 1e6:.2f} M"]
+            assert " | ".join(cells) in text
+
+
 def test_the_readme_says_what_the_benchmarks_found():
-    text = (RESULTS.parents[1] / "README.md").read_text()
+    text = README.read_text()
     networks = json.loads((RESULTS / "population.json").read_text())["networks"]
     for name, network in networks.items():
         cells = (network["ours_over"][way] for way in ("spikingjelly", "unshared", "vmap"))
         assert f"| {name} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |" in text
     race = networks["vgg11"]["racing_over"]
     told = f"{race['ours']:.1f} times as fast as in full, which is {race['spikingjelly']:.1f} times"
-    assert told in text.replace("\n", " ")
+    assert told in " ".join(text.split())
 
 
 def test_races_choose_as_the_full_evaluation_does():
@@ -89,7 +117,7 @@ def test_races_choose_as_the_full_evaluation_does():
 
 
 def test_the_readme_says_how_fast_peers_are():
-    text = (RESULTS.parents[1] / "README.md").read_text()
+    text = README.read_text()
     record = json.loads((RESULTS / "throughput.json").read_text())
     peers = ("spikingjelly", "snntorch", "norse", "spyx")
     assert record["versions"].keys() >= {"jax", "torch", *peers}
@@ -126,22 +154,28 @@ def test_methods_were_compared_at_equal_budgets():
 
 
 @pytest.mark.parametrize(("name", "seeds"), [("digits", 3), ("mnist", 3), ("cifar10", 1)])
-def test_the_comparisons_have_every_method(name, seeds):
+def test_the_comparisons_have_every_compared_method(name, seeds):
     record = json.loads((RESULTS / "methods" / name / "methods.json").read_text())
     found = {(cell["method"], cell["target"], cell["seed"]) for cell in record["cells"]}
-    wanted = {(m, t, s) for m in METHODS for t in (0.5, 0.25) for s in range(seeds)}
+    compared = COMPARED_FILTERS | COMPARED_WEIGHTS
+    wanted = {(m, t, s) for m in compared for t in (0.5, 0.25) for s in range(seeds)}
     if name == "mnist":  # its classifier has a quarter of the weights, and stays whole
-        wanted = {(m, t, s) for m, t, s in wanted if m in FILTER_METHODS or t == 0.5}
+        wanted = {(m, t, s) for m, t, s in wanted if m in COMPARED_FILTERS or t == 0.5}
     elif name == "cifar10":  # one weight of eight, the fewest that N:M keeps, and the classifier
         wanted.remove(("nm", 0.25, 0))
     assert found >= wanted
 
 
+def test_compared_methods_keep_their_names_in_the_library():
+    assert FILTER_METHODS.keys() >= COMPARED_FILTERS
+    assert WEIGHT_METHODS.keys() >= COMPARED_WEIGHTS
+
+
 def test_ccsrp_is_above_every_rival_on_every_seed_on_mnist():
     summary = summarise(json.loads((RESULTS / "methods" / "mnist" / "methods.json").read_text()))
     leads = {row["method"]: row["lead"] for row in summary["volumes"] if row["macs"]}
-    assert leads.keys() >= FILTER_METHODS.keys()
-    for name in FILTER_METHODS.keys() - {"ccsrp"}:
+    assert leads.keys() >= COMPARED_FILTERS
+    for name in COMPARED_FILTERS - {"ccsrp"}:
         assert leads[name].wins == leads[name].seeds >= 3
         assert leads[name].p < 0.05
 
@@ -158,7 +192,7 @@ def test_networks_of_comparisons_are_there_to_go_on_with():
 
 
 def test_the_readme_says_how_methods_rank_over_networks():
-    text = " ".join((RESULTS.parents[1] / "README.md").read_text().split())
+    text = " ".join(README.read_text().split())
     found = json.loads((RESULTS / "methods" / "networks.json").read_text())
     tables = [RESULTS / "methods" / name / "methods.json" for name in found["networks"]]
     assert set(tables) == set((RESULTS / "methods").glob("*/methods.json"))
@@ -185,7 +219,7 @@ def test_no_rival_is_above_ccsrp_beyond_chance(name):
 
 
 def test_the_readme_says_what_the_standard_suite_left_of_pruned_networks():
-    text = (RESULTS.parents[1] / "README.md").read_text()
+    text = README.read_text()
     for name, reliable in (("ccsrp", True), ("slimming", False)):
         path = RESULTS / "methods" / "mnist" / f"standard-{name}.json"
         record = json.loads(path.read_text())
@@ -195,7 +229,9 @@ def test_the_readme_says_what_the_standard_suite_left_of_pruned_networks():
 
 
 def test_the_readme_says_what_methods_reached():
-    lines = (RESULTS.parents[1] / "README.md").read_text().splitlines()
+    text = README.read_text()
+    start = text.index("### Methods that remove filters")
+    lines = text[start : text.index("###", start + 1)].splitlines()
     said = {line.split("`")[1]: line.split(" | ")[1:10] for line in lines if line.startswith("| `")}
     for place, name in enumerate(("mnist", "digits", "cifar10")):
         summary = summarise(json.loads((RESULTS / "methods" / name / "methods.json").read_text()))
@@ -209,4 +245,4 @@ def test_the_readme_says_what_methods_reached():
                     means = row["accuracy"].mean, row["robust_accuracy"].mean
                     assert score == "{:.3f} / {:.3f}".format(*means)
                 assert volume.split()[0] == f"{volumes[method].mean:.3f}"
-    assert said.keys() >= {"ccsrp", "ccsrp-faithful", "random", "l1", "hydra"}
+    assert said.keys() == COMPARED_FILTERS
