@@ -7,8 +7,10 @@ pass (`gradients`), say how robust it is and whether that can be believed (`eval
 (`Search`, `search_round`), cut them out (`compact`) and count what was saved (`cost`).
 """
 
-from ccsrp_jax.attacks.apgd import APGD, SAPGD
-from ccsrp_jax.attacks.pgd import PGD, Noise, fgsm
+from ccsrp_jax.attacks.apgd import APGD
+from ccsrp_jax.attacks.noise import Noise
+from ccsrp_jax.attacks.pgd import PGD, fgsm
+from ccsrp_jax.attacks.sapgd import SAPGD
 from ccsrp_jax.attacks.square import Square
 from ccsrp_jax.coevolution import selection
 from ccsrp_jax.coevolution.fitness import Scores, score

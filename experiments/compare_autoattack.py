@@ -25,7 +25,7 @@ import torch
 from pyautoattack import AutoAttack
 
 from benchmarks.common import machine, parser, write
-from ccsrp_jax.attacks.base import slope
+from ccsrp_jax.attacks.gradients import loss_and_gradient
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.data import datasets, splits
 from ccsrp_jax.networks import zoo
@@ -105,7 +105,8 @@ def compare(name: str, options: argparse.Namespace) -> dict:
     logits = np.asarray(jax.jit(classifier)(params, jnp.asarray(images)))
     with torch.no_grad():
         difference = float(np.abs(logits - twin(theirs_in).numpy()).max())
-    slope_ours = slope(classifier, params, jnp.asarray(images), jnp.asarray(test.labels)).gradient
+    batch = jnp.asarray(images), jnp.asarray(test.labels)
+    slope_ours = loss_and_gradient(classifier, params, *batch).gradient
     leaf = theirs_in.clone().requires_grad_()
     torch.nn.functional.cross_entropy(twin(leaf), labels, reduction="sum").backward()
     slope_theirs = leaf.grad.permute(0, 2, 3, 1).numpy()

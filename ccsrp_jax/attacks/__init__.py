@@ -1,8 +1,23 @@
 """Adversarial attacks in pixel space: FGSM, PGD, APGD, SA-PGD, Square, noise."""
 
-from ccsrp_jax.attacks.apgd import APGD, SAPGD
+from ccsrp_jax.attacks.apgd import APGD
 from ccsrp_jax.attacks.base import Attack
-from ccsrp_jax.attacks.pgd import PGD, Noise, fgsm
+from ccsrp_jax.attacks.noise import Noise
+from ccsrp_jax.attacks.pgd import PGD, fgsm
+from ccsrp_jax.attacks.registry import ATTACKS, NamedAttack
+from ccsrp_jax.attacks.sapgd import SAPGD
 from ccsrp_jax.attacks.square import Square
+from ccsrp_jax.attacks.threat_model import ThreatModel
 
-__all__ = ["APGD", "PGD", "SAPGD", "Attack", "Noise", "Square", "fgsm"]
+__all__ = [
+    "APGD",
+    "ATTACKS",
+    "PGD",
+    "SAPGD",
+    "Attack",
+    "NamedAttack",
+    "Noise",
+    "Square",
+    "ThreatModel",
+    "fgsm",
+]

@@ -1,129 +1,72 @@
-"""Attacks that set their own step size: AutoAttack's APGD, and SA-PGD for spiking networks.
-
-Both look at the classifier, note the worst iterate so far, step, and halve their step size at
-the same checkpoints: APGD image by image, where it stopped to pay and with a return to the
-best point; SA-PGD always.
-"""
+"""APGD, the gradient attack of AutoAttack: momentum and a step size that adapts per image."""
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ccsrp_jax.attacks import base
-from ccsrp_jax.attacks.base import Norm, Restarted, project, steepest, wide
+from ccsrp_jax.attacks.adaptive import AdaptiveAttack, WorstIterate
+from ccsrp_jax.attacks.gradients import LossAndGradient
+from ccsrp_jax.attacks.losses import LOSSES
+from ccsrp_jax.attacks.threat_model import Norm, ThreatModel, per_image
 from ccsrp_jax.data.splits import to_unit_range
-from ccsrp_jax.networks import classifier
-from ccsrp_jax.networks.classifier import Logits, is_stochastic, keyed
-from ccsrp_jax.utils.errors import check_number, unknown
+from ccsrp_jax.networks.classifier import is_stochastic, key_kwargs
+from ccsrp_jax.utils.errors import check_number
 
 
-class Kept(NamedTuple):
-    """The worst iterate so far: misclassified, then of the highest loss."""
-
-    images: Float[Array, "B H W C"]
-    loss: Float[Array, "B"]
-    wrong: Bool[Array, "B"]
-
-
-class Ascent(NamedTuple):
-    """Where APGD stands after a look at the classifier and a step."""
+class APGDState(NamedTuple):
+    """State of APGD after an evaluation of the classifier and a step."""
 
     x: Float[Array, "B H W C"]
-    before: Float[Array, "B H W C"]  # what x was a step from
-    loss: Float[Array, "B"]  # of the last look
-    best: Float[Array, "B H W C"]
+    previous: Float[Array, "B H W C"]  # the iterate that x is a step from
+    loss: Float[Array, "B"]  # of the last evaluation
+    best: Float[Array, "B H W C"]  # iterate of the highest loss
     best_gradient: Float[Array, "B H W C"]
     best_loss: Float[Array, "B"]
     step_size: Float[Array, "B"]
-    rises: Int[Array, "B"]  # looks with a higher loss than the one before, since the checkpoint
-    checked_loss: Float[Array, "B"]  # the best at the last checkpoint
-    halved: Bool[Array, "B"]  # at the last checkpoint
-    kept: Kept
+    increases: Int[Array, "B"]  # steps that increased the loss, since the last checkpoint
+    checkpoint_loss: Float[Array, "B"]  # best loss at the last checkpoint
+    halved: Bool[Array, "B"]  # whether the step size was halved at the last checkpoint
+    worst: WorstIterate
 
 
-class Drift(NamedTuple):
-    """Where SA-PGD stands: decaying sums of the gradient and of its square, each over its mean."""
+class Checkpoint(NamedTuple):
+    """What is due after an iteration.
 
-    x: Float[Array, "B H W C"]
-    momentum: Float[Array, "B H W C"]
-    square: Float[Array, "B H W C"]
-    kept: Kept
-
-
-class _Attack(Restarted):
-    """What the two have in common: all but the step.
-
-    Of the misclassified iterates, or else of all, the worst is the result.
+    Attributes:
+      due: whether this iteration is a checkpoint.
+      few: the step size is halved there if no more than this many steps increased the loss.
     """
 
-    @property
-    def gradients(self) -> int:
-        """Gradients an image, at most."""
-        return (self.steps + 1) * len(self.parts) * self.samples
-
-    def _run(self, logits, params, images, labels, key, targets=None):
-        images = to_unit_range(images)
-        key_start, key_draws = jax.random.split(key)
-        start = touching(key_start, images, self.eps, self.norm)
-        for state in self.path(logits, params, images, labels, key_draws, start, targets):
-            worst = state.kept.images
-        return worst
-
-    def path(
-        self,
-        logits: Logits,
-        params: Any,
-        images: Float[Array, "B H W C"],
-        labels: Int[Array, "B"],
-        key: Array,
-        start: Float[Array, "B H W C"],
-        targets: Int[Array, "B"] | None = None,
-    ) -> Iterator[Ascent | Drift]:
-        """One restart from a given start: its state after each of steps + 1 looks."""
-        state = self._begin(start, labels)
-        windows, memory = checkpoints(self.steps), classifier.start_memory(logits, len(images))
-        for look in range(self.steps + 1):
-            found = base.slope(
-                logits,
-                params,
-                state.x,
-                labels,
-                loss=self.loss,
-                targets=targets,
-                key=jax.random.fold_in(key, look) if is_stochastic(logits) else None,
-                samples=self.samples,
-                memory=memory,
-            )
-            memory = found.memory
-            state = self._step(look, windows, state, found, images, labels)
-            yield state
+    due: bool
+    few: int
 
 
 @dataclass(frozen=True)
-class APGD(_Attack):
-    """Auto-PGD: momentum, and step sizes that halve where they stop to pay.
+class APGD(AdaptiveAttack):
+    """Auto-PGD: momentum, and a step size that is halved where progress stalls.
 
-    Rules and constants are AutoAttack's, but that the first loss is compared with that of
-    the start, as in the paper; AutoAttack's code compares it with 0.
+    At a checkpoint where an image's step size is halved, the attack returns to its best
+    iterate. Rules and constants are those of AutoAttack, except that the first loss is compared
+    with that of the start, as in the paper; AutoAttack's code compares it with 0.
 
     Attributes:
       eps: radius in pixel units, where images span [0, 1].
-      steps: gradient steps a restart.
-      restarts: random starts; the worst of them counts, see `attacks.strongest`.
-      loss: one of `attacks.LOSSES`.
-      targets: for `dlr_targeted`, how many wrong classes to move to, one after another, the
-        clean image's likeliest first; at most as many as there are.
-      norm: `linf` (signed steps) or `l2` (normalised ones).
-      samples: draws that a stochastic network's gradient is averaged over.
-      rho: the step size is halved where no more than this share of steps raised the loss.
-      rank: for `dlr_targeted`, of the first target among the wrong classes.
+      steps: gradient steps per restart.
+      restarts: random starts; the worst result of each image counts, see
+        `attacks.base.worst_of`.
+      loss: one of `LOSSES`.
+      targets: for `dlr_targeted`, the number of wrong classes to target, one after another, in
+        order of their logits on the clean image; at most as many as there are.
+      norm: `linf` (signed steps) or `l2` (normalized steps).
+      samples: draws over which a stochastic network's gradient is averaged.
+      rho: the step size is halved where at most this share of steps increased the loss.
+      rank: for `dlr_targeted`, rank of the first target among the wrong classes.
 
     References:
       Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of
@@ -141,7 +84,7 @@ class APGD(_Attack):
     rank: int = 1
 
     def __post_init__(self) -> None:
-        _check(self, base.LOSSES)
+        self.check_settings(LOSSES)
         check_number("attack targets", self.targets, 1)
         check_number("attack rho", self.rho, 0, 1)
         check_number("attack rank", self.rank, 1)
@@ -149,191 +92,117 @@ class APGD(_Attack):
     @property
     def parts(self) -> tuple["APGD", ...]:
         """One attack for every target and restart."""
-        once = dataclasses.replace(self, restarts=1)
+        single = dataclasses.replace(self, restarts=1)
         if self.loss == "dlr_targeted":
             ranks = range(self.rank, self.rank + self.targets)
-            every = [dataclasses.replace(once, targets=1, rank=rank) for rank in ranks]
+            by_target = [dataclasses.replace(single, targets=1, rank=rank) for rank in ranks]
         else:
-            every = [once]
-        return tuple(part for part in every for _ in range(self.restarts))
+            by_target = [single]
+        return tuple(part for part in by_target for _ in range(self.restarts))
 
-    def _run(self, logits, params, images, labels, key, targets=None):
-        if self.loss == "dlr_targeted":
-            draws = self.samples if is_stochastic(logits) else 1
-            key, *keys = jax.random.split(key, 1 + draws)
-            z = sum(_clean(logits, params, images, each) for each in keys)
-            wrong = _ranked(z, labels)
-            if self.rank > wrong.shape[-1]:
-                return to_unit_range(images)  # there is no such class
-            targets = jnp.take(wrong, self.rank - 1, 1)
-        return super()._run(logits, params, images, labels, key, targets)
+    def run_once(self, classifier, network_state, images, labels, key):
+        """One restart, towards the target of this rank; arguments as for a call."""
+        if self.loss != "dlr_targeted":
+            return super().run_once(classifier, network_state, images, labels, key)
+        draws = self.samples if is_stochastic(classifier) else 1
+        key, *keys_clean = jax.random.split(key, 1 + draws)
+        images = to_unit_range(images)
+        logits = sum(_logits(classifier, network_state, images, each) for each in keys_clean)
+        ranked = _ranked_wrong_classes(logits, labels)
+        if self.rank > ranked.shape[-1]:  # the classifier has too few classes
+            return images
+        targets = jnp.take(ranked, self.rank - 1, 1)
+        return self.run_towards(classifier, network_state, images, labels, key, targets)
 
-    def _begin(self, start, labels):
-        return _ascent(start, labels, self.eps)
+    def start_state(self, start, labels):
+        """State before the first evaluation."""
+        return _start(start, labels, self.eps)
 
-    def _step(self, look, windows, state, found, images, labels):
-        few = math.floor(self.rho * windows.get(look, 0))
-        weight = 1.0 if look == 0 else 0.75
-        varying = (self.eps, look in windows, few, weight)
-        return _climb(state, found, images, labels, *varying, norm=self.norm)
-
-
-@dataclass(frozen=True)
-class SAPGD(_Attack):
-    """Stable adaptive PGD in the ball of the maximum norm, for gradients that mislead.
-
-    Every pixel moves by its momentum over the root of its squared gradients, and by the step
-    size at most.
-
-    Attributes:
-      eps: radius in pixel units, where images span [0, 1].
-      steps: gradient steps a restart.
-      restarts: random starts; the worst of them counts, see `attacks.strongest`.
-      loss: `ce` or `dlr`.
-      samples: draws that a stochastic network's gradient is averaged over.
-
-    References:
-      Wang et al., Towards Reliable Evaluation of Adversarial Robustness for Spiking Neural
-      Networks, arXiv 2512.22522.
-    """
-
-    eps: float = 8 / 255
-    steps: int = 100
-    restarts: int = 1
-    loss: Literal["ce", "dlr"] = "ce"
-    samples: int = 1
-    norm: ClassVar[Norm] = "linf"
-
-    def __post_init__(self) -> None:
-        _check(self, ("ce", "dlr"))
-
-    def _begin(self, start, labels):
-        return _standstill(start, labels)
-
-    def _step(self, look, windows, state, found, images, labels):
-        step_size = self.eps / 2 ** sum(at <= look for at in windows)
-        return _drift(state, found, images, labels, self.eps, step_size)
-
-
-def _check(attack, losses):
-    base.check_ball(attack.eps, attack.norm)
-    for name in ("steps", "restarts", "samples"):
-        check_number(f"attack {name}", getattr(attack, name), 1)
-    if attack.loss not in losses:
-        raise unknown("attack loss", attack.loss, losses)
-
-
-def checkpoints(steps: int) -> dict[int, int]:
-    """Steps after which step sizes may be halved, each with the number since the one before.
-
-    That number falls from 0.22 of all steps by 0.03 at a time, to 0.06 and no further.
-    """
-    window, less, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
-    at, found = window, {}
-    while at <= steps:
-        found[at] = window
-        window = max(window - less, least)
-        at += window
-    return found
-
-
-@partial(jax.jit, static_argnames="norm")
-def touching(
-    key: Array, images: Float[Array, "B H W C"], eps: Float[Array, ""] | float, norm: Norm
-) -> Float[Array, "B H W C"]:
-    """Random points on the surface of the ball, where AutoAttack starts, put into the box."""
-    if norm == "linf":
-        noise = jax.random.uniform(key, images.shape, images.dtype, -1.0, 1.0)
-        noise = noise / jnp.abs(noise).max((1, 2, 3), keepdims=True)
-    else:
-        noise = steepest(jax.random.normal(key, images.shape, images.dtype), norm)
-    return project(images + eps * noise, images, eps, norm)
+    def next_state(self, iteration, windows, state, result, images, labels):
+        """State after an evaluation and a step; the first step has no momentum."""
+        few = math.floor(self.rho * windows.get(iteration, 0))
+        checkpoint = Checkpoint(iteration in windows, few)
+        weight = 1.0 if iteration == 0 else 0.75
+        return _step(state, result, images, labels, self.threat, checkpoint, weight)
 
 
 @partial(jax.jit, static_argnums=0)
-def _clean(logits, params, images, key):
-    return logits(params, to_unit_range(images), **keyed(logits, key))
+def _logits(classifier, network_state, images, key):
+    return classifier(network_state, images, **key_kwargs(classifier, key))
 
 
 @jax.jit
-def _ranked(z, labels):
-    """Wrong classes (B, K - 1), the likeliest first."""
-    own = jax.nn.one_hot(labels, z.shape[-1], dtype=bool)
-    return jnp.argsort(jnp.where(own, -jnp.inf, z), descending=True)[:, :-1]
-
-
-def _unseen(start, labels):
-    return Kept(start, jnp.full(labels.shape, -jnp.inf), jnp.zeros(labels.shape, bool))
-
-
-def _keep(kept, x, found, labels):
-    wrong = found.logits.argmax(-1) != labels
-    worse = (wrong & ~kept.wrong) | ((wrong == kept.wrong) & (found.loss > kept.loss))
-    images = jnp.where(wide(worse), x, kept.images)
-    return Kept(images, jnp.where(worse, found.loss, kept.loss), kept.wrong | wrong)
+def _ranked_wrong_classes(logits, labels):
+    """Wrong classes (B, K - 1), in descending order of their logits."""
+    is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    return jnp.argsort(jnp.where(is_label, -jnp.inf, logits), descending=True)[:, :-1]
 
 
 @jax.jit
-def _ascent(start, labels, eps):
-    kept, none = _unseen(start, labels), jnp.zeros(labels.shape, jnp.int32)
-    best = (start, jnp.zeros_like(start), kept.loss)
-    step_size = jnp.full(labels.shape, 2 * eps, start.dtype)
-    return Ascent(start, start, -kept.loss, *best, step_size, none, kept.loss, ~kept.wrong, kept)
-
-
-@partial(jax.jit, static_argnames="norm")
-def _climb(s, found, images, labels, eps, check, few, weight, *, norm):
-    """APGD from a look to the next point.
-
-    `check` says whether this is a checkpoint, where `few` rises or less halve the step size;
-    `weight` is that of the new step beside the one before.
-    """
-    better = found.loss > s.best_loss
-    best = jnp.where(wide(better), s.x, s.best)
-    best_gradient = jnp.where(wide(better), found.gradient, s.best_gradient)
-    best_loss = jnp.where(better, found.loss, s.best_loss)
-    rises = s.rises + (found.loss > s.loss)
-
-    stuck = ~s.halved & (s.checked_loss >= best_loss)
-    halve = check & ((rises <= few) | stuck)
-    step_size = jnp.where(halve, s.step_size / 2, s.step_size)
-    x = jnp.where(wide(halve), best, s.x)
-    gradient = jnp.where(wide(halve), best_gradient, found.gradient)
-
-    ahead = project(x + wide(step_size) * steepest(gradient, norm), images, eps, norm)
-    ahead = x + weight * (ahead - x) + (1 - weight) * (x - s.before)
-    return Ascent(
-        project(ahead, images, eps, norm),
-        x,
-        found.loss,
-        best,
-        best_gradient,
-        best_loss,
-        step_size,
-        jnp.where(check, 0, rises),
-        jnp.where(check, best_loss, s.checked_loss),
-        jnp.where(check, halve, s.halved),
-        _keep(s.kept, s.x, found, labels),
+def _start(start, labels, eps):
+    worst = WorstIterate.none_yet(start, labels)
+    lowest, no, zero = worst.loss, worst.misclassified, jnp.zeros(labels.shape, jnp.int32)
+    return APGDState(
+        x=start,
+        previous=start,
+        loss=-lowest,
+        best=start,
+        best_gradient=jnp.zeros_like(start),
+        best_loss=lowest,
+        step_size=jnp.full(labels.shape, 2 * eps, start.dtype),
+        increases=zero,
+        checkpoint_loss=lowest,
+        halved=~no,
+        worst=worst,
     )
 
 
 @jax.jit
-def _standstill(start, labels):
-    return Drift(start, jnp.zeros_like(start), jnp.zeros_like(start), _unseen(start, labels))
+def _step(
+    state: APGDState,
+    result: LossAndGradient,
+    images: Float[Array, "B H W C"],
+    labels: Int[Array, "B"],
+    threat: ThreatModel,
+    checkpoint: Checkpoint,
+    weight: Float[Array, ""] | float,
+) -> APGDState:
+    """From an evaluation of `state.x` to the next iterate; `weight` is that of the new step
+    beside the momentum."""
+    state = _record(state, result, labels)
+    state, x, gradient = _adapt_step_size(state, result.gradient, checkpoint)
+    step = per_image(state.step_size) * threat.ascent_direction(gradient)
+    ahead = threat.project(x + step, images)
+    ahead = x + weight * (ahead - x) + (1 - weight) * (x - state.previous)
+    return state._replace(x=threat.project(ahead, images), previous=x)
 
 
-@jax.jit
-def _drift(s, found, images, labels, eps, step_size):
-    """SA-PGD from a look to the next point."""
-    relative = _over_mean(found.gradient)
-    momentum = 0.5 * s.momentum + relative
-    square = 0.8 * s.square + _over_mean(relative**2)
-    step = step_size * momentum / (jnp.sqrt(square) + 1e-12)
-    x = project(s.x + jnp.clip(step, -step_size, step_size), images, eps, "linf")
-    return Drift(x, momentum, square, _keep(s.kept, s.x, found, labels))
+def _record(state, result, labels):
+    """The state with the loss of its iterate and, where it is the highest, a new best."""
+    better = result.loss > state.best_loss
+    return state._replace(
+        loss=result.loss,
+        best=jnp.where(per_image(better), state.x, state.best),
+        best_gradient=jnp.where(per_image(better), result.gradient, state.best_gradient),
+        best_loss=jnp.where(better, result.loss, state.best_loss),
+        increases=state.increases + (result.loss > state.loss),
+        worst=state.worst.update(state.x, result, labels),
+    )
 
 
-def _over_mean(a):
-    """Each image's array over its mean magnitude; 0 where that is 0."""
-    mean = jnp.abs(a).mean((1, 2, 3), keepdims=True)
-    return a / jnp.where(mean > 0, mean, 1.0)
+def _adapt_step_size(state, gradient, checkpoint):
+    """At a checkpoint, halves stalled step sizes and returns to the best iterate there.
+
+    Returns:
+      The state, and the iterate and gradient to step from.
+    """
+    stalled = ~state.halved & (state.checkpoint_loss >= state.best_loss)
+    halve = checkpoint.due & ((state.increases <= checkpoint.few) | stalled)
+    adapted = state._replace(
+        step_size=jnp.where(halve, state.step_size / 2, state.step_size),
+        increases=jnp.where(checkpoint.due, 0, state.increases),
+        checkpoint_loss=jnp.where(checkpoint.due, state.best_loss, state.checkpoint_loss),
+        halved=jnp.where(checkpoint.due, halve, state.halved),
+    )
+    x = jnp.where(per_image(halve), state.best, state.x)
+    return adapted, x, jnp.where(per_image(halve), state.best_gradient, gradient)

@@ -1,54 +1,74 @@
-"""Adversarial attacks in pixel space: balls, losses, gradients, and PGD with its relatives.
+"""Projected gradient descent (PGD) on the negative loss, and FGSM, its single step."""
 
-A classifier is a hashable `logits(params, images)` on images in [0, 1], normalisation
-inside; what is differentiated in place of its spikes is part of it (`network.Classifier`), so
-an attack needs not use the surrogate of training. More that it may have:
-
-  * `stochastic`, true if two passes may differ; it is then called with `key=`;
-  * `with_backward(backward)`, itself differentiated through something else (`gradients`);
-  * `remembers`, true if its gradient goes by the attack's iterations so far; it then has
-    `recall(params, images, memory)`, logits and the next memory, and `fresh_memory(count)`.
-
-An attack is a frozen dataclass that is called as
-`attack(logits, params, images, labels, key) -> adversarial images`. Loops over steps run in
-Python around one jitted step (a convolution's gradient inside a `fori_loop` is far slower
-on CPU); under an outer `jit` they unroll.
-"""
-
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jaxtyping import Array, Float
 
-from ccsrp_jax.attacks.base import (
-    Norm,
-    Restarted,
-    check_ball,
-    project,
-    random_in_ball,
-    slope,
-    steepest,
-)
+from ccsrp_jax.attacks.base import RestartedAttack
+from ccsrp_jax.attacks.gradients import loss_and_gradient
+from ccsrp_jax.attacks.threat_model import Norm, ThreatModel
 from ccsrp_jax.data.splits import to_unit_range
-from ccsrp_jax.networks.classifier import is_stochastic, start_memory
+from ccsrp_jax.networks.classifier import initial_state, is_stochastic
 from ccsrp_jax.utils.errors import check_number, unknown
+
+# (images, step, state) -> (gradient of what is increased, state of the next step)
+GradientFn = Callable[[Array, int, Any], tuple[Array, Any]]
+
+
+def projected_ascent(
+    gradient_fn: GradientFn,
+    start: Float[Array, "B H W C"],
+    images: Float[Array, "B H W C"],
+    threat: ThreatModel,
+    *,
+    steps: int,
+    step_size: float,
+    state: Any = None,
+) -> Float[Array, "B H W C"]:
+    """Steepest ascent in the threat model's norm, projected onto its ball after every step.
+
+    Args:
+      gradient_fn: called as `gradient_fn(x, step, state)`; returns the gradient at x and the
+        state of the next step.
+      start: first iterate.
+      images: centers of the balls.
+      threat: norm and radius.
+      steps: number of steps.
+      step_size: length of a step, in pixel units.
+      state: whatever `gradient_fn` carries from step to step.
+
+    Returns:
+      The last iterate.
+    """
+    x = start
+    for step in range(steps):
+        gradient, state = gradient_fn(x, step, state)
+        x = _projected_step(x, gradient, images, threat, step_size)
+    return x
+
+
+@jax.jit
+def _projected_step(x, gradient, images, threat, step_size):
+    return threat.project(x + step_size * threat.ascent_direction(gradient), images)
 
 
 @dataclass(frozen=True)
-class PGD(Restarted):
-    """Projected gradient ascent in a ball; the images of the last step are the result.
+class PGD(RestartedAttack):
+    """Projected gradient descent in a ball; the last iterate is the result.
 
     Attributes:
       eps: radius in pixel units, where images span [0, 1].
-      steps: gradient steps a restart.
-      restarts: independent random starts; the worst of them counts, see `strongest`.
+      steps: gradient steps per restart.
+      restarts: independent random starts; the worst result of each image counts, see
+        `attacks.base.worst_of`.
       relative_step: step size as a multiple of eps / steps.
       random_start: start uniformly in the ball instead of at the image.
-      loss: one of `LOSSES`; `margin` makes it the attack of Carlini and Wagner's loss.
-      norm: `linf` (signed steps) or `l2` (normalised ones).
-      samples: draws that a stochastic network's gradient is averaged over.
+      loss: one of `LOSSES`; `margin` gives the attack on Carlini and Wagner's loss.
+      norm: `linf` (signed steps) or `l2` (normalized steps).
+      samples: draws over which a stochastic network's gradient is averaged.
 
     References:
       Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR 2018.
@@ -64,7 +84,7 @@ class PGD(Restarted):
     samples: int = 1
 
     def __post_init__(self) -> None:
-        check_ball(self.eps, self.norm)
+        _ = self.threat  # checks norm and radius
         check_number("attack steps", self.steps, 1)
         check_number("attack restarts", self.restarts, 1)
         check_number("attack relative_step", self.relative_step, 0, above=True)
@@ -79,68 +99,45 @@ class PGD(Restarted):
 
     @property
     def gradients(self) -> int:
-        """Gradients an image."""
+        """Gradients per image."""
         return self.steps * self.restarts * self.samples
 
-    def _run(self, logits, params, images, labels, key):
+    def run_once(self, classifier, network_state, images, labels, key):
+        """One restart; arguments as for a call."""
         images = to_unit_range(images)
-        x, memory = images, start_memory(logits, len(images))
-        if self.random_start:
-            x = random_in_ball(key, images, self.eps, self.norm)
-        for step in range(self.steps):
-            found = slope(
-                logits,
-                params,
+
+        def gradient_fn(x, step, surrogate_state):
+            result = loss_and_gradient(
+                classifier,
+                network_state,
                 x,
                 labels,
                 loss=self.loss,
-                key=jax.random.fold_in(key, step) if is_stochastic(logits) else None,
+                key=jax.random.fold_in(key, step) if is_stochastic(classifier) else None,
                 samples=self.samples,
-                memory=memory,
+                surrogate_state=surrogate_state,
             )
-            memory = found.memory
-            x = _move(x, found.gradient, images, self.eps, self.step_size, norm=self.norm)
-        return x
+            return result.gradient, result.surrogate_state
 
-
-@partial(jax.jit, static_argnames="norm")
-def _move(x, gradient, images, eps, step_size, *, norm):
-    return project(x + step_size * steepest(gradient, norm), images, eps, norm)
+        return projected_ascent(
+            gradient_fn,
+            self.threat.random_point(key, images) if self.random_start else images,
+            images,
+            self.threat,
+            steps=self.steps,
+            step_size=self.step_size,
+            state=initial_state(classifier, len(images)),
+        )
 
 
 def fgsm(eps: float, *, random_start: bool = False, norm: Norm = "linf", samples: int = 1) -> PGD:
-    """One step to the surface of the ball (Goodfellow et al., ICLR 2015)."""
-    return PGD(eps, 1, relative_step=1.0, random_start=random_start, norm=norm, samples=samples)
+    """The fast gradient sign method: one step to the surface of the ball.
 
+    Args:
+      eps, norm, samples: as for `PGD`.
+      random_start: start uniformly in the ball instead of at the image.
 
-@dataclass(frozen=True)
-class Noise:
-    """Random noise as large as the ball allows, without a look at the network: a control.
-
-    Attributes:
-      eps: radius; every pixel moves by it (`linf`), or all of them together (`l2`).
-      norm: `linf` or `l2`.
+    References:
+      Goodfellow et al., Explaining and Harnessing Adversarial Examples, ICLR 2015.
     """
-
-    eps: float = 8 / 255
-    norm: Norm = "linf"
-
-    def __post_init__(self) -> None:
-        check_ball(self.eps, self.norm)
-
-    @property
-    def gradients(self) -> int:
-        """Gradients an image."""
-        return 0
-
-    @property
-    def queries(self) -> int:
-        """Forward passes an image without a gradient."""
-        return 0
-
-    def __call__(self, logits, params, images, labels, key) -> Float[Array, "B H W C"]:
-        images = to_unit_range(images)
-        gaussian = jax.random.normal(key, images.shape)
-        return project(
-            images + self.eps * steepest(gaussian, self.norm), images, self.eps, self.norm
-        )
+    return PGD(eps, 1, relative_step=1.0, random_start=random_start, norm=norm, samples=samples)

@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from ccsrp_jax.attacks.base import slope
+from ccsrp_jax.attacks.gradients import loss_and_gradient
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.networks.architecture import Architecture, gate_position
-from ccsrp_jax.networks.classifier import Classifier, keyed
+from ccsrp_jax.networks.classifier import Classifier, key_kwargs
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.nodes import Spike
 from ccsrp_jax.networks.spiking_network import SpikingNetwork, Values
@@ -146,7 +146,8 @@ def member_slopes(classifier, variables, members, images, labels, key):
 
     def slope_one(masks, images):
         key_slope = key if classifier.stochastic else None
-        return slope(classifier, (variables, masks), images, labels, key=key_slope).gradient
+        result = loss_and_gradient(classifier, (variables, masks), images, labels, key=key_slope)
+        return result.gradient
 
     return jax.vmap(slope_one)(members, images)
 
@@ -165,7 +166,7 @@ def score_attacked(
     """As `score_members`, of whole mask trees on images of their own."""
 
     def score_one(masks, images):
-        return judge(classifier((variables, masks), images, **keyed(classifier, key)), labels)
+        return judge(classifier((variables, masks), images, **key_kwargs(classifier, key)), labels)
 
     return replicate(jax.vmap(score_one, out_axes=1)(members, images), mesh)
 

@@ -1,4 +1,15 @@
-"""A network as attacks and evaluation call it: `classifier(params, images) -> logits`."""
+"""The classifier interface of attacks and evaluation, and the spiking network behind it.
+
+A classifier is a hashable callable `classifier(network_state, images) -> logits` on images in
+[0, 1], input normalization included. `network_state` is a PyTree of its own choice; that of
+`Classifier` is `(variables, masks)`. It may also have:
+
+  * `stochastic`, true if two passes may differ; it is then called with `key=`;
+  * `with_backward(backward)`, a copy with another surrogate gradient (see `networks.gradients`);
+  * `stateful`, true if its gradient depends on the previous iterations of an attack; it then has
+    `initial_state(count)`, the surrogate state before an attack on so many images, and
+    `apply_stateful(network_state, images, surrogate_state)`, logits and the next such state.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,17 +24,18 @@ from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.nodes import Spike
 from ccsrp_jax.networks.spiking_network import Seen, SpikingNetwork
 
+ClassifierFn = Callable[..., Float[Array, "B K"]]
+
 
 @dataclass(frozen=True)
 class Classifier:
-    """`(variables, masks), images -> logits` in evaluation mode.
+    """A spiking network in evaluation mode, as a classifier with state (variables, masks).
 
-    Hashable by value, so that jitted code may take it as a static argument. What attacks
-    may know of a classifier beyond that, see `attacks`.
+    Hashable by value, so that jitted functions may take it as a static argument.
 
     Attributes:
       architecture: the network.
-      surrogate: what gradients of its output go through.
+      surrogate: the backward pass of its spikes; it need not be that of training.
     """
 
     architecture: Architecture
@@ -31,39 +43,40 @@ class Classifier:
 
     @property
     def stochastic(self) -> bool:
-        """Whether it must be called with a key."""
+        """Whether it draws at random and must be called with a key."""
         return self.architecture.stochastic
+
+    @property
+    def stateful(self) -> bool:
+        """Whether its gradient depends on the previous iterations of an attack."""
+        return isinstance(self.surrogate, AdaptiveSharpness)
 
     def __call__(
         self,
-        params: tuple[dict, MaskTree | None],
+        network_state: tuple[dict, MaskTree | None],
         images: Float[Array, "B H W C"],
         *,
         key: Array | None = None,
     ) -> Float[Array, "B K"]:
-        variables, masks = params
+        """Logits, averaged over time."""
+        variables, masks = network_state
         network = SpikingNetwork(self.architecture)
         return network.apply(variables, images, masks, surrogate=self.surrogate, key=key)
 
     def with_backward(self, surrogate: Backward) -> "Classifier":
-        """The same network, differentiated through something else."""
+        """A copy with another surrogate gradient."""
         return dataclasses.replace(self, surrogate=surrogate)
 
-    @property
-    def remembers(self) -> bool:
-        """Whether its gradient depends on the iterations before."""
-        return isinstance(self.surrogate, AdaptiveSharpness)
-
-    def recall(
+    def apply_stateful(
         self,
-        params: tuple[dict, MaskTree | None],
+        network_state: tuple[dict, MaskTree | None],
         images: Float[Array, "B H W C"],
-        memory: Seen,
+        surrogate_state: Seen,
         *,
         key: Array | None = None,
     ) -> tuple[Float[Array, "B K"], Seen]:
-        """Logits whose gradient goes by a memory, at first `fresh_memory`, and the next one."""
-        variables, masks = params
+        """Logits, differentiated with the surrogate state, and the state of the next iteration."""
+        variables, masks = network_state
         logits, active = SpikingNetwork(self.architecture).apply(
             variables,
             images,
@@ -71,12 +84,14 @@ class Classifier:
             surrogate=self.surrogate,
             activity=True,
             key=key,
-            seen=memory,
+            seen=surrogate_state,
         )
         return logits, active.distances
 
-    def fresh_memory(self, count: int) -> Seen:
-        """What is known of `count` images before an attack."""
+    def initial_state(self, count: int) -> Seen:
+        """Surrogate state before an attack on `count` images; empty unless stateful."""
+        if not isinstance(self.surrogate, AdaptiveSharpness):
+            return {}
         a = self.architecture
         return {
             node.name: self.surrogate.fresh(a.time_steps, (count, *shapes(a)[node.name]))
@@ -85,18 +100,16 @@ class Classifier:
         }
 
 
-Logits = Callable[..., Float[Array, "B K"]]
+def is_stochastic(classifier: ClassifierFn) -> bool:
+    """Whether two passes of the classifier may differ."""
+    return getattr(classifier, "stochastic", False)
 
 
-def is_stochastic(logits: Logits) -> bool:
-    return getattr(logits, "stochastic", False)
+def key_kwargs(classifier: ClassifierFn, key: Array | None) -> dict[str, Array | None]:
+    """Keyword arguments of a call: the key if the classifier is stochastic, else none."""
+    return {"key": key} if is_stochastic(classifier) else {}
 
 
-def keyed(logits: Logits, key: Array | None) -> dict[str, Array | None]:
-    """What else to call a classifier with: the key, if it draws at random."""
-    return {"key": key} if is_stochastic(logits) else {}
-
-
-def start_memory(logits: Logits, count: int) -> Any:
-    """What to give `slope` in an attack's first iteration on `count` images."""
-    return logits.fresh_memory(count) if getattr(logits, "remembers", False) else None
+def initial_state(classifier: Any, count: int) -> Any:
+    """Surrogate state before an attack on `count` images; None unless the classifier has one."""
+    return classifier.initial_state(count) if getattr(classifier, "stateful", False) else None

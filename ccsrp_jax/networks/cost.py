@@ -39,7 +39,7 @@ from ccsrp_jax.networks.architecture import (
     shapes,
     varies_in_time,
 )
-from ccsrp_jax.networks.classifier import Logits, keyed
+from ccsrp_jax.networks.classifier import ClassifierFn, key_kwargs
 from ccsrp_jax.networks.masks import MaskTree, alive, kernel
 from ccsrp_jax.networks.nodes import IMAGE, Conv, Dense, Norm, Spike
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
@@ -167,7 +167,7 @@ def energy_nj(
 
 
 def latency_ms(
-    networks: Sequence[tuple[Logits, Any]],
+    networks: Sequence[tuple[ClassifierFn, Any]],
     images: Float[Array, "B H W C"],
     repeats: int = 30,
     *,
@@ -185,7 +185,7 @@ def latency_ms(
       key: for those that draw at random; drawing is part of their time.
     """
     passes = [jax.jit(logits) for logits, _ in networks]
-    extra = [keyed(logits, key) for logits, _ in networks]
+    extra = [key_kwargs(logits, key) for logits, _ in networks]
     times = np.zeros((repeats + 3, len(networks)))
     for row in times:
         for i, (forward, (_, params)) in enumerate(zip(passes, networks, strict=True)):

@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import group_of, groups
-from ccsrp_jax.networks.classifier import keyed
+from ccsrp_jax.networks.classifier import key_kwargs
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.nodes import Conv, Dense, Norm, Spike
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
@@ -198,7 +198,7 @@ def _slopes(classifier, variables, masks, images, labels, key):
     """By group, the sum over images of squared slopes of each image's loss by the gates."""
 
     def loss(masks, image, label):
-        logits = classifier((variables, masks), image[None], **keyed(classifier, key))
+        logits = classifier((variables, masks), image[None], **key_kwargs(classifier, key))
         return optax.softmax_cross_entropy_with_integer_labels(logits[0], label)
 
     slopes = jax.vmap(jax.grad(loss), (None, 0, 0))(masks, images, labels)
@@ -250,7 +250,7 @@ def sensitivity(key: Array, problem: Problem, variables: dict, masks: MaskTree):
 @partial(jax.jit, static_argnums=0)
 def losses(classifier, variables, masks, images, labels, key):
     """Cross-entropy of a masked network, by image."""
-    logits = classifier((variables, masks), images, **keyed(classifier, key))
+    logits = classifier((variables, masks), images, **key_kwargs(classifier, key))
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 

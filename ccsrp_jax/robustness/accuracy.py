@@ -8,17 +8,17 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ccsrp_jax.attacks.base import JUDGE, Attack
+from ccsrp_jax.attacks.base import CLASSIFICATION_PASS, Attack
 from ccsrp_jax.data.batching import padded_batches
 from ccsrp_jax.data.splits import Split
-from ccsrp_jax.networks.classifier import Logits, is_stochastic
+from ccsrp_jax.networks.classifier import ClassifierFn, is_stochastic
 from ccsrp_jax.utils.errors import InputError
 
 VOTES = 16  # passes over an image for a stochastic network's answer
 
 
 def predict(
-    logits: Logits,
+    logits: ClassifierFn,
     params: Any,
     images: Float[Array, "B H W C"],
     *,
@@ -51,7 +51,7 @@ def _ballot(logits, params, images, key):
 
 
 def correct(
-    logits: Logits,
+    logits: ClassifierFn,
     params: Any,
     split: Split,
     *,
@@ -82,7 +82,7 @@ def correct(
         key_batch = None if key is None else jax.random.fold_in(key, number)
         if attack is not None:
             images = attack(logits, params, images, labels, key_batch)
-        key_votes = None if key is None else jax.random.fold_in(key_batch, JUDGE)
+        key_votes = None if key is None else jax.random.fold_in(key_batch, CLASSIFICATION_PASS)
         classes = predict(logits, params, images, key=key_votes, votes=votes)
         hits.append(np.asarray(classes == labels)[:real])
         progress(real)

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ccsrp_jax.attacks.base import slope
-from ccsrp_jax.attacks.pgd import PGD, Noise
+from ccsrp_jax.attacks.gradients import loss_and_gradient
+from ccsrp_jax.attacks.noise import Noise
+from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.data.batching import padded_batches
 from ccsrp_jax.data.splits import Split, to_unit_range
-from ccsrp_jax.networks.classifier import Logits, is_stochastic, keyed, start_memory
+from ccsrp_jax.networks.classifier import ClassifierFn, initial_state, is_stochastic, key_kwargs
 from ccsrp_jax.robustness.accuracy import VOTES, correct
 from ccsrp_jax.robustness.run_suite import Outcome
 from ccsrp_jax.robustness.suites import View
@@ -90,7 +91,7 @@ class Verdict:
 
 
 def audit(
-    logits: Logits,
+    logits: ClassifierFn,
     params: Any,
     split: Split,
     outcome: Outcome,
@@ -251,7 +252,7 @@ def _vanished(view, split, clean, attack, key, batch_size) -> float:
     useless = []
     for images, labels, real in padded_batches(split, batch_size):
         found = {
-            loss: slope(
+            loss: loss_and_gradient(
                 view.logits,
                 view.params,
                 images,
@@ -259,7 +260,7 @@ def _vanished(view, split, clean, attack, key, batch_size) -> float:
                 loss=loss,
                 key=key,
                 samples=attack.samples,
-                memory=start_memory(view.logits, len(images)),
+                surrogate_state=initial_state(view.logits, len(images)),
             )
             for loss in ("ce", "margin")
         }
@@ -275,7 +276,7 @@ def _vanished(view, split, clean, attack, key, batch_size) -> float:
 def _changed(view, split, key, batch_size) -> float:
     """Largest difference between the logits of two passes, beside the largest logit."""
     images, _, _ = next(padded_batches(split, batch_size))
-    extra = [keyed(view.logits, each) for each in jax.random.split(key)]
+    extra = [key_kwargs(view.logits, each) for each in jax.random.split(key)]
     run = jax.jit(view.logits)
     first, second = (run(view.params, to_unit_range(images), **each) for each in extra)
     return float(jnp.abs(first - second).max() / jnp.maximum(jnp.abs(first).max(), 1e-12))

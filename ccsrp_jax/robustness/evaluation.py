@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ccsrp_jax.attacks.base import Norm, check_ball
+from ccsrp_jax.attacks.threat_model import Norm, ThreatModel
 from ccsrp_jax.data.splits import Split, to_unit_range
-from ccsrp_jax.networks.classifier import Logits, is_stochastic
+from ccsrp_jax.networks.classifier import ClassifierFn, is_stochastic
 from ccsrp_jax.robustness.accuracy import VOTES, correct
 from ccsrp_jax.robustness.audit import Verdict, audit
 from ccsrp_jax.robustness.corruptions import check_corruption, corrupt, names
@@ -94,7 +94,7 @@ class Assessment:
 
 
 def evaluate(
-    logits: Logits,
+    logits: ClassifierFn,
     params: Any,
     split: Split,
     *,
@@ -137,7 +137,7 @@ def evaluate(
     Raises:
       InputError: any of them cannot be used.
     """
-    check_ball(eps, norm)
+    ThreatModel(norm, eps)
     check_number("audit_images", audit_images, 1)
     if taken := {"own", *BACKWARDS} & set(others or {}):
         raise InputError(

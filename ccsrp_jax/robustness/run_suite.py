@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from ccsrp_jax.attacks.base import Norm
+from ccsrp_jax.attacks.threat_model import Norm
 from ccsrp_jax.data.batching import balanced_batch_size
 from ccsrp_jax.data.splits import Split, to_unit_range
-from ccsrp_jax.networks.classifier import Logits, is_stochastic, keyed
+from ccsrp_jax.networks.classifier import ClassifierFn, is_stochastic, key_kwargs
 from ccsrp_jax.robustness.accuracy import VOTES, correct, predict
 from ccsrp_jax.robustness.suites import Entry, View
 from ccsrp_jax.utils.console import Terminal
@@ -95,7 +95,7 @@ class Outcome:
 
 
 def attack_all(
-    logits: Logits,
+    logits: ClassifierFn,
     params: Any,
     split: Split,
     entries: Sequence[Entry],
@@ -160,10 +160,13 @@ def attack_all(
                 if not len(places):
                     break
                 key_part = jax.random.fold_in(key_entry, part)
-                size = balanced_batch_size(total, batch_size)
-                for batch, (chunk, real) in enumerate(_chunks(places, size)):
-                    images = to_unit_range(jnp.asarray(split.images[chunk]))
-                    labels = split.labels[chunk]
+                for batch, (chunk, real) in enumerate(
+                    _chunks(places, balanced_batch_size(total, batch_size))
+                ):
+                    images, labels = (
+                        to_unit_range(jnp.asarray(split.images[chunk])),
+                        split.labels[chunk],
+                    )
                     key_attack, key_votes = jax.random.split(jax.random.fold_in(key_part, batch))
                     found = attack(
                         view.logits, view.params, images, jnp.asarray(labels), key_attack
@@ -226,7 +229,7 @@ def _overstep(found, images, eps, norm) -> float:
     return float(jnp.where(jnp.isfinite(out), jnp.maximum(out, 0), jnp.inf))
 
 
-def _check(logits: Logits, params: Any, split: Split) -> None:
+def _check(logits: ClassifierFn, params: Any, split: Split) -> None:
     if not isinstance(logits, Hashable):
         raise InputError(
             f"the classifier {type(logits).__name__} is not hashable: make it a function or a "
@@ -247,7 +250,7 @@ def _check(logits: Logits, params: Any, split: Split) -> None:
                 "normalise inside of the network."
             )
     shape = jax.ShapeDtypeStruct((1, *split.images.shape[1:]), jnp.float32)
-    extra = keyed(logits, jax.random.key(0))
+    extra = key_kwargs(logits, jax.random.key(0))
     classes = jax.eval_shape(lambda p, x: logits(p, x, **extra), params, shape).shape[-1]
     if classes < 2:
         raise InputError("the network has 1 class, which no attack can change: give 2 or more.")

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.stats import beta, binom, norm
 
-from ccsrp_jax.networks.classifier import Logits, is_stochastic
+from ccsrp_jax.networks.classifier import ClassifierFn, is_stochastic
 from ccsrp_jax.utils.errors import InputError, check_number
 
 ABSTAIN = -1
@@ -66,7 +66,7 @@ class Certificates(NamedTuple):
 
 
 def certify(
-    logits: Logits,
+    logits: ClassifierFn,
     params: Any,
     images: Float[Array | np.ndarray, "N H W C"],
     key: Array,
@@ -117,7 +117,7 @@ def certify(
 
 
 def predict(
-    logits: Logits,
+    logits: ClassifierFn,
     params: Any,
     images: Float[Array | np.ndarray, "N H W C"],
     key: Array,

@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from ccsrp_jax.attacks.apgd import APGD, SAPGD
-from ccsrp_jax.attacks.base import Attack, Norm
-from ccsrp_jax.attacks.pgd import PGD, Noise, fgsm
+from ccsrp_jax.attacks.apgd import APGD
+from ccsrp_jax.attacks.base import Attack
+from ccsrp_jax.attacks.noise import Noise
+from ccsrp_jax.attacks.pgd import PGD, fgsm
+from ccsrp_jax.attacks.sapgd import SAPGD
 from ccsrp_jax.attacks.square import Square
-from ccsrp_jax.networks.classifier import Logits
+from ccsrp_jax.attacks.threat_model import Norm
+from ccsrp_jax.networks.classifier import ClassifierFn
 from ccsrp_jax.networks.gradients import (
     AdaptiveSharpness,
     Backward,
@@ -26,7 +29,7 @@ KINDS = ("noise", "white box", "transfer", "black box")  # in the order of a sui
 class View(NamedTuple):
     """A classifier to differentiate: the network's own, or a stand-in for it."""
 
-    logits: Logits
+    logits: ClassifierFn
     params: Any
 
 
@@ -72,7 +75,7 @@ BACKWARDS: dict[str, Backward] = {
 }
 
 
-def views(logits: Logits, params: Any) -> dict[str, View]:
+def views(logits: ClassifierFn, params: Any) -> dict[str, View]:
     """What attacks may differentiate: the network itself, `own`, and other backward passes.
 
     The others need a classifier with a method `with_backward`, like `network.Classifier`.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float, Int
 
-from ccsrp_jax.networks.classifier import Logits, keyed
+from ccsrp_jax.networks.classifier import ClassifierFn, key_kwargs
 from ccsrp_jax.networks.masks import MaskTree
 
 WIDE = 200  # outputs from which on a dense layer is orthogonalised in part
@@ -71,7 +71,7 @@ def _step(columns, beta):
 
 
 def sparse_gradient(
-    classifier: Logits,
+    classifier: ClassifierFn,
     variables: dict,
     masks: MaskTree | None,
     images: Float[Array, "B H W C"],
@@ -105,7 +105,7 @@ def sparse_gradient(
     """
 
     def confidence(params, x, rivals=None):
-        z = classifier(params, x, **keyed(classifier, key))
+        z = classifier(params, x, **key_kwargs(classifier, key))
         if rivals is None:
             own = jax.nn.one_hot(labels, z.shape[-1], dtype=bool)
             rivals = jnp.where(own, -jnp.inf, z).argmax(-1)

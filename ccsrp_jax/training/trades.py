@@ -1,4 +1,4 @@
-"""The inner attack of TRADES, which needs no labels: as far as it can from the clean output."""
+"""The inner attack of TRADES: it maximizes the divergence from the clean output, without labels."""
 
 from functools import partial
 from typing import Any
@@ -7,15 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ccsrp_jax.attacks.base import project, random_in_ball, steepest
-from ccsrp_jax.attacks.pgd import PGD
-from ccsrp_jax.networks.classifier import Logits, keyed
+from ccsrp_jax.attacks.pgd import PGD, projected_ascent
+from ccsrp_jax.networks.classifier import ClassifierFn, key_kwargs
 from ccsrp_jax.training.losses import divergence
 
 
 def raise_divergence(
-    logits: Logits,
-    params: Any,
+    classifier: ClassifierFn,
+    network_state: Any,
     images: Float[Array, "B H W C"],
     attack: PGD,
     key: Array,
@@ -23,14 +22,15 @@ def raise_divergence(
 ) -> Float[Array, "B H W C"]:
     """Ascends KL(clean || attacked) in a ball, from a uniformly random point of it.
 
-    At the images the KL has no gradient, so TRADES starts with noise of 0.001 around them. That
-    changes no spike of many images, whose gradient then stays 0 but for rounding: hence ours.
+    At the clean images the KL has no gradient, so TRADES starts from noise of 0.001 around
+    them. For spiking networks that is too little: it changes no spike of many images, and their
+    gradient stays 0 except for rounding. Hence our start is anywhere in the ball.
 
     Args:
-      logits, params: the classifier, as for `attacks`.
+      classifier, network_state: as for attacks, see `networks.classifier`.
       images: clean, in [0, 1].
-      attack: radius, norm, steps and their size; of its other settings none is used.
-      key: of the start and of a stochastic network's draws.
+      attack: gives radius, norm, number of steps and their size; its other settings are not used.
+      key: for the start and the draws of a stochastic network.
       temperature: as in `losses.divergence`.
 
     References:
@@ -38,28 +38,31 @@ def raise_divergence(
       (TRADES), ICML 2019.
     """
     key_start, key_clean, key_steps = jax.random.split(key, 3)
-    x = random_in_ball(key_start, images, attack.eps, attack.norm)
-    clean = _outputs(logits, params, images, key_clean)
-    numbers = attack.eps, attack.step_size, temperature
-    for step in range(attack.steps):
+    start = attack.threat.random_point(key_start, images)
+    clean = _logits(classifier, network_state, images, key_clean)
+
+    def gradient_fn(x, step, state):
         key_step = jax.random.fold_in(key_steps, step)
-        x = _climb(logits, attack.norm, params, x, images, clean, numbers, key_step)
-    return x
+        gradient = _gradient(classifier, network_state, x, clean, temperature, key_step)
+        return gradient, state
+
+    return projected_ascent(
+        gradient_fn, start, images, attack.threat, steps=attack.steps, step_size=attack.step_size
+    )
 
 
 @partial(jax.jit, static_argnums=0)
-def _outputs(logits, params, images, key):
-    return logits(params, images, **keyed(logits, key))
+def _logits(classifier, network_state, images, key):
+    return classifier(network_state, images, **key_kwargs(classifier, key))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _climb(logits, norm, params, x, images, clean, numbers, key):
-    eps, step_size, temperature = numbers
+@partial(jax.jit, static_argnums=0)
+def _gradient(classifier, network_state, x, clean, temperature, key):
+    """Gradient of KL(clean || x) with respect to x; 0 where it is not finite."""
 
     def total(x):
-        z = logits(params, x, **keyed(logits, key))
+        z = classifier(network_state, x, **key_kwargs(classifier, key))
         return divergence(clean[None], z[None], temperature).sum()
 
     gradient = jax.grad(total)(x)
-    gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
-    return project(x + step_size * steepest(gradient, norm), images, eps, norm)
+    return jnp.where(jnp.isfinite(gradient), gradient, 0.0)

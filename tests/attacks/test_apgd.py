@@ -14,9 +14,13 @@ from conftest import curved, curved_weights, linear
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccsrp_jax.attacks import base
-from ccsrp_jax.attacks.apgd import APGD, SAPGD, checkpoints, touching
-from ccsrp_jax.attacks.pgd import PGD, Noise
+from ccsrp_jax.attacks.adaptive import checkpoint_windows
+from ccsrp_jax.attacks.apgd import APGD
+from ccsrp_jax.attacks.losses import LOSSES
+from ccsrp_jax.attacks.noise import Noise
+from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.attacks.sapgd import SAPGD
+from ccsrp_jax.attacks.threat_model import ThreatModel
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.gradients import AdaptiveSharpness
 from ccsrp_jax.utils.errors import InputError
@@ -24,7 +28,7 @@ from ccsrp_jax.utils.errors import InputError
 KEY = jax.random.key(0)
 TARGETED = "dlr_targeted"
 KINDS = tuple(
-    APGD(loss=loss, norm=norm, targets=3) for loss in base.LOSSES for norm in ("linf", "l2")
+    APGD(loss=loss, norm=norm, targets=3) for loss in LOSSES for norm in ("linf", "l2")
 ) + tuple(SAPGD(loss=loss) for loss in ("ce", "dlr"))
 
 
@@ -165,7 +169,7 @@ def plain_sapgd(look, image, x, eps, steps):
 
 @pytest.mark.parametrize("steps", (1, 2, 7, 20, 25, 50, 100, 101, 1000))
 def test_checkpoints_come_where_a_plain_count_puts_them(steps):
-    found = checkpoints(steps)
+    found = checkpoint_windows(steps)
     assert list(found) == list(plain_checkpoints(steps))
     assert np.cumsum(list(found.values())).tolist() == list(found)
     if steps == 100:
@@ -179,7 +183,7 @@ def agreement(problem, attack, look_of, *, logits=curved, targets=None):
     the last bits decide, and how many do depends on the processor.
     """
     images, labels, weights = problem
-    start = touching(jax.random.key(5), images, attack.eps, attack.norm)
+    start = attack.threat.random_surface_point(jax.random.key(5), images)
     plain = plain_sapgd if isinstance(attack, SAPGD) else partial(plain_apgd, norm=attack.norm)
     if isinstance(attack, APGD):
         plain = partial(plain, rho=attack.rho)
@@ -201,13 +205,13 @@ def agreement(problem, attack, look_of, *, logits=curved, targets=None):
         points, sizes, (wrong, value, x) = plain(
             watched, image, np.asarray(start[i], float), attack.eps, attack.steps
         )
-        kept = states[-1].kept
+        worst = states[-1].worst
         apart = np.abs(ours[i] - points).reshape(attack.steps, -1).max(1) > 1e-9
         if isinstance(attack, APGD):
             apart |= ~np.isclose([state.step_size[i] for state in states[:-1]], sizes)
         same = not apart.any()
-        same &= np.allclose(kept.loss[i], value) and kept.wrong[i] == wrong
-        same &= np.allclose(kept.images[i], x, rtol=0, atol=1e-9)
+        same &= np.allclose(worst.loss[i], value) and worst.misclassified[i] == wrong
+        same &= np.allclose(worst.images[i], x, rtol=0, atol=1e-9)
         assert same or last_bits_decide(seen) <= (apart.argmax() if apart.any() else attack.steps)
         equal.append(same)
         all_sizes.append(sizes)
@@ -266,21 +270,21 @@ def test_points_and_result_equal_a_plain_sapgd_of_each_image(problem, attack):
 class Turning:
     """The curved classifier; from the third look of an attack on, its gradient points back."""
 
-    remembers = True
+    stateful = True
 
     def __call__(self, weights, images):
         return curved(weights, images)
 
-    def fresh_memory(self, count):
+    def initial_state(self, count):
         return 0
 
-    def recall(self, weights, images, looks):
+    def apply_stateful(self, weights, images, looks):
         z = curved(weights, images)
         return jnp.where(looks < 3, z, 2 * jax.lax.stop_gradient(z) - z), looks + 1
 
 
 @pytest.mark.parametrize("attack", (APGD(0.1, 12), SAPGD(0.1, 12)), ids=name)
-def test_what_a_classifier_remembers_is_carried_from_look_to_look(problem, attack):
+def test_the_surrogate_state_is_carried_from_iteration_to_iteration(problem, attack):
     _, labels, weights = problem
 
     def look_of(i):
@@ -300,23 +304,23 @@ def test_adaptive_sharpness_sees_every_iterate(network, images):
     architecture, variables = network
     classifier = Classifier(architecture, AdaptiveSharpness())
     params, labels = (variables, None), jnp.arange(16) % 10
-    cross_entropy = base.LOSSES["ce"]
+    cross_entropy = LOSSES["ce"]
 
     @jax.jit
     def gradient(x, memory):
         def loss(x):
-            logits, after = classifier.recall(params, x, memory)
+            logits, after = classifier.apply_stateful(params, x, memory)
             return cross_entropy(logits, labels, None).sum(), after
 
         return jax.grad(loss, has_aux=True)(x)
 
-    x = touching(KEY, images, 0.1, "linf")
-    memory, momentum, forgetful = classifier.fresh_memory(16), 0, 0
+    x = ThreatModel("linf", 0.1).random_surface_point(KEY, images)
+    memory, momentum, forgetful = classifier.initial_state(16), 0, 0
     for state in SAPGD(0.1, 4).path(classifier, params, images, labels, KEY, x):
         found, memory = gradient(x, memory)
         momentum = 0.5 * momentum + found / jnp.abs(found).mean((1, 2, 3), keepdims=True)
         np.testing.assert_allclose(state.momentum, momentum, rtol=1e-3, atol=1e-3)
-        found, _ = gradient(x, classifier.fresh_memory(16))
+        found, _ = gradient(x, classifier.initial_state(16))
         forgetful = 0.5 * forgetful + found / jnp.abs(found).mean((1, 2, 3), keepdims=True)
         x = state.x
     assert jnp.abs(momentum - forgetful).max() > 0.1
@@ -430,11 +434,12 @@ def test_bytes_and_floats_are_the_same_images(problem, attack):
 @pytest.mark.parametrize("norm", ("linf", "l2"))
 def test_starts_touch_the_ball_in_every_direction(norm):
     inside = jnp.full((300, 4, 4, 1), 0.5)
-    moved = touching(KEY, inside, 0.25, norm) - 0.5
+    threat = ThreatModel(norm, 0.25)
+    moved = threat.random_surface_point(KEY, inside) - 0.5
     np.testing.assert_allclose(length(moved, norm), 0.25, rtol=1e-5)
     mean = np.asarray(moved).mean(0)
     assert np.abs(mean).max() < 5 * np.asarray(moved).std() / math.sqrt(300)
-    edge = touching(KEY, jnp.zeros((300, 4, 4, 1)), 0.25, norm)
+    edge = threat.random_surface_point(KEY, jnp.zeros((300, 4, 4, 1)))
     assert edge.min() == 0 and 0.3 < (edge > 0).mean() < 0.7
 
 
@@ -484,7 +489,7 @@ def check_whole(problem, attack):
     images, labels, weights = problem
     keys = jax.random.split(KEY, len(attack.parts))
     found = [
-        part._run(curved, weights, images, labels, key)
+        part.run_once(curved, weights, images, labels, key)
         for part, key in zip(attack.parts, keys, strict=True)
     ]
     wrong = [np.asarray(curved(weights, x).argmax(-1) != labels) for x in found]
@@ -516,17 +521,31 @@ def test_targets_that_a_classifier_has_not_are_left_out(problem):
     ),
     ids=lambda attack: type(attack).__name__,
 )
-def test_gradients_are_as_many_as_are_evaluated(problem, attack, monkeypatch):
+def test_gradients_are_as_many_as_are_evaluated(problem, attack):
     images, labels, weights = problem
-    samples, slope = [], base.slope
+    evaluated = []
 
-    def counted(*args, **options):
-        samples.append(options["samples"])
-        return slope(*args, **options)
+    @jax.custom_vjp
+    def counted(logits):
+        return logits
 
-    monkeypatch.setattr(base, "slope", counted)
-    attack(curved, weights, images, labels, KEY)
-    assert attack.gradients == sum(samples) and attack.queries == 0
+    def backward(_, gradient):
+        jax.debug.callback(lambda: evaluated.append(1))
+        return (gradient,)
+
+    counted.defvjp(lambda logits: (logits, None), backward)
+
+    class Counting:
+        """The curved classifier; it counts its backward passes, and every draw is one."""
+
+        stochastic = True
+
+        def __call__(self, weights, images, *, key):
+            return counted(curved(weights, images))
+
+    attack(Counting(), weights, images, labels, KEY)
+    jax.effects_barrier()
+    assert attack.gradients == len(evaluated) and attack.queries == 0
     if isinstance(attack, APGD | SAPGD):
         assert attack.gradients == sum(part.gradients for part in attack.parts)
 

@@ -8,11 +8,14 @@ from conftest import linear
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccsrp_jax.attacks import base
-from ccsrp_jax.attacks.apgd import APGD, SAPGD
-from ccsrp_jax.attacks.base import LOSSES, margin, slope
-from ccsrp_jax.attacks.pgd import PGD, Noise, fgsm
+from ccsrp_jax.attacks.apgd import APGD
+from ccsrp_jax.attacks.gradients import loss_and_gradient
+from ccsrp_jax.attacks.losses import LOSSES, margin
+from ccsrp_jax.attacks.noise import Noise
+from ccsrp_jax.attacks.pgd import PGD, fgsm
+from ccsrp_jax.attacks.sapgd import SAPGD
 from ccsrp_jax.attacks.square import Square
+from ccsrp_jax.attacks.threat_model import ThreatModel, check_norm
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.utils.errors import InputError
 
@@ -115,7 +118,7 @@ def test_l2_pgd_reaches_the_worst_case_of_a_linear_classifier():
 
 def test_l2_starts_are_uniform_in_the_ball():
     images = jnp.full((4000, 3, 3, 1), 0.5)
-    moved = base.random_in_ball(KEY, images, 0.2, "l2") - 0.5
+    moved = ThreatModel("l2", 0.2).random_point(KEY, images) - 0.5
     radius = np.linalg.norm(np.asarray(moved).reshape(4000, 9), axis=1) / 0.2
     # P(radius <= r) = r^9
     np.testing.assert_allclose(
@@ -156,7 +159,7 @@ def test_losses_equal_their_definitions():
 def test_every_loss_has_a_finite_gradient_whatever_the_classes(loss, classes):
     images, labels, weights = problem(SHAPES[0], 5, classes, "float32", 5)
     for scaled in (weights, 0 * weights):
-        found = slope(linear, scaled, images, labels, loss=loss, targets=labels * 0)
+        found = loss_and_gradient(linear, scaled, images, labels, loss=loss, targets=labels * 0)
         assert jnp.isfinite(found.loss).all() and jnp.isfinite(found.gradient).all()
     assert margin(linear(weights, images), labels).shape == (5,)
 
@@ -170,8 +173,10 @@ def test_an_expectation_is_the_mean_of_its_draws():
 
     images, labels, weights = problem(SHAPES[0], 5, 3, "float32", 6)
     noisy = Noisy()
-    found = slope(noisy, weights, images, labels, key=KEY, samples=4)
-    each = [slope(noisy, weights, images, labels, key=k) for k in jax.random.split(KEY, 4)]
+    found = loss_and_gradient(noisy, weights, images, labels, key=KEY, samples=4)
+    each = [
+        loss_and_gradient(noisy, weights, images, labels, key=k) for k in jax.random.split(KEY, 4)
+    ]
     for name in ("loss", "gradient", "logits"):
         mean = np.mean([getattr(one, name) for one in each], 0)
         np.testing.assert_allclose(getattr(found, name), mean, rtol=1e-4, atol=1e-6)
@@ -181,7 +186,7 @@ def test_an_expectation_is_the_mean_of_its_draws():
 @pytest.mark.parametrize(
     "make, message",
     (
-        (lambda: base.check_ball(0.1, "l3"), "norm 'l3'"),
+        (lambda: check_norm("l3"), "norm 'l3'"),
         (lambda: PGD(2.0, norm="linf"), "eps 2.0 is outside"),
         (lambda: PGD(-1.0, norm="l2"), "eps -1.0 is outside"),
         (lambda: PGD(samples=0), "samples 0"),

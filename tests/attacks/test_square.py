@@ -11,8 +11,8 @@ from conftest import curved, curved_weights, linear
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccsrp_jax.attacks.base import margin
-from ccsrp_jax.attacks.square import HALVINGS, LOOK_EVERY, Square
+from ccsrp_jax.attacks.losses import margin
+from ccsrp_jax.attacks.square import CHECK_EVERY, HALVINGS, Square
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.zoo import init, plain
 from ccsrp_jax.utils.errors import InputError
@@ -310,7 +310,7 @@ def test_the_search_ends_soon_after_every_image_is_broken():
     ours = Square(0.3, 2000)(counting, weights, images, labels, KEY)
     jax.effects_barrier()
     assert (curved(weights, ours).argmax(-1) != labels).all()
-    assert 2 < len(counting.asked) <= 2 + 10 * LOOK_EVERY
+    assert 2 < len(counting.asked) <= 2 + 10 * CHECK_EVERY
 
 
 def test_a_tie_for_the_true_class_is_not_yet_a_success():

@@ -382,23 +382,23 @@ def dense_network(seed=0, time_steps=4, neuron=LIF(2.5, 0.8, "soft")):
     return architecture, {"params": weights}, draw, images
 
 
-def test_recall_remembers_the_iterations_so_far_and_goes_by_them():
+def test_a_stateful_gradient_follows_the_iterations_so_far():
     neuron = LIF(2.5, 0.8, "soft")
     architecture, variables, w, images = dense_network(neuron=neuron)
     backward, time_steps = AdaptiveSharpness(0.85, 0.7), architecture.time_steps
     classifier = Classifier(architecture, backward)
-    assert classifier.remembers and not Classifier(architecture).remembers
+    assert classifier.stateful and not Classifier(architecture).stateful
     d_logits = np.random.default_rng(9).normal(size=(6, 3)).astype(np.float32)
 
     @jax.jit
     def ask(x, memory):
         def value(x):
-            logits, after = classifier.recall((variables, None), x, memory)
+            logits, after = classifier.apply_stateful((variables, None), x, memory)
             return (logits * d_logits).sum(), (logits, after)
 
         return jax.grad(value, has_aux=True)(x)
 
-    leak, memory = 1 - 1 / 2.5, classifier.fresh_memory(6)
+    leak, memory = 1 - 1 / 2.5, classifier.initial_state(6)
     mean, deviation = np.ones((time_steps, 6, 10)), np.zeros((time_steps, 6, 10))
     for iteration in range(3):
         x = np.clip(images + 0.2 * iteration * np.sign(images - 0.5), 0, 1)
@@ -438,12 +438,12 @@ def test_an_attack_through_adaptive_sharpness_keeps_its_memory():
     labels = jnp.asarray(np.arange(6) % 3)
 
     def by_hand(remembering):
-        fresh = classifier.fresh_memory(6)
+        fresh = classifier.initial_state(6)
         x, memory = jnp.asarray(images), fresh
         for _ in range(6):
 
             def loss(x, memory):
-                logits, after = classifier.recall(params, x, memory)
+                logits, after = classifier.apply_stateful(params, x, memory)
                 chance = jax.nn.log_softmax(logits)
                 return -jnp.take_along_axis(chance, labels[:, None], 1).sum(), after
 

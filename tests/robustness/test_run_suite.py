@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import linear
 
-from ccsrp_jax.attacks.pgd import PGD, Noise, fgsm
+from ccsrp_jax.attacks.noise import Noise
+from ccsrp_jax.attacks.pgd import PGD, fgsm
 from ccsrp_jax.attacks.square import Square
 from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks.classifier import Classifier

@@ -9,7 +9,6 @@ from conftest import busy
 from workers import trainer
 from workers.processes import finish, on_cpu, start
 
-from ccsrp_jax.attacks.base import random_in_ball
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.data import augmentation
 from ccsrp_jax.data.splits import Split
@@ -281,7 +280,7 @@ def test_attack_of_trades_raises_the_divergence_more_than_noise(network, images)
     classifier, params = Classifier(architecture), (variables, {})
     key, attack = jax.random.key(0), PGD(0.1, 5)
     attacked = raise_divergence(classifier, params, images, attack, key)
-    noisy = random_in_ball(key, images, 0.1, "linf")
+    noisy = attack.threat.random_point(key, images)
     outputs = jax.jit(classifier)
     clean = outputs(params, images)
     by_attack, by_noise = (

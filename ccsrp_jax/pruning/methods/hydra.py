@@ -18,7 +18,7 @@ from ccsrp_jax.data.augmentation import augment
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import kernel_shapes
-from ccsrp_jax.networks.classifier import keyed
+from ccsrp_jax.networks.classifier import key_kwargs
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.pruning import budget
 from ccsrp_jax.pruning.criteria import l1
@@ -195,7 +195,7 @@ def straight_through(
 def _step(classifier, variables, scores, velocity, counts, images, labels, rate, momentum, key):
     def loss(scores) -> Float[Array, ""]:
         masks = straight_through(scores, counts)
-        logits = classifier((variables, masks), images, **keyed(classifier, key))
+        logits = classifier((variables, masks), images, **key_kwargs(classifier, key))
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     slopes = jax.grad(loss)(scores)

@@ -1,0 +1,138 @@
+"""The loop that APGD and SA-PGD share: iterates, their worst one, and checkpoints.
+
+Both evaluate the classifier, record the worst iterate so far, take a step, and may halve their
+step size at the same checkpoints.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ccsrp_jax.attacks.base import RestartedAttack
+from ccsrp_jax.attacks.gradients import LossAndGradient, loss_and_gradient
+from ccsrp_jax.attacks.threat_model import per_image
+from ccsrp_jax.data.splits import to_unit_range
+from ccsrp_jax.networks.classifier import ClassifierFn, initial_state, is_stochastic
+from ccsrp_jax.utils.errors import check_number, unknown
+
+
+class WorstIterate(NamedTuple):
+    """For each image the worst iterate so far: misclassified before correct, then by loss."""
+
+    images: Float[Array, "B H W C"]
+    loss: Float[Array, "B"]
+    misclassified: Bool[Array, "B"]
+
+    @classmethod
+    def none_yet(cls, images: Float[Array, "B H W C"], labels: Int[Array, "B"]) -> "WorstIterate":
+        """Before any evaluation: every iterate is worse."""
+        return cls(images, jnp.full(labels.shape, -jnp.inf), jnp.zeros(labels.shape, bool))
+
+    def update(
+        self, x: Float[Array, "B H W C"], result: LossAndGradient, labels: Int[Array, "B"]
+    ) -> "WorstIterate":
+        """The worse of this and of the iterate x that was evaluated."""
+        wrong = result.logits.argmax(-1) != labels
+        equally_wrong = wrong == self.misclassified
+        worse = (wrong & ~self.misclassified) | (equally_wrong & (result.loss > self.loss))
+        return WorstIterate(
+            jnp.where(per_image(worse), x, self.images),
+            jnp.where(worse, result.loss, self.loss),
+            self.misclassified | wrong,
+        )
+
+
+class AdaptiveAttack(RestartedAttack):
+    """Base of attacks that set their own step size; a subclass defines its start and its step.
+
+    The result is each image's worst iterate. States have the fields `x`, the next iterate to
+    evaluate, and `worst`, a `WorstIterate`.
+    """
+
+    steps: int
+    loss: str
+    samples: int
+
+    @property
+    def gradients(self) -> int:
+        """Gradients per image, at most: every part also evaluates its last iterate."""
+        return (self.steps + 1) * len(self.parts) * self.samples
+
+    def start_state(self, start, labels) -> Any:
+        """State before the first evaluation."""
+        raise NotImplementedError
+
+    def next_state(self, iteration, windows, state, result, images, labels) -> Any:
+        """State after the evaluation `result` of `state.x` and a step."""
+        raise NotImplementedError
+
+    def run_once(self, classifier, network_state, images, labels, key):
+        """One run from a random start; arguments as for a call."""
+        return self.run_towards(classifier, network_state, to_unit_range(images), labels, key, None)
+
+    def run_towards(self, classifier, network_state, images, labels, key, targets):
+        """One run on images in float32, towards target classes where the loss takes them."""
+        key_start, key_draws = jax.random.split(key)
+        start = self.threat.random_surface_point(key_start, images)
+        worst = images
+        for state in self.path(
+            classifier, network_state, images, labels, key_draws, start, targets
+        ):
+            worst = state.worst.images
+        return worst
+
+    def path(
+        self,
+        classifier: ClassifierFn,
+        network_state: Any,
+        images: Float[Array, "B H W C"],
+        labels: Int[Array, "B"],
+        key: Array,
+        start: Float[Array, "B H W C"],
+        targets: Int[Array, "B"] | None = None,
+    ) -> Iterator[Any]:
+        """One run from a given start: its state after each of steps + 1 evaluations."""
+        state = self.start_state(start, labels)
+        surrogate_state = initial_state(classifier, len(images))
+        windows = checkpoint_windows(self.steps)
+        for iteration in range(self.steps + 1):
+            result = loss_and_gradient(
+                classifier,
+                network_state,
+                state.x,
+                labels,
+                loss=self.loss,
+                targets=targets,
+                key=jax.random.fold_in(key, iteration) if is_stochastic(classifier) else None,
+                samples=self.samples,
+                surrogate_state=surrogate_state,
+            )
+            surrogate_state = result.surrogate_state
+            state = self.next_state(iteration, windows, state, result, images, labels)
+            yield state
+
+    def check_settings(self, losses: Collection[str]) -> None:
+        """Raises InputError for a setting that is out of range or an unknown loss."""
+        _ = self.threat  # checks norm and radius
+        for name in ("steps", "restarts", "samples"):
+            check_number(f"attack {name}", getattr(self, name), 1)
+        if self.loss not in losses:
+            raise unknown("attack loss", self.loss, losses)
+
+
+def checkpoint_windows(steps: int) -> Mapping[int, int]:
+    """Steps after which step sizes may be halved, each with the steps since the one before.
+
+    The windows start at 0.22 of all steps and shrink by 0.03 down to 0.06 (Croce and Hein,
+    ICML 2020).
+    """
+    window, decrease, smallest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+    checkpoint, windows = window, {}
+    while checkpoint <= steps:
+        windows[checkpoint] = window
+        window = max(window - decrease, smallest)
+        checkpoint += window
+    return windows

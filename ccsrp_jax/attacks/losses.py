@@ -1,0 +1,65 @@
+"""Losses that attacks maximize: each maps (logits, labels, targets) to one value per image."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+Loss = Callable[[Float[Array, "B K"], Int[Array, "B"], Int[Array, "B"] | None], Float[Array, "B"]]
+
+
+def margin(
+    logits: Float[Array, "B K"], labels: Int[Array, "B"], targets: Int[Array, "B"] | None = None
+) -> Float[Array, "B"]:
+    """Largest other logit minus that of the label: above 0 where misclassified.
+
+    References:
+      Carlini and Wagner, Towards Evaluating the Robustness of Neural Networks, S&P 2017.
+    """
+    if logits.shape[-1] == 1:
+        return 0 * logits[:, 0]
+    is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    return jnp.where(is_label, -jnp.inf, logits).max(-1) - _logit(logits, labels)
+
+
+def cross_entropy(
+    logits: Float[Array, "B K"], labels: Int[Array, "B"], targets: Int[Array, "B"] | None = None
+) -> Float[Array, "B"]:
+    """Softmax cross-entropy with the label."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def dlr(
+    logits: Float[Array, "B K"], labels: Int[Array, "B"], targets: Int[Array, "B"] | None = None
+) -> Float[Array, "B"]:
+    """Difference of logits ratio (Croce and Hein, ICML 2020); the margin below 3 classes."""
+    if logits.shape[-1] < 3:
+        return margin(logits, labels)
+    z = jnp.sort(logits, -1)
+    return margin(logits, labels) / (z[:, -1] - z[:, -3] + 1e-12)
+
+
+def dlr_targeted(
+    logits: Float[Array, "B K"], labels: Int[Array, "B"], targets: Int[Array, "B"] | None
+) -> Float[Array, "B"]:
+    """Difference of logits ratio towards a target class; the difference below 4 classes."""
+    gap = _logit(logits, targets) - _logit(logits, labels)
+    if logits.shape[-1] < 4:
+        return gap
+    z = jnp.sort(logits, -1)
+    return gap / (z[:, -1] - (z[:, -3] + z[:, -4]) / 2 + 1e-12)
+
+
+LOSSES: dict[str, Loss] = {
+    "ce": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+    "dlr_targeted": dlr_targeted,
+}
+
+
+def _logit(logits, classes):
+    """Every image's logit of the given class."""
+    return jnp.take_along_axis(logits, classes[:, None], -1)[:, 0]
