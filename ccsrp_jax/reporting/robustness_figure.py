@@ -27,7 +27,7 @@ from ccsrp_jax.reporting.figure_style import (
 )
 from ccsrp_jax.reporting.run_summary import Row, format_number, number
 from ccsrp_jax.utils.errors import InputError
-from ccsrp_jax.utils.stats import interval
+from ccsrp_jax.utils.stats import wilson_interval
 
 COLOURS = (BLUE, VERMILION, GREEN, INK)
 
@@ -262,7 +262,7 @@ def _plot_eps(ax: Axes, records: dict[str, Row]) -> None:
     ax.set_xscale("symlog", linthresh=min(eps for eps in radii if eps), linscale=0.4)
     for record, colour, dash in zip(records.values(), COLOURS, DASHES, strict=False):
         eps, shares = zip(*record["audit"]["eps_curve"], strict=True)
-        ends = [interval(share, record["audit"]["images"]) for share in shares]
+        ends = [wilson_interval(share, record["audit"]["images"]) for share in shares]
         ax.fill_between(eps, *zip(*ends, strict=True), color=colour, alpha=0.12, linewidth=0)
         line = {"linewidth": 1.4, "marker": "o", "markersize": 3.5}
         ax.plot(eps, shares, color=colour, linestyle=dash, **line)
@@ -296,7 +296,7 @@ def _plot_widths(ax: Axes, records: dict[str, Row]) -> None:
             if name not in curve:
                 continue
             y = place + (i - middle) * 0.26
-            ends = interval(curve[name], record["audit"]["images"])
+            ends = wilson_interval(curve[name], record["audit"]["images"])
             ax.plot(ends, [y, y], color=COLOURS[i], linewidth=0.9)
             ax.plot(curve[name], y, color=COLOURS[i], marker="o", markersize=4)
     ax.set_xlim(-0.03, 1.03)

@@ -39,7 +39,7 @@ from ccsrp_jax.reporting.run_summary import (
     search_attack,
     test_attack,
 )
-from ccsrp_jax.utils.stats import interval
+from ccsrp_jax.utils.stats import wilson_interval
 
 # Light throughout, so that dark numbers stay readable on every shade.
 KEPT = LinearSegmentedColormap.from_list("kept", ["#FFFFFF", "#5AA5D2"])
@@ -135,7 +135,7 @@ def _plot_star(
     share = number(share)
     if not math.isfinite(x + share):
         return []
-    low, high = interval(share, number(summary.get("test_images")))
+    low, high = wilson_interval(share, number(summary.get("test_images")))
     aside = ax.transData + ScaledTranslation(shift / 72, 0, ax.figure.dpi_scale_trans)
     ax.plot([x, x], [low, high], color=INK, linewidth=1, transform=aside)
     ax.plot([x, x], [-1, share], color=GREY, linewidth=0.7, linestyle=":", transform=aside)

@@ -26,7 +26,7 @@ from ccsrp_jax.reporting.run_summary import (
 )
 from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.io import write_atomic
-from ccsrp_jax.utils.stats import interval
+from ccsrp_jax.utils.stats import wilson_interval
 
 QUANTITIES = (  # key of a network's measurements, name, unit, format
     ("accuracy", "Accuracy", "fraction of test images", ".3f"),
@@ -98,7 +98,7 @@ def _html(config: Row, summary: Row, archive: list[Row], pictures: dict[str, byt
         finding=finding(summary),
         quantities=QUANTITIES,
         ratio=ratio,
-        interval=lambda share, images: interval(number(share), number(images)),
+        interval=lambda share, images: wilson_interval(number(share), number(images)),
         points=list(zip(map(round_name, archive), macs_left(archive), archive, strict=True)),
         figures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
         config=json.dumps(config, indent=2, ensure_ascii=False),

@@ -21,7 +21,7 @@ from ccsrp_jax.robustness.run_suite import Outcome, attack_all
 from ccsrp_jax.robustness.suites import BACKWARDS, EOT, Entry, View, entries_of, views
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError, check_number
-from ccsrp_jax.utils.stats import interval
+from ccsrp_jax.utils.stats import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Assessment:
     @property
     def headline(self) -> str:
         """The worst case with its interval, or why there is none."""
-        low, high = interval(self.outcome.robust_accuracy, len(self.outcome.clean))
+        low, high = wilson_interval(self.outcome.robust_accuracy, len(self.outcome.clean))
         attacks = sum(row.kind != "noise" for row in self.outcome.rows)
         ball = f"{self.outcome.norm} eps {self.outcome.eps:.4g}"
         figure = (
@@ -70,10 +70,10 @@ class Assessment:
             "images": len(outcome.clean),
             **share,
             "intervals": {
-                name: interval(value, len(outcome.clean)) for name, value in share.items()
+                name: wilson_interval(value, len(outcome.clean)) for name, value in share.items()
             },
             "attacks": [
-                row._asdict() | {"interval": interval(row.accuracy, len(outcome.clean))}
+                row._asdict() | {"interval": wilson_interval(row.accuracy, len(outcome.clean))}
                 for row in outcome.rows
             ],
             "gradients": sum(row.gradients for row in outcome.rows),

@@ -3,8 +3,8 @@
 import math
 
 
-def interval(share: float, count: float | int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share that `count` images showed; nan where unknown.
+def wilson_interval(share: float, count: float | int) -> tuple[float, float]:
+    """Wilson's 95 % confidence interval of a share measured on `count` images; nan if unknown.
 
     It says what another draw of as many test images could show for the same network; two
     networks that saw the same images differ more surely than their intervals suggest.

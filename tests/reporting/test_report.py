@@ -302,7 +302,7 @@ def test_dense_network_alone_is_assessed_alone(tmp_path):
 @pytest.mark.parametrize("count, images", [(0, 5), (5, 5), (252, 360), (1, 10000)])
 def test_interval_is_wilsons(count, images):
     expected = binomtest(count, images).proportion_ci(method="wilson")
-    assert stats.interval(count / images, float(images)) == pytest.approx(expected, abs=1e-5)
+    assert stats.wilson_interval(count / images, float(images)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_names_are_text_and_not_markup(tmp_path):

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from ccsrp_jax.reporting.figure_style import to_png
 from ccsrp_jax.reporting.robustness_figure import robustness_figure
 from ccsrp_jax.utils.errors import InputError
-from ccsrp_jax.utils.stats import interval
+from ccsrp_jax.utils.stats import wilson_interval
 
 QUICK = [  # name, through, kind, images left of 200, by itself
     ("noise", "own", "noise", 186, 186),
@@ -38,7 +38,7 @@ def record(suite=QUICK, reasons=(), images=200, clean=190, eps=0.1, own=0.7) -> 
                 "gradients": 20 * left,
                 "queries": 0,
                 "seconds": 1.25,
-                "interval": interval(now / images, images),
+                "interval": wilson_interval(now / images, images),
             }
         )
         left = now
@@ -53,7 +53,7 @@ def record(suite=QUICK, reasons=(), images=200, clean=190, eps=0.1, own=0.7) -> 
         "norm": "linf",
         "images": images,
         **shares,
-        "intervals": {name: interval(share, images) for name, share in shares.items()},
+        "intervals": {name: wilson_interval(share, images) for name, share in shares.items()},
         "attacks": attacks,
         "gradients": 1000,
         "queries": 30,
