@@ -1,80 +1,68 @@
-"""Reads TFDS sets that lie prepared, without TensorFlow."""
+"""Prepared TFDS data sets, read without TensorFlow, from their files alone."""
 
 import difflib
 import io
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ccsrp_jax.data.splits import CHUNK, SourceDataset, checked_split
+from ccsrp_jax.data.division import CHUNK
+from ccsrp_jax.data.source import SourceDataset, subset_footnotes, validated_split
 from ccsrp_jax.utils.errors import InputError, reason
 
-TFDS_NAME = r"\w+(/[\w.-]+)?"  # a set, or one of its configurations
-
-
+NAME_PATTERN = r"\w+(/[\w.-]+)?"  # NAME or NAME/CONFIG
 OFFICIAL_SIZES = {  # training and test images
     "cifar10": (50000, 10000),
     "mnist": (60000, 10000),
     "svhn_cropped": (73257, 26032),
 }
+COLOUR_GLYPHS = {"cmaterdb", "omniglot", "svhn_cropped"}  # colour images that flips would change
 
 
-COLOUR_GLYPHS = {"cmaterdb", "omniglot", "svhn_cropped"}  # a flip would change what they show
+def read(name: str, data_dir: str | None, other_names: Iterable[str] = ()) -> SourceDataset:
+    """A prepared image-classification data set.
 
+    Args:
+      name: NAME or NAME/CONFIG of a TFDS data set.
+      data_dir: folder of prepared data sets, by default that of TFDS.
+      other_names: of data sets from other sources, for the error about an unknown name.
 
-def read_prepared(name: str, data_dir: str | None) -> SourceDataset:
-    """A prepared TFDS set, read from its files alone: no builder code, no download."""
+    Raises:
+      InputError: TFDS has no such data set, it is not prepared there, it is no image
+        classification, or its files are damaged.
+    """
     import tensorflow_datasets as tfds
     from google.protobuf import json_format
 
-    root = _root(data_dir)
-    folder = _prepared_folder(name, root)
-    damaged = (OSError, RuntimeError, ValueError, KeyError, json_format.Error)
+    root = data_folder(data_dir)
+    folder = _prepared_folder(name, root, other_names)
     try:
         builder = tfds.builder_from_directory(folder)
-        found = list(builder.info.splits)
-    except damaged as error:
-        raise _unreadable(name, root, folder, error) from error
-    features = builder.info.features
-    is_dict = isinstance(features, tfds.features.FeaturesDict)
-    features = dict(features.items()) if is_dict else {}
-    image, label = features.get("image"), features.get("label")
-    kinds = tfds.features.Image, tfds.features.ClassLabel
-    if not isinstance(image, kinds[0]) or not isinstance(label, kinds[1]):
+        splits = list(builder.info.splits)
+        image, label = _features(name, folder, builder)
+        _check_splits(name, folder, splits)
+        arrays = {split: _decode(builder, split, image.shape) for split in ("train", "test")}
+    except (OSError, RuntimeError, ValueError, KeyError, json_format.Error) as error:
         raise InputError(
-            f"{name} in {folder} is no image-classification set: expected the features image and "
-            f"label, found {', '.join(sorted(features)) or 'none'}; choose a set that has them."
-        )
-    if None in image.shape or image.shape[-1] not in (1, 3) or image.np_dtype != np.uint8:
-        raise InputError(
-            f"{name} has images of shape {image.shape} and type {np.dtype(image.np_dtype)}: "
-            "expected 8-bit images of one size with 1 or 3 channels; resize them into an .npz."
-        )
-    for split in ("train", "test"):
-        if split not in found:
-            raise InputError(
-                f"{name} in {folder} has no {split} split, only {', '.join(found) or 'none'}: "
-                "choose a set with both, or give its images as an .npz."
-            )
-    try:
-        raw = {split: _decoded(builder, split, image.shape) for split in ("train", "test")}
-    except damaged as error:
-        raise _unreadable(name, root, folder, error) from error
+            f"the files of {name} in {folder} cannot be read ({reason(error)}): remove that folder "
+            f"and prepare the data set again with {_prepare_command(name, root)}."
+        ) from error
     train, test = (
-        checked_split(name, f"{split} images", images, f"{split} labels", labels, label.num_classes)
-        for split, (images, labels) in raw.items()
-    )
-    base, sizes = name.split("/")[0], (len(train.labels), len(test.labels))
-    footnotes = []
-    if OFFICIAL_SIZES.get(base, sizes) != sizes:
-        footnotes.append(
-            f"a part of {base}, not to be reported as it: {sizes[0]} of "
-            f"{OFFICIAL_SIZES[base][0]} training and {sizes[1]} test images"
+        validated_split(
+            name, f"{split} images", images, f"{split} labels", labels, label.num_classes
         )
+        for split, (images, labels) in arrays.items()
+    )
+    base = name.split("/")[0]
+    footnotes = subset_footnotes(
+        base, (len(train.labels), len(test.labels)), OFFICIAL_SIZES.get(base)
+    )
     if builder.__module__.endswith("adhoc_builder"):
-        footnotes.append("the files were not prepared by the set's own TFDS builder")
+        footnotes += ("the files were not prepared by the data set's own TFDS builder",)
     return SourceDataset(
         name=name,
         train=train,
@@ -83,46 +71,80 @@ def read_prepared(name: str, data_dir: str | None) -> SourceDataset:
         augmentation="shift" if image.shape[-1] == 1 or base in COLOUR_GLYPHS else "crop_flip",
         source="tensorflow_datasets",
         version=str(builder.info.version),
-        footnotes=tuple(footnotes),
+        footnotes=footnotes,
     )
 
 
-def _root(data_dir: str | None) -> Path:
+def data_folder(data_dir: str | None) -> Path:
+    """The folder of prepared data sets, by default that of TFDS."""
     import tensorflow_datasets as tfds
 
     return Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
 
 
-def _check_name(name: str) -> None:
-    """Refuses a name that TFDS does not know, with the nearest that it does.
+def check_name(name: str, other_names: Iterable[str] = ()) -> None:
+    """Checks that TFDS has a data set of that name.
 
     Raises:
-      InputError: TFDS has no builder of that name.
+      InputError: it has none; the message suggests the most similar names.
     """
     import tensorflow_datasets as tfds
 
-    # the community's sets would be looked up in the cloud
+    # community data sets would be looked up over the network
     known = tfds.list_builders(with_community_datasets=False)
-    if name.split("/")[0] not in known or not re.fullmatch(TFDS_NAME, name):
-        near = difflib.get_close_matches(name, ["digits", "nmnist", *known], n=3, cutoff=0.4)
+    if name.split("/")[0] not in known or not re.fullmatch(NAME_PATTERN, name):
+        others = list(other_names)
+        near = difflib.get_close_matches(name, [*others, *known], n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "check the spelling."
         raise InputError(
-            f"unknown data set {name!r}: expected digits, nmnist, a path that ends in .npz or the "
-            f"name of a TFDS set; {hint}"
+            f"unknown data set {name!r}: expected "
+            f"{', '.join([*others, 'a path that ends in .npz'])} or the name of a TFDS data set; "
+            f"{hint}"
         )
 
 
-def _prepared_folder(name: str, root: Path) -> Path:
-    """Folder of the newest prepared version of a TFDS set."""
-    found = list((root / name).glob("*/features.json")) if re.fullmatch(TFDS_NAME, name) else []
+def _features(name: str, folder: Path, builder: Any) -> tuple[Any, Any]:
+    """The features `image` and `label` of an image classification."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    is_dict = isinstance(features, tfds.features.FeaturesDict)
+    features = dict(features.items()) if is_dict else {}
+    image, label = features.get("image"), features.get("label")
+    is_image = isinstance(image, tfds.features.Image)
+    if not is_image or not isinstance(label, tfds.features.ClassLabel):
+        raise InputError(
+            f"{name} in {folder} is no image-classification data set: expected the features image "
+            f"and label, found {', '.join(sorted(features)) or 'none'}; choose one that has them."
+        )
+    if None in image.shape or image.shape[-1] not in (1, 3) or image.np_dtype != np.uint8:
+        raise InputError(
+            f"{name} has images of shape {image.shape} and type {np.dtype(image.np_dtype)}: "
+            "expected 8-bit images of one size with 1 or 3 channels; convert them to an .npz file."
+        )
+    return image, label
+
+
+def _check_splits(name: str, folder: Path, found: list[str]) -> None:
+    for split in ("train", "test"):
+        if split not in found:
+            raise InputError(
+                f"{name} in {folder} has no {split} split, only {', '.join(found) or 'none'}: "
+                "choose a data set with both, or give its images as an .npz file."
+            )
+
+
+def _prepared_folder(name: str, root: Path, other_names: Iterable[str]) -> Path:
+    """The folder of the newest prepared version."""
+    found = list((root / name).glob("*/features.json")) if re.fullmatch(NAME_PATTERN, name) else []
     versions = [file.parent for file in found if re.fullmatch(r"\d+\.\d+\.\d+", file.parent.name)]
     if versions:
         return max(versions, key=lambda folder: [int(n) for n in folder.name.split(".")])
-    _check_name(name)
-    command = _command(name, root)
+    check_name(name, other_names)
+    command = _prepare_command(name, root)
     if not root.is_dir():
         raise InputError(
-            f"the data folder {root} does not exist: give the --data-dir under which {name} lies "
+            f"the data folder {root} does not exist: give the --data-dir in which {name} has been "
             f"prepared, or prepare it with {command}."
         )
     configs = sorted(
@@ -130,7 +152,7 @@ def _prepared_folder(name: str, root: Path) -> Path:
     )
     if configs:
         raise InputError(
-            f"{root / name} holds several data sets: name one of {', '.join(configs)}."
+            f"{root / name} contains several data sets: give one of {', '.join(configs)}."
         )
     raise InputError(
         f"{name} is not prepared in {root}: expected {root / name}/VERSION/features.json; give "
@@ -138,12 +160,12 @@ def _prepared_folder(name: str, root: Path) -> Path:
     )
 
 
-def _decoded(builder, split: str, shape: tuple) -> tuple[np.ndarray, np.ndarray]:
+def _decode(builder: Any, split: str, shape: tuple) -> tuple[np.ndarray, np.ndarray]:
     """All images and labels of a split."""
     import tensorflow_datasets as tfds
     from PIL import Image
 
-    # decoded here, as TFDS's own decoding logs a warning where OpenCV is absent
+    # TFDS's own decoding logs a warning if OpenCV is not installed
     source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int64)
@@ -157,12 +179,5 @@ def _decoded(builder, split: str, shape: tuple) -> tuple[np.ndarray, np.ndarray]
     return images, labels
 
 
-def _unreadable(name: str, root: Path, folder: Path, error: Exception) -> InputError:
-    return InputError(
-        f"the files of {name} in {folder} cannot be read ({reason(error)}): remove that folder and "
-        f"prepare the set again with {_command(name, root)}."
-    )
-
-
-def _command(name: str, root: Path) -> str:
+def _prepare_command(name: str, root: Path) -> str:
     return f"`python -m ccsrp_jax.data.prepare {name} {shlex.quote(str(root))}`"

@@ -1,4 +1,4 @@
-"""Errors, files, statistics, console, devices and compilation: nothing about networks."""
+"""Errors, files, statistics, terminal output, devices and compilation."""
 
 from ccsrp_jax.utils.errors import InputError
 

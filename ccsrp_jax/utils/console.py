@@ -1,4 +1,4 @@
-"""What the job says while it runs: stages with time left, lines, and a closing table."""
+"""Terminal output of long jobs: progress bars, lines and tables."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,17 +17,18 @@ from rich.table import Table
 
 
 class Terminal:
-    """Progress bars where the output is a terminal, plain lines where it is not."""
+    """Output with progress bars on a terminal, and as plain text elsewhere."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(highlight=False, markup=False, soft_wrap=True)
 
     def line(self, text: str) -> None:
+        """Prints a line of text."""
         self.console.print(text)
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Callable[..., None]]:
-        """A bar over `total` units of work; yields `advance(units=1, note="")`."""
+        """A progress bar over `total` units of work; yields `advance(units=1, note=None)`."""
         if not self.console.is_terminal:
             yield lambda units=1, note=None: None
             return
@@ -51,7 +52,8 @@ class Terminal:
             yield advance
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        box = ROUNDED if self.console.is_terminal else None  # plain in a file
+        """Prints a table: the first column left-aligned, the others right-aligned."""
+        box = ROUNDED if self.console.is_terminal else None
         table = Table(title=title, title_justify="left", box=box)
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right")

@@ -121,6 +121,7 @@ def nbytes(tree: Any) -> int:
 def program_bytes(program: jax.stages.Wrapped, *args: Any, **options: Any) -> int:
     """Bytes of temporaries and outputs of a jitted function for these arguments; compiles it."""
     analysis = program.lower(*args, **options).compile().memory_analysis()
+    assert analysis is not None  # CPU, GPU and TPU all give one
     return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
 
 

@@ -1,4 +1,4 @@
-"""One exception for everything a user can get wrong, and the nearest valid name."""
+"""The exception for invalid input, and common ways to raise it."""
 
 import difflib
 import math
@@ -6,15 +6,16 @@ from collections.abc import Iterable
 
 
 class InputError(Exception):
-    """A value that cannot be used; its message is one sentence for the user.
+    """An invalid value given by the user.
 
-    The sentence names the value, what was expected and what to do. Scripts print it and
-    exit with status 2. It is no `ValueError`, which the flag parser would catch and frame.
+    The message is one sentence that names the value, what was expected and what to do. Scripts
+    print it and exit with status 2. It does not derive from `ValueError`, which the parser of
+    command-line flags would catch and reformat.
     """
 
 
 def unknown(what: str, name: str, options: Iterable[str]) -> InputError:
-    """The error for a name that is not among `options`, with the nearest ones."""
+    """The error for a name that is not one of `options`; it suggests the most similar ones."""
     options = sorted(options)
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else "choose one of these."
@@ -29,7 +30,11 @@ def check_number(
     *,
     above: bool = False,
 ) -> None:
-    """Refuses a number that is not finite, or not from `low` (or above it) to `high`."""
+    """Checks that a number is finite and in [low, high], or in (low, high] with `above`.
+
+    Raises:
+      InputError: it is not.
+    """
     reaches = value > low if above else value >= low
     if not (reaches and value <= high and math.isfinite(value)):
         bounds = f"above {low:g}" if above else f"of {low:g} or more"
@@ -38,5 +43,5 @@ def check_number(
 
 
 def reason(error: Exception) -> str:
-    """First line of an error's text, or its type where it has none."""
+    """The first line of an exception's message, or its type if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

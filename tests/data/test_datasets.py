@@ -279,7 +279,7 @@ def test_prepared_sets_are_read_whole_and_in_order(name):
         np.testing.assert_allclose((*data.mean, *data.std), (0.1307, 0.3081), atol=1e-3)
     if name == "cifar10":
         np.testing.assert_allclose(data.mean, (0.4914, 0.4822, 0.4465), atol=1e-3)
-    part = "a part of svhn_cropped, not to be reported as it: 883 of 73257"
+    part = "only a part of svhn_cropped, do not report results as svhn_cropped: 883 of 73257"
     assert (part in data.record["footnote"]) == (name == "svhn_cropped")
 
 
@@ -377,7 +377,7 @@ def test_a_set_with_configurations_lists_them(tmp_path):
     [
         ({"splits": ("train",)}, ["no test split", "only train"]),
         ({"splits": ("test",)}, ["no train split", "only test"]),
-        ({"label": "text_feature.Text"}, ["no image-classification set", "image, label"]),
+        ({"label": "text_feature.Text"}, ["no image-classification data set", "image, label"]),
         ({"shape": (-1, -1, 1)}, ["(None, None, 1)"]),
         ({"shape": (6, 5, 4)}, ["(6, 5, 4)", "1 or 3 channels"]),
         ({"shape": (7, 7, 1)}, ["cannot be read"]),

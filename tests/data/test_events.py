@@ -13,7 +13,8 @@ import pytest
 from conftest import busy
 
 from ccsrp_jax.data.datasets import load
-from ccsrp_jax.data.events import Events, bin_events, read_bin
+from ccsrp_jax.data.events import Events, bin_events
+from ccsrp_jax.data.nmnist import read_recording
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks import zoo
 from ccsrp_jax.networks.neurons import Surrogate, lif
@@ -99,7 +100,7 @@ def write_nmnist(root: Path, train: int = 60, test: int = 20) -> dict[str, list[
 @pytest.mark.parametrize("inside", (".", "N-MNIST"))
 def test_official_recordings_are_read_as_they_were_written(tmp_path, inside):
     recordings = write_nmnist(tmp_path / inside)
-    first = read_bin(tmp_path / inside / "Test" / "0" / "00001.bin")
+    first = read_recording(tmp_path / inside / "Test" / "0" / "00001.bin")
     for read, wrote in zip(first, recordings["Test"][0], strict=True):
         np.testing.assert_array_equal(read, wrote)
 
@@ -129,7 +130,7 @@ def test_where_the_clock_goes_round_times_go_on_and_no_event_is_seen(tmp_path):
     path = tmp_path / "a.bin"
     rows = [(1, 2, 1, 5), (0, 240, 0, 0), (3, 4, 0, 6), (0, 240, 1, 9), (5, 6, 1, 7)]
     path.write_bytes(written(Events(*map(np.array, zip(*rows, strict=True)))))
-    events = read_bin(path)
+    events = read_recording(path)
     assert np.stack(events).tolist() == [
         [1, 3, 5],
         [2, 4, 6],
@@ -201,7 +202,7 @@ offset = arrays()["offset"]
         ({"offset": offset[[0, 1, 1, *range(3, 31)]]}, "offset of mine.npz does not divide"),
         ({"offset": np.int64(0)}, "offset of mine.npz does not divide"),
         ({"label": np.arange(29)}, "label of mine.npz has shape (29,) for 30 images"),
-        ({"label": np.zeros(30, int)}, "label of mine.npz is 0 only"),
+        ({"label": np.zeros(30, int)}, "label of mine.npz contains label 0 only"),
         ({"train": 30}, "train of mine.npz is 30"),
         ({"train": 0}, "train of mine.npz is 0"),
         ({"train": "all"}, "train of mine.npz is all"),
