@@ -1,25 +1,59 @@
+"""The examples in README.md and docs/guide.md run, and what the documents name exists."""
+
 import re
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README, GUIDE = ROOT / "README.md", ROOT / "docs" / "guide.md"
+DOCUMENTS = (README, GUIDE, ROOT / "CONTRIBUTING.md", ROOT / "experiments" / "README.md")
 
 
-def test_examples_in_the_readme_run_one_after_the_other(capsys):
+def test_examples_in_the_readme_and_the_guide_run_one_after_the_other(capsys):
     names = {}
-    for example in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL):
-        assert len([line for line in example.splitlines() if line.strip()]) <= 21
-        exec(compile(example, str(README), "exec"), names)
+    for document in (README, GUIDE):
+        examples = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
+        assert examples
+        for example in examples:
+            assert len([line for line in example.splitlines() if line.strip()]) <= 21
+            exec(compile(example, str(document), "exec"), names)
     assert names["scores"].loss.shape == (8,) and names["scores"].finite.all()
     macs = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) MACs", capsys.readouterr().out)]
     assert len(macs) == 2 and macs[1] < macs[0]
 
 
-def test_files_and_subpackages_that_the_readme_names_exist():
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 150
+
+
+def test_files_that_the_documents_name_exist():
+    for document in DOCUMENTS:
+        text = document.read_text()
+        for path in re.findall(r"(?:experiments|ccsrp_jax|tests|docs)/[\w/]+\.\w+", text):
+            assert (ROOT / path).is_file(), (document, path)
+        for path in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (document.parent / path).is_file(), (document, path)
+
+
+def test_the_readme_names_every_subpackage():
     text = README.read_text()
-    root = README.parent
-    for path in re.findall(r"(?:experiments|ccsrp_jax)/[\w/]+\.\w+", text):
-        assert (root / path).is_file(), path
     table = text[text.index("| subpackage |") :].split("\n\n")[0]
     named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
-    folders = {path.parent.name for path in (root / "ccsrp_jax").glob("*/__init__.py")}
+    folders = {path.parent.name for path in (ROOT / "ccsrp_jax").glob("*/__init__.py")}
     assert named == folders
+
+
+def test_the_changelog_names_modules_that_exist():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    table = text[text.index("| 0.1 |") :].split("\n\n")[0]
+    rows = [line.split(" | ") for line in table.splitlines()[2:]]
+    modules = [name for row in rows for name in re.findall(r"`([\w.]+)`", row[1])]
+    assert len(modules) >= 40
+    for name in modules:
+        path = ROOT / "ccsrp_jax" / name.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), name
+
+
+def test_versions_agree():
+    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert version and cited and version[1] == cited[1].strip('"')
