@@ -49,7 +49,7 @@ from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.pipeline import config, final_evaluation, stages
 from ccsrp_jax.pruning import METHODS, WEIGHT_METHODS, best_of, ccsrp, ccsrp_widths, criteria
 from ccsrp_jax.pruning.budget import Target
-from ccsrp_jax.pruning.problem import timed
+from ccsrp_jax.pruning.problem import Callbacks, timed
 from ccsrp_jax.reporting import comparison_report, figure_style
 from ccsrp_jax.robustness.run_suite import Outcome, attack_all
 from ccsrp_jax.robustness.suites import PRESETS, entries_of, views
@@ -299,10 +299,12 @@ def _cell(stage: Stage, name: str, fraction: float, seed: int, terminal: Termina
         problem = replace(
             problem,
             recipe=recipe,
-            report=lambda epoch: epochs.append(epoch.loss),
-            clock=partial(timed, inside),
-            progress=step,
-            tried=lambda loss, kept: tried.append({"loss": loss, "kept": kept}),
+            callbacks=Callbacks(
+                on_epoch=lambda epoch: epochs.append(epoch.loss),
+                on_step=step,
+                on_candidate=lambda loss, kept: tried.append({"loss": loss, "kept": kept}),
+                training_clock=partial(timed, inside),
+            ),
         )
         started = time.perf_counter()
         found = KNOWN[name](jax.random.fold_in(jax.random.key(seed), 17), problem)

@@ -36,7 +36,7 @@ from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.pipeline.config import read_flags
 from ccsrp_jax.pruning.budget import Target
 from ccsrp_jax.pruning.methods.sdsnn import connections, sdsnn
-from ccsrp_jax.pruning.problem import Problem, finetune
+from ccsrp_jax.pruning.problem import Callbacks, Problem, finetune
 from ccsrp_jax.robustness import accuracy
 from ccsrp_jax.training.recipe import Recipe
 from ccsrp_jax.utils import compilation, devices
@@ -171,9 +171,10 @@ def both(settings: Settings, data: Dataset, seed: int, terminal: Terminal) -> di
     whole, images = masking.ones(architecture), len(data.train.labels)
     for name in ("dense", "pruned"):
         with terminal.stage(f"seed {seed}, {name}", settings.epochs) as advance:
-            watched = dataclasses.replace(
-                problem, report=lambda epoch, advance=advance: advance(1, f"{epoch.accuracy:.4f}")
+            callbacks = Callbacks(
+                on_epoch=lambda epoch, advance=advance: advance(1, f"{epoch.accuracy:.4f}")
             )
+            watched = dataclasses.replace(problem, callbacks=callbacks)
             if name == "dense":
                 variables, masks = finetune(key_train, watched, watched.variables, whole)
             else:

@@ -1,7 +1,7 @@
 """How much is to go: targets in MACs, parameters or SynOps, met to within one filter or weight.
 
-Every allocation of a budget over layers is an order in which filters go: `cut` removes as many
-of the first as the target asks for. By plain scores that is a global ranking; by `spread`, ranks
+Every allocation of a budget over layers is an order in which filters go: `prune_to_budget` removes as many
+of the first as the target asks for. By plain scores that is a global ranking; by `uniform_ranking`, ranks
 within layers, every layer loses its share.
 """
 
@@ -59,7 +59,7 @@ def cost_of(
     return lambda masks: sum(cost.synops(architecture, variables, images, masks, key=key).values())
 
 
-def cut(
+def prune_to_budget(
     scores: Scores,
     cost_of: Cost,
     limit: float | int,
@@ -126,7 +126,7 @@ def cut(
     return without(high)
 
 
-def spread(scores: Scores, weight: Mapping[str, float] | None = None) -> Scores:
+def uniform_ranking(scores: Scores, weight: Mapping[str, float] | None = None) -> Scores:
     """Scores that let every group lose the same share of its filters, its lowest first.
 
     Args:
@@ -143,7 +143,7 @@ def spread(scores: Scores, weight: Mapping[str, float] | None = None) -> Scores:
     return ranked
 
 
-def proportioned(scores: Scores, shares: Mapping[str, float]) -> Scores:
+def proportional_ranking(scores: Scores, shares: Mapping[str, float]) -> Scores:
     """Scores by which, however many filters go, groups keep in proportion to their shares, and of
     each group the highest."""
     placed = {}

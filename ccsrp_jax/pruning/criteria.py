@@ -29,7 +29,7 @@ from ccsrp_jax.pruning.problem import (
     Pruned,
     batches,
     finetune,
-    shares,
+    epochs_per_round,
     weight_masks,
 )
 from ccsrp_jax.utils.errors import InputError, unknown
@@ -68,23 +68,23 @@ def by_score(
     if not given and allocation not in ("uniform", "global", "sensitivity"):
         raise unknown("allocation", allocation, ("uniform", "global", "sensitivity"))
     variables, masks, search = problem.variables, masking.ones(problem.architecture), Passes()
-    for number, epochs in enumerate(shares(problem.recipe.epochs, rounds, early)):
+    for number, epochs in enumerate(epochs_per_round(problem.recipe.epochs, rounds, early)):
         key_score, key_layers, key_train = jax.random.split(jax.random.fold_in(key, number), 3)
         scores, passes = criterion(key_score, problem, variables, masks)
         search += passes
         if given:
-            scores = budget.proportioned(_first(scores, masks), allocation)
+            scores = budget.proportional_ranking(_first(scores, masks), allocation)
         elif allocation == "sensitivity":
             felt, passes = sensitivity(key_layers, problem, variables, masks)
             search += passes
             mean = np.mean(list(felt.values()))
             speeds = {g: mean / max(s, 1e-9) for g, s in felt.items()}
-            scores = budget.spread(_first(scores, masks), speeds)
+            scores = budget.uniform_ranking(_first(scores, masks), speeds)
         elif allocation == "uniform":
-            scores = budget.spread(_first(scores, masks))
+            scores = budget.uniform_ranking(_first(scores, masks))
         cost = problem.cost(variables=variables)
         limit = problem.limit((number + 1) / rounds)
-        masks = budget.cut(scores, cost, limit, before=masks)
+        masks = budget.prune_to_budget(scores, cost, limit, before=masks)
         variables, _ = finetune(key_train, problem, variables, masks, epochs=epochs)
     return Pruned(variables, masks, search)
 
@@ -103,13 +103,15 @@ def magnitude(key: Array, problem: Problem, *, rounds: int = 1, early: int | Non
     """
     variables, masks = problem.variables, weight_masks(problem)
     measure = problem.weight_measure
-    for number, epochs in enumerate(shares(problem.recipe.epochs, rounds, early)):
+    for number, epochs in enumerate(epochs_per_round(problem.recipe.epochs, rounds, early)):
         scores = {
             name: np.abs(variables["params"][name.removesuffix(masking.KERNEL)]["kernel"])
             for name in masks
         }
         limit = problem.limit((number + 1) / rounds, measure)
-        masks = budget.cut(scores, problem.cost(measure, variables), limit, before=masks)
+        masks = budget.prune_to_budget(
+            scores, problem.cost(measure, variables), limit, before=masks
+        )
         key_train = jax.random.fold_in(key, number)
         variables, _ = finetune(key_train, problem, variables, masks, epochs=epochs)
     return Pruned(variables, masks)

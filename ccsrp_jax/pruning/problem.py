@@ -1,20 +1,21 @@
-"""What every pruning method is given, and what it gives back.
+"""The interface of pruning methods: the problem that they are given and the result they return.
 
-A method is a function `(key, problem, **settings) -> Pruned`. It may take the problem's recipe for
-training, no more: `finetune` deals its epochs out. What it computes beside, to choose what goes,
-is its search, and is counted in passes.
+A method is a function `(key, problem, **settings) -> Pruned`. It trains weights for no more epochs
+than the problem's recipe has, by `finetune`. Whatever else it computes to choose what is pruned is
+its search, and is counted in forward and backward passes.
 """
 
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ccsrp_jax.attacks.pgd import PGD
@@ -49,24 +50,45 @@ class Passes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One trained network, and the same budget for every method.
+class Callbacks:
+    """What a method calls while it runs: for logs, progress bars and timing.
 
     Attributes:
-      classifier: the network, and the surrogate of training and attacks.
-      variables: its weights, trained.
+      on_epoch: called after every epoch of training.
+      on_step: called after every step of training.
+      on_candidate: called with the loss of every candidate that is scored after training, and the
+        number of filters that it keeps, by group.
+      on_generation: called after every generation of a search, with the group, the generation, the
+        best fitness and the number of evaluations.
+      training_clock: context that all training runs in, to time it.
+      search_clock: context that every round's search runs in.
+    """
+
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None
+    on_step: Callable[[], None] = lambda: None
+    on_candidate: Callable[[float, dict[str, int]], None] = lambda loss, kept: None
+    on_generation: Callable[[str, int, float, int], None] = lambda *progress: None
+    training_clock: Callable[[], AbstractContextManager] = nullcontext
+    search_clock: Callable[[], AbstractContextManager] = nullcontext
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A trained network to prune, and the budget, which is the same for every method.
+
+    Attributes:
+      classifier: the network, and the surrogate gradient of training and attacks.
+      variables: its trained weights.
       train: images for fine-tuning.
       search: images held out of training, for everything that selects.
       target: what the pruned network may cost.
       recipe: of fine-tuning; its epochs are all that a method may train weights for.
-      attack: on search images, for methods that look at robustness.
+      attack: on search images, for methods that measure robustness.
       augmentation: of the training images.
-      batch_size: images a call where search images are used.
-      clock: a context that all training runs in, to time it.
-      report: called after every epoch of training.
-      progress: called after every step of training.
-      tried: called with the loss of every candidate whose search takes long, and the filters it
-        keeps by group.
+      batch_size: search images a call.
+      member_chunk: candidate masks a call on each device, as in `coevolution.make_task`.
+      mesh: devices that share batches in training and candidates in a search, for `ccsrp`.
+      callbacks: called while a method runs.
     """
 
     classifier: Classifier
@@ -78,10 +100,9 @@ class Problem:
     attack: PGD
     augmentation: Augmentation = "none"
     batch_size: int = 256
-    clock: Callable[[], AbstractContextManager] = nullcontext
-    report: Callable[[Epoch], None] = field(default=lambda epoch: None)
-    progress: Callable[[], None] = field(default=lambda: None)
-    tried: Callable[[float, dict[str, int]], None] = field(default=lambda loss, kept: None)
+    member_chunk: int | None = None
+    mesh: Mesh | None = None
+    callbacks: Callbacks = Callbacks()
 
     @property
     def architecture(self):
@@ -129,7 +150,7 @@ class Pruned(NamedTuple):
 
 @contextmanager
 def timed(seconds: list[float]) -> Iterator[None]:
-    """Appends how long its inside took, for `Problem.clock`."""
+    """Appends the seconds spent in the context, for `Callbacks.training_clock`."""
     began = time.perf_counter()
     yield
     seconds.append(time.perf_counter() - began)
@@ -165,7 +186,8 @@ def finetune(
     recipe = problem.recipe
     if epochs is not None:
         recipe = dataclasses.replace(recipe, epochs=epochs)
-    with problem.clock():
+    callbacks = problem.callbacks
+    with callbacks.training_clock():
         variables = train(
             key,
             problem.classifier,
@@ -174,14 +196,15 @@ def finetune(
             problem.train,
             recipe,
             augmentation=problem.augmentation,
-            report=problem.report,
-            progress=problem.progress,
+            report=callbacks.on_epoch,
+            progress=callbacks.on_step,
             adapt=follow if adapt else None,
+            mesh=problem.mesh,
         )
     return variables, last
 
 
-def shares(epochs: int, rounds: int, early: int | None = None) -> list[int]:
+def epochs_per_round(epochs: int, rounds: int, early: int | None = None) -> list[int]:
     """Epochs of fine-tuning after each round, which add up; the last round has what is left over.
 
     Args:

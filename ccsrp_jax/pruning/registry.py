@@ -1,10 +1,24 @@
-"""Pruning methods behind one interface: `(key, problem, **settings) -> Pruned`.
+"""All pruning methods by name, as scripts and the main job's `--method` take them.
 
-`METHODS` names them as the scripts do. Each is a function with its settings as arguments, and can
-be called with others:
+A method is a function `(key, problem, **settings) -> Pruned`, here often with some of its settings
+fixed. It can be called with others, and one that is not registered can be used the same way:
 
     from ccsrp_jax.pruning import Problem, by_score, criteria
     pruned = by_score(key, problem, criterion=criteria.l1, allocation="global", rounds=4)
+
+Coevolution comes in these variants of `ccsrp`, which searches masks in rounds:
+
+  rounds          What the main job runs: the search of the preset `snes`, up to six rounds, and an
+                  end with the first round at the target or below, not exactly at it.
+  ccsrp           The default, `ccsrp_widths`: evolves the width of every group, scores candidates
+                  after fine-tuning, and prunes in one round.
+  ccsrp-priced    Splices by a Lagrangian, so that every round meets its share of the target;
+                  starts from the order of `taylor`, and trains mostly after the last round.
+  ccsrp-faithful  The ancestor's search as far as it is known: bit flips on accuracies.
+  ccsrp-nsga2     `ccsrp-faithful` with candidates selected by NSGA-II, not by a weighted sum.
+  ccsrp-snes      The search of the preset `snes`, down to any number of filters, exactly at the
+                  target.
+  ccep            `ccsrp-faithful` without its robust objective: the ancestor itself.
 """
 
 from collections.abc import Callable
@@ -14,28 +28,33 @@ from functools import partial
 from ccsrp_jax.coevolution.settings import PRESETS
 from ccsrp_jax.pruning import criteria
 from ccsrp_jax.pruning.criteria import by_score, magnitude
-from ccsrp_jax.pruning.methods import criticality, cyclical, dpap, hydra, lottery, nm, sca, sdsnn
 from ccsrp_jax.pruning.methods.ccsrp import ccsrp
-from ccsrp_jax.pruning.methods.ccsrp_widths import best_of, ccsrp_widths
-from ccsrp_jax.pruning.problem import Passes, Problem, Pruned
+from ccsrp_jax.pruning.methods.ccsrp_widths import ccsrp_widths
+from ccsrp_jax.pruning.methods.criticality import criticality, criticality_weights
+from ccsrp_jax.pruning.methods.cyclical import cyclical
+from ccsrp_jax.pruning.methods.dpap import dpap
+from ccsrp_jax.pruning.methods.hydra import hydra, hydra_weights
+from ccsrp_jax.pruning.methods.lottery import lottery, u_ticket
+from ccsrp_jax.pruning.methods.nm import nm
+from ccsrp_jax.pruning.methods.sca import sca
+from ccsrp_jax.pruning.methods.sdsnn import sdsnn
+from ccsrp_jax.pruning.problem import Pruned
 
 Method = Callable[..., Pruned]
 
+FAITHFUL, SNES, PRICED = PRESETS["faithful"], PRESETS["snes"], PRESETS["priced"]
 
-FAITHFUL, PRICED = PRESETS["faithful"], PRESETS["priced"]
-
-
-# The schedule of all that prunes in rounds: most of the training comes after the last.
+# A schedule for pruning in rounds: most of the training comes after the last.
 ROUNDS = {"rounds": 3, "early": 1}
 
-
-# Filters; the default comes first.
+# Methods that remove filters; the default comes first.
 FILTER_METHODS: dict[str, Method] = {
     "ccsrp": ccsrp_widths,
+    "rounds": partial(ccsrp, search=SNES, rounds=6, exact=False),
     "ccsrp-priced": partial(ccsrp, search=PRICED, criterion=criteria.taylor, **ROUNDS),
     "ccsrp-faithful": partial(ccsrp, search=FAITHFUL),
     "ccsrp-nsga2": partial(ccsrp, search=replace(FAITHFUL, selection="nsga2")),
-    "ccsrp-snes": partial(ccsrp, search=replace(PRESETS["snes"], multiple=1)),
+    "ccsrp-snes": partial(ccsrp, search=replace(SNES, multiple=1)),
     "ccep": partial(ccsrp, search=replace(FAITHFUL, robust_weight=0.0)),
     "random": partial(by_score, criterion=criteria.at_random),
     "l1": partial(by_score, criterion=criteria.l1),
@@ -47,50 +66,24 @@ FILTER_METHODS: dict[str, Method] = {
     "spike-rate": partial(by_score, criterion=criteria.spike_rate),
     "taylor": partial(by_score, criterion=criteria.taylor, **ROUNDS),
     "taylor-global": partial(by_score, criterion=criteria.taylor, allocation="global", **ROUNDS),
-    "criticality": criticality.criticality,
-    "criticality-ablation": partial(criticality.criticality, regenerate=False),
-    "sd-snn": sdsnn.sdsnn,
-    "dpap": partial(dpap.dpap, synapses=False),
-    "sca": sca.sca,
-    "hydra": hydra.hydra,
+    "criticality": criticality,
+    "criticality-ablation": partial(criticality, regenerate=False),
+    "sd-snn": sdsnn,
+    "dpap": partial(dpap, synapses=False),
+    "sca": sca,
+    "hydra": hydra,
 }
 
-
-# Single weights, which cost a dense machine as much when they are 0.
+# Methods that remove single weights, which save no work on a dense machine.
 WEIGHT_METHODS: dict[str, Method] = {
     "magnitude": magnitude,
-    "criticality-weights": criticality.criticality_weights,
-    "criticality-weights-ablation": partial(criticality.criticality_weights, regenerate=False),
-    "hydra-weights": hydra.hydra_weights,
-    "lottery": lottery.lottery,
-    "u-ticket": lottery.u_ticket,
-    "nm": partial(nm.nm, m=8, mixed=True),
-    "cyclical": cyclical.cyclical,
+    "criticality-weights": criticality_weights,
+    "criticality-weights-ablation": partial(criticality_weights, regenerate=False),
+    "hydra-weights": hydra_weights,
+    "lottery": lottery,
+    "u-ticket": u_ticket,
+    "nm": partial(nm, m=8, mixed=True),
+    "cyclical": cyclical,
 }
 
-
 METHODS = FILTER_METHODS | WEIGHT_METHODS
-
-
-__all__ = [
-    "FILTER_METHODS",
-    "METHODS",
-    "WEIGHT_METHODS",
-    "Passes",
-    "Problem",
-    "Pruned",
-    "best_of",
-    "by_score",
-    "ccsrp",
-    "ccsrp_widths",
-    "criteria",
-    "criticality",
-    "cyclical",
-    "dpap",
-    "hydra",
-    "lottery",
-    "magnitude",
-    "nm",
-    "sca",
-    "sdsnn",
-]

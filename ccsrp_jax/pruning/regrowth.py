@@ -12,7 +12,7 @@ from ccsrp_jax.pruning.problem import kept
 from ccsrp_jax.utils.errors import InputError, check_number
 
 
-class Exchange(NamedTuple):
+class Regrown(NamedTuple):
     """What an exchange leaves.
 
     Attributes:
@@ -24,14 +24,14 @@ class Exchange(NamedTuple):
     stayed: MaskTree
 
 
-def exchange(
+def prune_and_regrow(
     scores: Scores,
     revival: Scores,
     cost_of: Cost,
     limit: float | int,
     swaps: Callable[[int], int],
     rng: np.random.Generator,
-) -> Exchange:
+) -> Regrown:
     """Keeps the highest scores but for some, in whose place others come back.
 
     To keep n, the n highest stay, less the g lowest of these that may be exchanged; then, of all
@@ -69,7 +69,7 @@ def exchange(
         parts = np.split(bits.astype(np.float32), starts[1:])
         return {n: part.reshape(np.shape(scores[n])) for n, part in zip(names, parts, strict=True)}
 
-    def keeping(count: int) -> Exchange:
+    def keeping(count: int) -> Regrown:
         stays = rank >= total - count
         may = np.flatnonzero(stays & named & ~safe)
         some = min(swaps(int(np.sum(stays & named))), len(may))
@@ -77,13 +77,13 @@ def exchange(
         gone = np.flatnonzero(~stays & named)
         masks = stays.copy()
         masks[gone[np.argsort(-place[gone])[:some]]] = True
-        return Exchange(tree(masks), tree(stays))
+        return Regrown(tree(masks), tree(stays))
 
     def fits(count: int) -> bool:
         return bool(cost_of(keeping(count).masks) <= limit)
 
     # from the number that fits without exchange, in doubling steps to a bracket, and bisect
-    low = kept(budget.cut(scores, cost_of, limit))
+    low = kept(budget.prune_to_budget(scores, cost_of, limit))
     high, step = low + 1, 1
     while not fits(low):
         low, high, step = max(low - step, len(names)), low, 2 * step

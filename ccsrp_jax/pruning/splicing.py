@@ -1,4 +1,4 @@
-"""Masks of all groups, chosen or mended together so that they meet a budget."""
+"""Masks of all groups, chosen or corrected together so that they meet a budget."""
 
 import math
 from collections.abc import Mapping
@@ -10,92 +10,112 @@ from jaxtyping import Array
 from ccsrp_jax.coevolution.search import Found
 from ccsrp_jax.coevolution.settings import Search
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.pruning import budget
+from ccsrp_jax.pruning.budget import Cost, prune_to_budget
+
+BISECTIONS = 60  # of the multiplier, between 1e-6 and 1e6
 
 
-def priced(
+def splice_by_lagrangian(
     key: Array,
     found: dict[str, Found],
     masks: MaskTree,
     search: Search,
-    cost_of: budget.Cost,
+    cost_of: Cost,
     limit: float,
 ) -> MaskTree:
-    """Splices masks that every group has scored, chosen together to meet a budget.
+    """Splices masks that the groups' searches have scored, chosen together to meet a budget.
 
-    A price of MACs, the same for all groups, decides how much each of them loses: a group offers
-    the mask of least loss plus price times MACs, and the price is the lowest at which all offers
-    together are within the limit. So filters go where they cost much and matter little. As
-    groups were searched apart, their losses are taken to add up. (Ours; three objectives in one
-    choice, as the ancestors have not.)
+    Minimizes the sum of the groups' losses subject to a limit on the cost, by Lagrangian
+    relaxation: every group takes the mask of least loss + multiplier * MACs, with one multiplier
+    for all groups, the lowest (by bisection) at which the masks together are within the limit. So
+    filters are removed where they cost much and matter little. As groups were searched apart,
+    their losses are assumed to add up. (Ours; the ancestors have no such choice.)
 
-    What offers leave below the limit is given back, and what is above it is taken, by harm.
+    What the masks leave of the limit is filled, and what exceeds it is removed, in the order of
+    importance, by `fit_to_budget`.
 
     Args:
-      key: for the order of filters whose harm was not measured.
+      key: for the order of filters whose importance was not measured.
       found: what the groups' searches found in the current network.
       masks: of that network.
       search: settings.
       cost_of: of masks, what is limited.
       limit: that the spliced masks may cost.
     """
-    values = {name: search.weigh(each.scored[1]) for name, each in found.items()}
+    losses = {name: search.weigh(each.scored[1]) for name, each in found.items()}
 
-    def offers(price: float) -> MaskTree:
+    def minimizers(multiplier: float) -> MaskTree:
         chosen = {}
-        for name, each in found.items():
-            bid = values[name] + price * each.scored[1][:, 2]
-            chosen[name] = each.scored[0][int(np.argmin(np.where(np.isfinite(bid), bid, np.inf)))]
+        for name, (candidates, objectives) in ((n, each.scored) for n, each in found.items()):
+            lagrangian = losses[name] + multiplier * objectives[:, 2]
+            lagrangian = np.where(np.isfinite(lagrangian), lagrangian, np.inf)
+            chosen[name] = candidates[int(np.argmin(lagrangian))]
         return masks | chosen
 
     low, high = 1e-6, 1e6
-    for _ in range(60):
-        price = math.sqrt(low * high)
-        low, high = (low, price) if cost_of(offers(price)) <= limit else (price, high)
-    harm = {name: each.harm for name, each in found.items()}
-    return settled(key, masks, offers(high), harm, cost_of, limit)
+    for _ in range(BISECTIONS):
+        multiplier = math.sqrt(low * high)
+        if cost_of(minimizers(multiplier)) <= limit:
+            high = multiplier
+        else:
+            low = multiplier
+    importance = {name: each.harm for name, each in found.items()}
+    return fit_to_budget(key, masks, minimizers(high), importance, cost_of, limit)
 
 
-def settled(
+def fit_to_budget(
     key: Array,
     before: MaskTree,
     after: MaskTree,
-    harm: Mapping[str, np.ndarray | None],
-    cost_of: budget.Cost,
+    importance: Mapping[str, np.ndarray | None],
+    cost_of: Cost,
     limit: float,
 ) -> MaskTree:
-    """Masks moved to a limit: filters that just went come back, or more go, by their harm.
+    """Masks moved to a limit: the most important filters that were just removed are restored, or
+    the least important of the others are removed.
 
     Args:
-      key: for the order where harm is not known or equal.
+      key: for the order where importance is not known or equal.
       before, after: masks, before and after the last removals.
-      harm: by group, of removing each filter.
-      cost_of, limit: as in `budget.cut`.
+      importance: by group, of each filter; None where it is not known.
+      cost_of, limit: as in `budget.prune_to_budget`.
 
     Returns:
-      Masks of least removals within the limit, if it can be met.
+      Masks of least removals within the limit.
+
+    Raises:
+      InputError: the limit cannot be met.
     """
-    widths = [len(before[name]) for name in harm]
-    draws = np.asarray(jax.random.uniform(key, (sum(widths),)))
-    known = [np.zeros(n) if h is None else h for n, h in zip(widths, harm.values(), strict=True)]
-    order = np.lexsort((draws, np.concatenate(known)))
-    place = np.empty(len(order))
-    place[order] = np.arange(len(order)) / len(order)
-    places = dict(zip(harm, np.split(place, np.cumsum(widths)[:-1]), strict=True))
-    scores = {
-        name: np.asarray(after[name]) + places[name]
-        for name in harm  # below 1: just removed
-    }
-    rest = {name: mask for name, mask in after.items() if name not in scores}
-    masks = rest | budget.cut(scores, lambda cut: cost_of(rest | cut), limit, before=before)
-    back = [
-        (place, name, i)
-        for name, values in places.items()
-        for i, place in enumerate(values)
+    ranks = _ranked(key, before, importance)
+    scores = {name: np.asarray(after[name]) + rank for name, rank in ranks.items()}
+    others = {name: mask for name, mask in after.items() if name not in scores}
+    masks = others | prune_to_budget(
+        scores, lambda masks: cost_of(others | masks), limit, before=before
+    )
+    removed = [
+        (rank, name, i)
+        for name, values in ranks.items()
+        for i, rank in enumerate(values)
         if before[name][i] and not masks[name][i]
     ]
-    for _, name, i in sorted(back, reverse=True):  # what is left of the limit may hold one more
+    for _, name, i in sorted(removed, reverse=True):  # a cheaper filter may still fit
         more = masks | {name: masks[name] + (np.arange(len(masks[name])) == i)}
         if cost_of(more) <= limit:
             masks = more
     return masks
+
+
+def _ranked(
+    key: Array, masks: MaskTree, importance: Mapping[str, np.ndarray | None]
+) -> dict[str, np.ndarray]:
+    """Ranks of filters over all groups by importance, in [0, 1); ties at random."""
+    widths = [len(masks[name]) for name in importance]
+    draws = np.asarray(jax.random.uniform(key, (sum(widths),)))
+    known = [
+        np.zeros(n) if values is None else values
+        for n, values in zip(widths, importance.values(), strict=True)
+    ]
+    order = np.lexsort((draws, np.concatenate(known)))
+    rank = np.empty(len(order))
+    rank[order] = np.arange(len(order)) / len(order)
+    return dict(zip(importance, np.split(rank, np.cumsum(widths)[:-1]), strict=True))

@@ -27,7 +27,7 @@ def test_filters_go_in_order_until_the_budget_is_met(architecture, measure):
     scores = random_scores(architecture)
     costs = budget.cost_of(architecture, measure)
     limit = 0.5 * costs(masks.ones(architecture))
-    cut = budget.cut(scores, costs, limit)
+    cut = budget.prune_to_budget(scores, costs, limit)
     gone = [(scores[g][i], g, i) for g, mask in cut.items() for i in np.flatnonzero(mask == 0)]
     assert costs(cut) <= limit
     _, group, last = max(gone)
@@ -42,7 +42,7 @@ def test_every_group_keeps_its_best_filters():
     scores = random_scores(ARCHITECTURE)
     scores["conv1"] -= 5
     costs = budget.cost_of(ARCHITECTURE, "params")
-    cut = budget.cut(scores, costs, 0.3 * costs({}), least=2)
+    cut = budget.prune_to_budget(scores, costs, 0.3 * costs({}), least=2)
     assert cut["conv1"].sum() == 2
     assert set(np.flatnonzero(cut["conv1"])) == set(np.argsort(scores["conv1"])[-2:])
 
@@ -51,7 +51,7 @@ def test_spread_scores_take_the_same_share_of_every_group():
     scores = random_scores(ARCHITECTURE)
     scores["conv2"] += 100  # which a global order would leave whole
     costs = budget.cost_of(ARCHITECTURE, "macs")
-    cut = budget.cut(budget.spread(scores), costs, 0.4 * costs({}))
+    cut = budget.prune_to_budget(budget.uniform_ranking(scores), costs, 0.4 * costs({}))
     for name, mask in cut.items():
         share = mask.mean()
         assert abs(share - np.mean([m.mean() for m in cut.values()])) <= 1.01 / min(
@@ -64,7 +64,7 @@ def test_a_group_of_twice_the_weight_loses_twice_the_share():
     wide = zoo.plain((400, 400), (8, 8, 1), 10)
     scores, costs = random_scores(wide), budget.cost_of(wide, "params")
     weights = {"conv1": 1.0, "conv2": 2.0}
-    cut = budget.cut(budget.spread(scores, weights), costs, 0.6 * costs({}))
+    cut = budget.prune_to_budget(budget.uniform_ranking(scores, weights), costs, 0.6 * costs({}))
     lost = {name: 1 - mask.mean() for name, mask in cut.items()}
     assert lost["conv2"] == pytest.approx(2 * lost["conv1"], abs=0.01)
 
@@ -75,7 +75,7 @@ def test_weights_go_one_by_one():
     scores = {masks.kernel(name): rng.uniform(size=shape) for name, shape in shapes.items()}
     costs = budget.cost_of(ARCHITECTURE, "params")
     limit = round(0.2 * costs({}))
-    cut = budget.cut(scores, costs, limit)
+    cut = budget.prune_to_budget(scores, costs, limit)
     assert costs(cut) == limit
     masks.check(ARCHITECTURE, cut)
     threshold = max(scores[name][mask == 0].max() for name, mask in cut.items())
@@ -91,7 +91,7 @@ def test_synops_are_measured_on_images():
     costs = budget.cost_of(ARCHITECTURE, "synops", variables, images)
     dense = sum(cost.synops(ARCHITECTURE, variables, images).values())
     assert costs({}) == dense > 0
-    cut = budget.cut(random_scores(ARCHITECTURE), costs, 0.5 * dense)
+    cut = budget.prune_to_budget(random_scores(ARCHITECTURE), costs, 0.5 * dense)
     assert costs(cut) <= 0.5 * dense
     assert any((mask == 1).sum() > 1 for mask in cut.values())
 
@@ -99,10 +99,10 @@ def test_synops_are_measured_on_images():
 def test_what_cannot_be_met_is_refused():
     costs = budget.cost_of(ARCHITECTURE, "macs")
     with pytest.raises(InputError, match="cannot be reached"):
-        budget.cut(random_scores(ARCHITECTURE), costs, 1)
+        budget.prune_to_budget(random_scores(ARCHITECTURE), costs, 1)
     broken = random_scores(ARCHITECTURE) | {"conv1": np.full(9, np.nan)}
     with pytest.raises(InputError, match="are not all finite"):
-        budget.cut(broken, costs, 1000)
+        budget.prune_to_budget(broken, costs, 1000)
     with pytest.raises(InputError, match="measure of a target"):
         Target("watts")
     with pytest.raises(InputError, match="target fraction"):
@@ -112,5 +112,5 @@ def test_what_cannot_be_met_is_refused():
 def test_masks_of_jax_scores_are_arrays_of_the_same_shape():
     scores = {name: jnp.asarray(s) for name, s in random_scores(ARCHITECTURE).items()}
     costs = budget.cost_of(ARCHITECTURE, "macs")
-    cut = budget.cut(scores, costs, costs({}))
+    cut = budget.prune_to_budget(scores, costs, costs({}))
     assert all((mask == 1).all() and mask.shape == scores[name].shape for name, mask in cut.items())

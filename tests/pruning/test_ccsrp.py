@@ -20,8 +20,8 @@ from ccsrp_jax.pruning import budget, splicing
 from ccsrp_jax.pruning.budget import Target
 from ccsrp_jax.pruning.methods import ccsrp as evolved
 from ccsrp_jax.pruning.methods.ccsrp import ccsrp
-from ccsrp_jax.pruning.problem import kept
-from ccsrp_jax.pruning.splicing import priced, settled
+from ccsrp_jax.pruning.problem import Callbacks, kept
+from ccsrp_jax.pruning.splicing import fit_to_budget, splice_by_lagrangian
 from ccsrp_jax.robustness.accuracy import correct
 from ccsrp_jax.training.recipe import Recipe
 from ccsrp_jax.utils.errors import InputError
@@ -69,13 +69,13 @@ def test_what_just_went_comes_back_by_harm_or_more_goes_by_harm():
     """At first a1, a3 and b1 are gone; what was gone before counts as the least harmful."""
     order = ["a3", "b1", "a1", "a4", "b0"]  # then only the last of a group are left
     for limit in range(12, 4, -1):
-        found = settled(KEY, BEFORE, AFTER, HARM, kept, float(limit))
+        found = fit_to_budget(KEY, BEFORE, AFTER, HARM, kept, float(limit))
         assert gone(BEFORE, found) == set(order[: max(10 - limit, 0)])
         assert kept(found) == min(limit, 10)
         assert all((found[name] <= BEFORE[name]).all() for name in BEFORE)
         np.testing.assert_array_equal(found["c"], AFTER["c"])  # which was not searched
     with pytest.raises(InputError, match="cannot be reached"):
-        settled(KEY, BEFORE, AFTER, HARM, kept, 4.0)
+        fit_to_budget(KEY, BEFORE, AFTER, HARM, kept, 4.0)
 
 
 def test_what_is_left_of_a_limit_holds_filters_that_cost_less():
@@ -94,14 +94,14 @@ def test_what_is_left_of_a_limit_holds_filters_that_cost_less():
         (11, {"a1", "a3", "b1"}),
         (9, {"a1", "b1", "b2"}),  # with b2 gone, a4 and a3 fit again
     ):
-        found = settled(KEY, BEFORE, AFTER, harm, cost, float(limit))
+        found = fit_to_budget(KEY, BEFORE, AFTER, harm, cost, float(limit))
         assert gone(BEFORE, found) == expected
 
 
 def test_where_harm_is_not_known_the_key_decides():
     unknown = dict.fromkeys(HARM)
     found = [
-        settled(jax.random.key(seed), BEFORE, AFTER, unknown, kept, limit)
+        fit_to_budget(jax.random.key(seed), BEFORE, AFTER, unknown, kept, limit)
         for seed in range(8)
         for limit in (9.0, 6.0)
     ]
@@ -138,11 +138,13 @@ def searched(seed):
 def test_offers_are_the_best_of_all_combinations_at_the_lowest_price_that_fits(
     monkeypatch, seed, fraction
 ):
-    monkeypatch.setattr(splicing, "settled", lambda key, before, after, harm, cost_of, limit: after)
+    monkeypatch.setattr(
+        splicing, "fit_to_budget", lambda key, before, after, harm, cost_of, limit: after
+    )
     search = dataclasses.replace(PRICED, robust_weight=0.5)
     found, cost = searched(seed)
     limit = fraction * cost(WHOLE)
-    chosen = priced(KEY, found, WHOLE, search, cost, limit)
+    chosen = splice_by_lagrangian(KEY, found, WHOLE, search, cost, limit)
     combinations = list(itertools.product(*(range(len(each.scored[0])) for each in found.values())))
     points = np.array(
         [
@@ -180,7 +182,7 @@ def test_a_spliced_network_has_no_room_left_for_any_filter():
     for seed, fraction in itertools.product(range(3), (0.8, 0.5, 0.2)):
         found, cost = searched(seed)
         limit = fraction * cost(WHOLE)
-        masks = priced(KEY, found, WHOLE, PRICED, cost, limit)
+        masks = splice_by_lagrangian(KEY, found, WHOLE, PRICED, cost, limit)
         masking.check(ARCHITECTURE, masks)
         assert cost(masks) <= limit
         assert min(with_one_back(cost, WHOLE, masks)) > limit
@@ -190,7 +192,7 @@ def test_pruned_groups_that_were_not_searched_stay_as_they_are():
     found, cost = searched(0)
     before = WHOLE | {"conv2": np.array([0, 1, 0, 0, 0, 0.0])}
     searched_now = {name: each for name, each in found.items() if name != "conv2"}
-    masks = priced(KEY, searched_now, before, PRICED, cost, 0.5 * cost(before))
+    masks = splice_by_lagrangian(KEY, searched_now, before, PRICED, cost, 0.5 * cost(before))
     np.testing.assert_array_equal(masks["conv2"], before["conv2"])
     assert 0.3 * cost(before) < cost(masks) <= 0.5 * cost(before)
 
@@ -304,7 +306,9 @@ def problem(digits):
 def reported(problem, **changes):
     """The problem, and a list of the epochs that methods train."""
     epochs = []
-    return dataclasses.replace(problem, report=epochs.append, **changes), epochs
+    return dataclasses.replace(
+        problem, callbacks=Callbacks(on_epoch=epochs.append), **changes
+    ), epochs
 
 
 @pytest.fixture

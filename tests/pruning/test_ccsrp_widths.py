@@ -15,9 +15,10 @@ from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.gradients import Surrogate
-from ccsrp_jax.pruning import best_of, budget, by_score, ccsrp_widths, criteria
+from ccsrp_jax.pruning import best_of, budget, by_score, candidates, ccsrp_widths, criteria
+from ccsrp_jax.pruning.candidates import finetune_once, score_after_finetuning
 from ccsrp_jax.pruning.methods import ccsrp_widths as widths
-from ccsrp_jax.pruning.problem import Passes, finetune
+from ccsrp_jax.pruning.problem import Callbacks, Passes, finetune
 from ccsrp_jax.utils.errors import InputError
 
 KEY = jax.random.key(3)
@@ -29,17 +30,17 @@ def problem(digits):
 
 
 @pytest.fixture
-def heard(monkeypatch):
-    """Auditions in the order of `wish`, a function of masks, without training."""
+def scored(monkeypatch):
+    """Scores of candidates by `wish`, a function of masks, in their order, without training."""
     tried = []
 
     def use(wish):
-        def audition(key, problem, way, *, epochs=None):
-            masks = way.keywords["masks"]
+        def score(key, problem, prune, *, epochs=None):
+            masks = prune.keywords["masks"]
             tried.append((np.asarray(jax.random.key_data(key)).tobytes(), masks))
             return float(wish(masks)), Passes(100, 10)
 
-        monkeypatch.setattr(widths, "audition", audition)
+        monkeypatch.setattr(candidates, "score_after_finetuning", score)
         return tried
 
     return use
@@ -53,9 +54,9 @@ def counts(masks):
 def test_groups_keep_filters_in_proportion_to_their_shares(shares):
     rng = np.random.default_rng(0)
     scores = {"a": rng.permutation(40), "b": rng.permutation(20)}
-    placed = budget.proportioned(scores, dict(zip(scores, shares, strict=True)))
+    placed = budget.proportional_ranking(scores, dict(zip(scores, shares, strict=True)))
     for limit in (10, 20, 30):
-        masks = budget.cut(placed, lambda m: sum(x.sum() for x in m.values()), limit)
+        masks = budget.prune_to_budget(placed, lambda m: sum(x.sum() for x in m.values()), limit)
         kept = counts(masks)
         assert sum(kept.values()) == limit
         assert abs(kept["a"] / 40 / shares[0] - kept["b"] / 20 / shares[1]) <= 1 / 20 / min(shares)
@@ -65,26 +66,26 @@ def test_groups_keep_filters_in_proportion_to_their_shares(shares):
 
 def test_a_share_of_more_than_all_filters_keeps_all():
     scores = {"a": np.arange(4.0), "b": np.arange(16.0)}
-    placed = budget.proportioned(scores, {"a": 100.0, "b": 1.0})
-    masks = budget.cut(placed, lambda m: sum(x.sum() for x in m.values()), 8)
+    placed = budget.proportional_ranking(scores, {"a": 100.0, "b": 1.0})
+    masks = budget.prune_to_budget(placed, lambda m: sum(x.sum() for x in m.values()), 8)
     assert counts(masks) == {"a": 4, "b": 4}
 
 
 @pytest.mark.parametrize("wide", ["conv1", "conv2"])
-def test_widths_go_where_auditions_are_best(problem, heard, wide):
-    tried = heard(lambda masks: -masks[wide].sum())
+def test_widths_go_where_auditions_are_best(problem, scored, wide):
+    tried = scored(lambda masks: -masks[wide].sum())
     found = ccsrp_widths(KEY, problem, search=None, factors=(0.7, 1.4))
     most = max(counts(masks)[wide] for _, masks in tried)
     assert counts(found.masks)[wide] == most
     order, _ = criteria.taylor(KEY, problem, problem.variables, masking.ones(problem.architecture))
     shares = {name: 1e6 if name == wide else 1.0 for name in order}
-    placed = budget.proportioned(order, shares)
-    end = budget.cut(placed, problem.cost(), problem.limit())
+    placed = budget.proportional_ranking(order, shares)
+    end = budget.prune_to_budget(placed, problem.cost(), problem.limit())
     assert most == counts(end)[wide]  # as far as any division of the budget goes
 
 
-def test_every_candidate_meets_the_target_and_is_auditioned_once_alike(problem, heard):
-    tried = heard(lambda masks: abs(masks["conv1"].sum() - 5))
+def test_every_candidate_meets_the_target_and_is_auditioned_once_alike(problem, scored):
+    tried = scored(lambda masks: abs(masks["conv1"].sum() - 5))
     ccsrp_widths(KEY, problem, search=None, cycles=2)
     cost, limit = problem.cost(), problem.limit()
     assert len({key for key, _ in tried}) == 1
@@ -101,8 +102,8 @@ def test_every_candidate_meets_the_target_and_is_auditioned_once_alike(problem, 
 
 
 @pytest.mark.parametrize("better", [True, False])
-def test_evolved_masks_keep_the_widths_and_stay_if_they_are_better(problem, heard, better):
-    tried = heard(lambda masks: -len(tried) if better else len(tried))
+def test_evolved_masks_keep_the_widths_and_stay_if_they_are_better(problem, scored, better):
+    tried = scored(lambda masks: -len(tried) if better else len(tried))
     search = dataclasses.replace(widths.SEARCH, population=3, generations=2)
     found = ccsrp_widths(KEY, problem, search=search, factors=())
     [(_, ordered), (_, evolved)] = tried
@@ -116,8 +117,7 @@ def test_training_takes_the_recipe_and_auditions_are_search(problem):
     told = dataclasses.replace(
         problem,
         recipe=dataclasses.replace(problem.recipe, epochs=2, adversarial=PGD(0.05, 3)),
-        progress=lambda: steps.append(1),
-        report=epochs.append,
+        callbacks=Callbacks(on_epoch=epochs.append, on_step=lambda: steps.append(1)),
     )
     found = ccsrp_widths(KEY, told, search=None, factors=(), epochs=1)
     assert len(steps) == 2 * 2 and len(epochs) == 2
@@ -135,7 +135,7 @@ def firsts(scores, kept):
     }
 
 
-def test_the_best_order_divides_and_the_best_at_the_widths_found_stays(problem, heard):
+def test_the_best_order_divides_and_the_best_at_the_widths_found_stays(problem, scored):
     """By the second order at first, wide in the second group; then by the third."""
     rng = np.random.default_rng(4)
     widths_ = {name: len(mask) for name, mask in masking.ones(problem.architecture).items()}
@@ -154,7 +154,7 @@ def test_the_best_order_divides_and_the_best_at_the_widths_found_stays(problem, 
         better = 2 if width > tried_widths[0] else 1
         return -width - 0.5 * by(masks, better)
 
-    tried = heard(wish)
+    tried = scored(wish)
     found = ccsrp_widths(KEY, problem, orders=calls, search=None, factors=(2.0,))
     masks = [masks for _, masks in tried]
     assert [by(m, n) for n, m in enumerate(masks[:3])] == [True] * 3
@@ -183,8 +183,8 @@ def test_a_round_of_given_shares_keeps_filters_in_proportion(problem):
         assert mask[np.argsort(np.asarray(order[name]))[: int((mask == 0).sum())]].sum() == 0
 
 
-def test_the_control_takes_the_best_of_its_draws(problem, heard):
-    tried = heard(lambda masks: masks["conv1"][0] + masks["conv2"][0] + 0.1 * masks["conv2"][1])
+def test_the_control_takes_the_best_of_its_draws(problem, scored):
+    tried = scored(lambda masks: masks["conv1"][0] + masks["conv2"][0] + 0.1 * masks["conv2"][1])
     found = best_of(KEY, problem, candidates=6)
     assert len({tuple(masks["conv2"]) for _, masks in tried}) > 1
     first = min(m["conv1"][0] + m["conv2"][0] + 0.1 * m["conv2"][1] for _, m in tried)
@@ -199,9 +199,11 @@ def test_an_audition_is_the_loss_after_training(problem):
     masks["conv1"] = masks["conv1"].at[2:5].set(0.0)
     told = []
     tried = dataclasses.replace(
-        problem, attack=PGD(0.3, 2), tried=lambda *entry: told.append(entry)
+        problem,
+        attack=PGD(0.3, 2),
+        callbacks=Callbacks(on_candidate=lambda *entry: told.append(entry)),
     )
-    value, _ = widths.audition(KEY, tried, partial(widths.at_once, masks=masks), epochs=1)
+    value, _ = score_after_finetuning(KEY, tried, partial(finetune_once, masks=masks), epochs=1)
     assert told == [(value, {"conv1": 5, "conv2": 12, "fc1": 10})]
     key_train, key_attack = jax.random.split(KEY)
     variables, _ = finetune(key_train, problem, problem.variables, masks, epochs=1)

@@ -18,7 +18,7 @@ from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.pruning import criteria
 from ccsrp_jax.pruning.budget import Target
 from ccsrp_jax.pruning.criteria import by_score, magnitude
-from ccsrp_jax.pruning.problem import Passes, shares
+from ccsrp_jax.pruning.problem import Callbacks, Passes, epochs_per_round
 from ccsrp_jax.utils.errors import InputError
 
 KEY = jax.random.key(2)
@@ -283,15 +283,15 @@ def test_epochs_are_shared_out_over_rounds():
         ((4, 4), [1, 1, 1, 1]),
         ((5, 2, 4), [4, 1]),
     ):
-        assert shares(*given) == expected
+        assert epochs_per_round(*given) == expected
     for given in ((3, 4), (10, 0), (10, -1), (10, 3, 5), (10, 2, 0), (4, 2, 4)):
         with pytest.raises(InputError, match="rounds of pruning share"):
-            shares(*given)
+            epochs_per_round(*given)
 
 
 def test_every_round_trains_its_share_of_the_recipe(problem):
     epochs = []
-    problem = dataclasses.replace(problem, report=epochs.append)
+    problem = dataclasses.replace(problem, callbacks=Callbacks(on_epoch=epochs.append))
     found = by_score(KEY, problem, criterion=criteria.l1, rounds=2, early=1)
     assert [epoch.epoch for epoch in epochs] == [0, 0, 1, 2]
     assert problem.cost()(found.masks) <= problem.limit()

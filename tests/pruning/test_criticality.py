@@ -10,7 +10,7 @@ from conftest import pruning_problem
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.nodes import Norm
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
-from ccsrp_jax.pruning.budget import Target, cut
+from ccsrp_jax.pruning.budget import Target, prune_to_budget
 from ccsrp_jax.pruning.methods import criticality as module
 from ccsrp_jax.pruning.methods.criticality import (
     channel_criticality,
@@ -18,7 +18,7 @@ from ccsrp_jax.pruning.methods.criticality import (
     criticality_weights,
 )
 from ccsrp_jax.pruning.problem import Passes, kept
-from ccsrp_jax.pruning.regrowth import event_epochs, exchange
+from ccsrp_jax.pruning.regrowth import event_epochs, prune_and_regrow
 from ccsrp_jax.training.recipe import Recipe
 from ccsrp_jax.training.trainer import TrainState
 from ccsrp_jax.utils.errors import InputError
@@ -99,7 +99,7 @@ def test_channels_of_small_gamma_are_exchanged_for_critical_ones(untrained, grow
     scales["fc1"] = np.quantile(known, (places + 0.5) / 10)
     found = criticality(KEY, untrained, growth=growth)
     expected = brute_force(scales, near, untrained.cost(), untrained.limit(), growth)
-    plain = cut(scales, untrained.cost(), untrained.limit())
+    plain = prune_to_budget(scales, untrained.cost(), untrained.limit())
     for name, mask in expected.items():
         np.testing.assert_array_equal(found.masks[name], mask)
     assert any((found.masks[name] != plain[name]).any() for name in plain)
@@ -191,7 +191,9 @@ def test_an_exchange_meets_a_limit_to_within_one_and_empties_no_group(growth):
     for limit in (3, 4, 11, 20):
         scores = {"a": rng.integers(0, 4, 12), "b": rng.integers(-5, -3, 8), "c": np.zeros(1)}
         revival = {name: rng.integers(0, 3, len(s)) for name, s in scores.items()}
-        masks, stayed = exchange(scores, revival, kept, limit, lambda n: int(growth * n), rng)
+        masks, stayed = prune_and_regrow(
+            scores, revival, kept, limit, lambda n: int(growth * n), rng
+        )
         assert kept(masks) == limit
         assert all(mask.any() for mask in masks.values())
         back = {name: masks[name] - stayed[name] for name in masks}
@@ -210,8 +212,8 @@ def test_an_exchange_keeps_as_many_as_fit_where_what_comes_back_costs_more_or_le
 
         for limit in (100, 300, 301):
             settings = scores, revival, cost, limit, lambda n: int(0.5 * n), rng
-            found = exchange(*settings).masks
-            more = exchange(scores, revival, kept, kept(found) + 1, *settings[4:]).masks
+            found = prune_and_regrow(*settings).masks
+            more = prune_and_regrow(scores, revival, kept, kept(found) + 1, *settings[4:]).masks
             assert cost(found) <= limit < cost(more)
 
 

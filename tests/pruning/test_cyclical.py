@@ -11,7 +11,7 @@ from conftest import pruning_problem
 from ccsrp_jax.pruning.budget import Target
 from ccsrp_jax.pruning.methods import cyclical as module
 from ccsrp_jax.pruning.methods.cyclical import cyclical, density
-from ccsrp_jax.pruning.problem import shares
+from ccsrp_jax.pruning.problem import Callbacks, epochs_per_round
 from ccsrp_jax.training.trainer import TrainState
 from ccsrp_jax.utils.errors import InputError
 
@@ -107,7 +107,7 @@ def test_cycles_fit_the_epochs(digits, monkeypatch):
     for epochs, expected in ((20, 3), (6, 3), (5, 2), (3, 1), (1, 1), (0, 1)):
         cycles.clear()
         found = cyclical(KEY, lasting(problem, epochs))
-        assert [len(cycle) - 1 for cycle in cycles] == shares(epochs, expected)
+        assert [len(cycle) - 1 for cycle in cycles] == epochs_per_round(epochs, expected)
         assert problem.cost("params")(found.masks) <= problem.limit(measure="params")
         if epochs:  # its last epoch trains what is left
             for name, bits in alive(cycles[-1][-2][1]).items():
@@ -118,7 +118,7 @@ def test_cycles_fit_the_epochs(digits, monkeypatch):
 
 def test_the_learning_rate_starts_over_with_every_cycle(digits):
     epochs = []
-    problem = pruning_problem(digits, report=epochs.append)
+    problem = pruning_problem(digits, callbacks=Callbacks(on_epoch=epochs.append))
     found = cyclical(KEY, problem, cycles=2)
     rates = [epoch.learning_rate for epoch in epochs]
     assert len(rates) == 4 and rates[0] > rates[1]

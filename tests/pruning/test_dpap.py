@@ -16,7 +16,7 @@ from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.pruning.budget import Target
 from ccsrp_jax.pruning.methods import dpap as module
 from ccsrp_jax.pruning.methods.dpap import change, dpap, links, order, trace
-from ccsrp_jax.pruning.problem import Passes
+from ccsrp_jax.pruning.problem import Callbacks, Passes
 from ccsrp_jax.training.recipe import Recipe
 from ccsrp_jax.training.trainer import TrainState
 from ccsrp_jax.utils.errors import InputError
@@ -216,7 +216,7 @@ def test_the_target_is_met_to_within_one_filter(problem, still, target, synapses
 
 def test_it_trains_and_prunes_a_network_in_the_recipes_epochs(problem):
     epochs = []
-    problem = dataclasses.replace(problem, report=epochs.append)
+    problem = dataclasses.replace(problem, callbacks=Callbacks(on_epoch=epochs.append))
     found = dpap(KEY, problem)
     assert len(epochs) == problem.recipe.epochs
     assert problem.cost()(found.masks) <= problem.limit()

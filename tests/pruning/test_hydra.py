@@ -14,7 +14,7 @@ from ccsrp_jax.networks.architecture import kernel_shapes
 from ccsrp_jax.pruning import budget
 from ccsrp_jax.pruning.methods import hydra as module
 from ccsrp_jax.pruning.methods.hydra import hydra, hydra_weights, search_scores, start_scores
-from ccsrp_jax.pruning.problem import Passes, weight_masks
+from ccsrp_jax.pruning.problem import Callbacks, Passes, weight_masks
 from ccsrp_jax.training.recipe import Recipe
 
 KEY = jax.random.key(3)
@@ -29,7 +29,9 @@ def problem(digits):
 
 def counts_of(problem, scores):
     cost, limit = problem.cost("params"), problem.limit(measure="params")
-    cut = budget.cut(budget.spread({n: np.abs(s) for n, s in scores.items()}), cost, limit)
+    cut = budget.prune_to_budget(
+        budget.uniform_ranking({n: np.abs(s) for n, s in scores.items()}), cost, limit
+    )
     return {name: int(mask.sum()) for name, mask in cut.items()}
 
 
@@ -159,7 +161,7 @@ def test_weights_stay_and_every_layer_loses_the_same_share(problem, method):
 
 def test_fine_tuning_takes_the_whole_recipe(digits):
     epochs = []
-    asked = pruning_problem(digits, report=epochs.append)
+    asked = pruning_problem(digits, callbacks=Callbacks(on_epoch=epochs.append))
     found = hydra(KEY, asked, robust=False)
     assert len(epochs) == 4
     assert found.search == Passes(64, 64)  # by default an epoch at least

@@ -9,7 +9,7 @@ from ccsrp_jax.networks import masks
 from ccsrp_jax.pruning.budget import Target
 from ccsrp_jax.pruning.methods import lottery as tickets
 from ccsrp_jax.pruning.methods.lottery import balance, lottery, u_ticket, utilisation
-from ccsrp_jax.pruning.problem import Passes
+from ccsrp_jax.pruning.problem import Callbacks, Passes
 from ccsrp_jax.training.recipe import Recipe
 from ccsrp_jax.utils.errors import InputError
 
@@ -164,7 +164,7 @@ def test_filters_make_tickets_too(digits, monkeypatch):
 
 def test_a_u_ticket_is_trained_with_its_masks(digits):
     epochs = []
-    problem = pruning_problem(digits, report=epochs.append)
+    problem = pruning_problem(digits, callbacks=Callbacks(on_epoch=epochs.append))
     found = u_ticket(KEY, problem, n_pe=4)
     assert len(epochs) == 4
     assert problem.cost("params")(found.masks) <= problem.limit(measure="params")

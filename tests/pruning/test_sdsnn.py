@@ -22,7 +22,7 @@ from ccsrp_jax.pruning.methods.dendritic_spines import (
     update_ranges,
 )
 from ccsrp_jax.pruning.methods.sdsnn import by_budget, connections, sdsnn
-from ccsrp_jax.pruning.problem import Passes, kept
+from ccsrp_jax.pruning.problem import Callbacks, Passes, kept
 from ccsrp_jax.training.recipe import Recipe
 from ccsrp_jax.training.trainer import TrainState
 from ccsrp_jax.utils.errors import InputError
@@ -324,7 +324,7 @@ def test_connections_are_counted_by_the_masks_of_a_layers_own_weights(problem, w
 
 def test_it_trains_and_prunes_a_network_in_the_recipes_epochs(problem):
     epochs = []
-    problem = dataclasses.replace(problem, report=epochs.append)
+    problem = dataclasses.replace(problem, callbacks=Callbacks(on_epoch=epochs.append))
     found = sdsnn(KEY, problem)
     assert len(epochs) == problem.recipe.epochs
     assert problem.cost()(found.masks) <= problem.limit()

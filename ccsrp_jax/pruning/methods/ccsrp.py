@@ -1,7 +1,12 @@
-"""Cooperative coevolution as a method among others: rounds of search, splicing, fine-tuning."""
+"""CCSRP: rounds of coevolutionary search, splicing and fine-tuning.
+
+One driver serves the main job and the comparison of methods; their rules are settings of it.
+"""
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 from jaxtyping import Array
@@ -9,10 +14,41 @@ from jaxtyping import Array
 from ccsrp_jax.coevolution.search import Round, search_round
 from ccsrp_jax.coevolution.settings import PRESETS, Search
 from ccsrp_jax.networks import masks as masking
+from ccsrp_jax.networks.masks import MaskTree
+from ccsrp_jax.pruning.budget import Cost, Scores
 from ccsrp_jax.pruning.criteria import Criterion
-from ccsrp_jax.pruning.problem import Passes, Problem, Pruned, finetune, shares
-from ccsrp_jax.pruning.splicing import priced, settled
+from ccsrp_jax.pruning.problem import Passes, Problem, Pruned, epochs_per_round, finetune
+from ccsrp_jax.pruning.splicing import fit_to_budget, splice_by_lagrangian
 from ccsrp_jax.training.recipe import Recipe
+
+
+class RoundKeys(NamedTuple):
+    """Keys of one round."""
+
+    search: Array
+    splice: Array
+    train: Array
+
+
+def round_keys(key: Array, number: int) -> RoundKeys:
+    """The default keys of round `number`, counted from 1."""
+    return RoundKeys(*jax.random.split(jax.random.fold_in(key, number - 1), 3))
+
+
+class RoundState(NamedTuple):
+    """A network at a point of a round.
+
+    Attributes:
+      number: of the round, from 1.
+      variables: weights.
+      masks: by group, after this round's splice.
+      found: what the round's search found; None in a state to start from.
+    """
+
+    number: int
+    variables: dict
+    masks: MaskTree
+    found: Round | None = None
 
 
 def ccsrp(
@@ -21,44 +57,109 @@ def ccsrp(
     *,
     search: Search = PRESETS["faithful"],
     rounds: int | None = None,
+    exact: bool = True,
+    epochs: int | None = None,
     early: int | None = None,
     criterion: Criterion | None = None,
     clean_training: bool = False,
+    keys: Callable[[Array, int], RoundKeys] = round_keys,
+    start: RoundState | None = None,
+    on_splice: Callable[[RoundState], None] = lambda state: None,
+    on_round: Callable[[RoundState], None] = lambda state: None,
 ) -> Pruned:
-    """Prunes by searching every group's mask on clean and adversarial search images.
+    """Prunes filters in rounds: searches every group's mask, splices all masks, and fine-tunes.
 
-    Each round begins with the network that the one before has fine-tuned. With `splice = "price"`
-    every round meets its part of the target; otherwise rounds go at the search's own pace, and
-    filters come back (at random) in the round that would pass the target, or go where the last
-    round has not met it.
+    The search compares masks on clean and adversarial search images, in the network that the
+    round before has fine-tuned. With `search.splice = "price"` the masks of every round meet an
+    equal share of the target (see `splice_by_lagrangian`); with `"winners"` each group's best mask
+    is taken, and rounds remove as many filters as the search does.
 
     Args:
-      key: of search and training.
+      key: of all rounds.
       problem: see `problem`.
       search: settings of the search. With `robust_weight` 0, clean accuracy alone counts (CCEP).
-      rounds: by default as many as the search's keep floor asks for, if all layers lose as much.
-      early: epochs of fine-tuning after every round but the last; by default equal shares.
+      rounds: at most; by default as many as `search.keep_floor` needs to reach the target, if all
+        layers lose the same share.
+      exact: the target is met to within one filter: in the round of winners that would pass it,
+        filters come back, and where the last round has not met it, more go. Otherwise rounds end
+        with the first that is at the target or below, or where no group can lose a filter.
+      epochs: of fine-tuning after every round; by default the rounds share the recipe's epochs
+        (see `early`), and the last round has all that are left.
+      early: epochs after every round but the last; by default equal shares.
       criterion: of `criteria`, whose order of filters the search starts from in every round.
       clean_training: fine-tune on clean images, as an ablation.
+      keys: key and number of a round, from 1, to the keys of its search, splice and training.
+      start: state after the last round that is done, to resume from; its `number` may be 0.
+      on_splice: called with every round's spliced network, before it is fine-tuned.
+      on_round: called after every round's fine-tuning, to log it or save it; its state is what
+        `start` takes.
+
+    Returns:
+      Weights and masks after the last round, and the passes of the rounds of this call.
+
+    Raises:
+      InputError: the target cannot be met, or there are fewer epochs than rounds.
     """
-    variables, masks = problem.variables, masking.ones(problem.architecture)
     if rounds is None:
-        pace = math.log(min(search.keep_floor, 0.99)) * (1 + (problem.target.measure != "synops"))
-        rounds = max(1, math.ceil(math.log(problem.target.fraction) / pace - 1e-9))
-        rounds = min(rounds, problem.recipe.epochs)
+        rounds = rounds_needed(problem, search)
+    if epochs is None:
+        schedule = epochs_per_round(problem.recipe.epochs, rounds, early)
+    else:
+        schedule = [epochs] * rounds
+    if start is None:
+        start = RoundState(0, problem.variables, masking.ones(problem.architecture))
+    done, variables, masks, _ = start
     tuned = problem
     if clean_training:
         tuned = dataclasses.replace(problem, recipe=_clean(problem.recipe))
-    passes, left = Passes(), shares(problem.recipe.epochs, rounds, early)
-    for number in range(rounds):
-        key_search, key_splice, key_train = jax.random.split(jax.random.fold_in(key, number), 3)
-        harm = None
+    passes = Passes()
+    for number in range(done + 1, rounds + 1):
+        cost_of = problem.cost(variables=variables)
+        if not exact and _is_done(problem, search, cost_of, masks):
+            break
+        key_search, key_splice, key_train = keys(key, number)
+        importance = None
         if criterion:
             key_score = jax.random.fold_in(key_search, 10**6)
-            harm, spent = criterion(key_score, problem, variables, masks)
+            importance, spent = criterion(key_score, problem, variables, masks)
             passes += spent
+        found, spent = search_masks(key_search, problem, variables, masks, search, importance)
+        passes += spent
+        masks, reached = _spliced(
+            key_splice, problem, search, found, masks, cost_of, number / rounds, exact
+        )
+        on_splice(RoundState(number, variables, masks, found))
+        left = sum(schedule[number - 1 :]) if reached and epochs is None else schedule[number - 1]
+        variables, _ = finetune(key_train, tuned, variables, masks, epochs=left)
+        on_round(RoundState(number, variables, masks, found))
+        if reached:
+            break
+    return Pruned(variables, masks, passes)
+
+
+def rounds_needed(problem: Problem, search: Search) -> int:
+    """Rounds to the target if every group loses as much as the keep floor lets it, no more than
+    there are epochs; MACs and parameters shrink with both sides of a layer."""
+    sides = 1 if problem.target.measure == "synops" else 2
+    per_round = sides * math.log(min(search.keep_floor, 0.99))
+    needed = math.ceil(math.log(problem.target.fraction) / per_round - 1e-9)
+    return min(max(1, needed), problem.recipe.epochs)
+
+
+def search_masks(
+    key: Array,
+    problem: Problem,
+    variables: dict,
+    masks: MaskTree,
+    search: Search,
+    importance: Scores | None = None,
+    kept: Mapping[str, int] | None = None,
+) -> tuple[Round, Passes]:
+    """`coevolution.search_round` on a problem's search images, and the passes that it took."""
+    callbacks = problem.callbacks
+    with callbacks.search_clock():
         found = search_round(
-            key_search,
+            key,
             problem.classifier,
             variables,
             masks,
@@ -66,28 +167,47 @@ def ccsrp(
             problem.attack,
             search,
             batch_size=problem.batch_size,
-            harm=harm,
+            member_chunk=problem.member_chunk,
+            mesh=problem.mesh,
+            report=callbacks.on_generation,
+            harm=importance,
+            kept=kept,
         )
-        passes += passes_of(problem, found, search)
-        cost_of, target = problem.cost(variables=variables), problem.limit()
-        arrives = number == rounds - 1
-        if search.splice == "price":
-            limit = problem.limit((number + 1) / rounds)
-            masks = priced(key_splice, found.found, masks, search, cost_of, limit)
-        elif arrives or cost_of(found.masks) <= target:
-            harm = {name: each.harm for name, each in found.found.items()}
-            masks = settled(key_splice, masks, found.masks, harm, cost_of, target)
-            arrives = True
-        else:
-            masks = found.masks
-        epochs = sum(left[number:]) if arrives else left[number]
-        variables, _ = finetune(key_train, tuned, variables, masks, epochs=epochs)
-        if arrives:
-            break
-    return Pruned(variables, masks, passes)
+    return found, _passes_of(problem, found, search)
 
 
-def passes_of(problem: Problem, found: Round, search: Search) -> Passes:
+def _is_done(problem: Problem, search: Search, cost_of: Cost, masks: MaskTree) -> bool:
+    """Whether masks are within the target, or nothing more can go."""
+    return cost_of(masks) <= problem.limit() or not search.prunable(problem.architecture, masks)
+
+
+def _spliced(
+    key: Array,
+    problem: Problem,
+    search: Search,
+    found: Round,
+    before: MaskTree,
+    cost_of: Cost,
+    share: float | int,
+    exact: bool,
+) -> tuple[MaskTree, bool]:
+    """Masks of all groups after a round, and whether it is the last.
+
+    `share` of the rounds is done with this one.
+    """
+    last, target = share == 1, problem.limit()
+    if search.splice == "price":
+        limit = problem.limit(share)
+        masks = splice_by_lagrangian(key, found.found, before, search, cost_of, limit)
+        return masks, last or (not exact and cost_of(masks) <= target)
+    reached = last or cost_of(found.masks) <= target
+    if not (exact and reached):
+        return found.masks, reached
+    importance = {name: each.harm for name, each in found.found.items()}
+    return fit_to_budget(key, before, found.masks, importance, cost_of, target), True
+
+
+def _passes_of(problem: Problem, found: Round, search: Search) -> Passes:
     """Every candidate's pass over clean and adversarial images, and what made the latter."""
     images = len(problem.search.labels)
     scored = 2 * sum(found.images.values())

@@ -16,7 +16,7 @@ from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.pruning.budget import Scores
 from ccsrp_jax.pruning.criteria import gamma, l1
 from ccsrp_jax.pruning.problem import Passes, Problem, Pruned, batches, finetune
-from ccsrp_jax.pruning.regrowth import event_epochs, exchange
+from ccsrp_jax.pruning.regrowth import event_epochs, prune_and_regrow
 from ccsrp_jax.training.batches import steps_per_epoch
 from ccsrp_jax.training.recipe import learning_rate
 from ccsrp_jax.training.trainer import TrainState
@@ -76,7 +76,7 @@ def criticality(
     if regenerate:
         every, search = channel_criticality(key_score, problem, variables, masks, score)
         revival = {name: every[name] for name in masks}
-    masks, _ = exchange(
+    masks, _ = prune_and_regrow(
         channel_scales(problem, variables),
         revival,
         problem.cost(),
@@ -148,7 +148,7 @@ def criticality_weights(
                     revival[masking.kernel(layer)] = np.broadcast_to(every[member[layer]], shape)
         before, params = masks, masking.fold(state.variables, masks)["params"]
         sparsity = (1 - problem.target.fraction) * (1 - (1 - k / len(when)) ** 3)
-        masks, stayed = exchange(
+        masks, stayed = prune_and_regrow(
             {masking.kernel(layer): np.abs(params[layer]["kernel"]) for layer in shapes},
             revival,
             cost,

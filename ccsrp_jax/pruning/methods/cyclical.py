@@ -8,7 +8,7 @@ from jaxtyping import Array
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.pruning import budget
-from ccsrp_jax.pruning.problem import Problem, Pruned, finetune, shares, weight_masks
+from ccsrp_jax.pruning.problem import Problem, Pruned, epochs_per_round, finetune, weight_masks
 from ccsrp_jax.training.trainer import TrainState
 from ccsrp_jax.utils.errors import check_number
 
@@ -42,7 +42,7 @@ def cyclical(
     if cycles is None:
         cycles = min(3, max(problem.recipe.epochs // 2, 1))
     values = problem.variables
-    for number, epochs in enumerate(shares(problem.recipe.epochs, cycles)):
+    for number, epochs in enumerate(epochs_per_round(problem.recipe.epochs, cycles)):
         ramp = max(min(round((1 - frozen) * epochs), epochs - 1), 0)
         key_cycle = jax.random.fold_in(key, number)
         variables, masks, values = _cycle(key_cycle, problem, values, epochs, ramp)
@@ -62,7 +62,9 @@ def _cycle(key, problem, variables, epochs, ramp):
             kernel = np.asarray(variables["params"][name.removesuffix(masking.KERNEL)]["kernel"])
             gone[name] = np.where(mask > 0, kernel, gone.get(name, kernel))
             scores[name] = np.where(mask > 0, np.abs(kernel), -1.0)
-        return budget.cut(scores, cost, dense * density(done, ramp, problem.target.fraction))
+        return budget.prune_to_budget(
+            scores, cost, dense * density(done, ramp, problem.target.fraction)
+        )
 
     def adapt(done: int, state: TrainState, masks: MaskTree) -> tuple[TrainState, MaskTree]:
         if done <= ramp:

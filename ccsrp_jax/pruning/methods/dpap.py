@@ -18,7 +18,7 @@ from ccsrp_jax.networks.architecture import Architecture, group_of, groups, kern
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.nodes import Conv, Dense, Spike
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
-from ccsrp_jax.pruning.budget import cut, spread
+from ccsrp_jax.pruning.budget import prune_to_budget, uniform_ranking
 from ccsrp_jax.pruning.problem import Passes, Problem, Pruned, batches, finetune
 from ccsrp_jax.training.trainer import TrainState
 from ccsrp_jax.utils.errors import check_number
@@ -146,12 +146,15 @@ def unit(values: np.ndarray) -> np.ndarray:
 
 
 def order(survival: dict[str, np.ndarray], masks: MaskTree) -> dict[str, np.ndarray]:
-    """Scores for `budget.cut`: what is gone, then what is below 0, then shares of every layer.
+    """Scores for `budget.prune_to_budget`: what is gone, then what is below 0, then shares of every layer.
 
     Synapses that are not below 0 go last, after all neurons.
     """
     worst = 1 + max(float(-each.min()) for each in survival.values())
-    shares, found = spread({name: survival[name] for name in survival if not synaptic(name)}), {}
+    shares, found = (
+        uniform_ranking({name: survival[name] for name in survival if not synaptic(name)}),
+        {},
+    )
     for name, values in survival.items():
         above = 1 + shares.get(name, 1.0)
         ranked = np.where(values < 0, values / abs(worst), above)
@@ -253,7 +256,7 @@ def dpap(
             slows = math.exp(-int((done - first) / (PERIOD[kind] * scale)))
             delta = change(scores[name], kind) * slows
             alive[name] = fade ** (1 / scale) * alive[name] + delta
-        kept = cut(order(alive, masks), cost_of, limit)
+        kept = prune_to_budget(order(alive, masks), cost_of, limit)
         for name in kinds:
             goes = (kept[name] == 0) & ((alive[name] < 0) | (done == last))
             masks = masks | {name: jnp.asarray(np.where(goes, 0, masks[name]), jnp.float32)}

@@ -89,7 +89,7 @@ def _hydra(key, problem, whole, measure, epochs, learning_rate, momentum, robust
 
     def chosen(scores: Mapping[str, Array]) -> MaskTree:
         sizes = {name: np.abs(s) for name, s in scores.items()}
-        return budget.cut(budget.spread(sizes), cost, limit)
+        return budget.prune_to_budget(budget.uniform_ranking(sizes), cost, limit)
 
     scores = start_scores(problem, whole)
     counts = {name: int(mask.sum()) for name, mask in chosen(scores).items()}

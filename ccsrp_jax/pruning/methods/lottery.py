@@ -17,7 +17,7 @@ from ccsrp_jax.networks.nodes import IMAGE, Conv
 from ccsrp_jax.pruning import budget
 from ccsrp_jax.pruning.budget import Scores
 from ccsrp_jax.pruning.criteria import l1
-from ccsrp_jax.pruning.problem import Problem, Pruned, finetune, shares, weight_masks
+from ccsrp_jax.pruning.problem import Problem, Pruned, epochs_per_round, finetune, weight_masks
 from ccsrp_jax.utils.errors import check_number, unknown
 
 Grouping = Literal["sata", "systolic"]
@@ -64,7 +64,7 @@ def lottery(
     cost = problem.cost(measure)
 
     def prune(key: Array, scores: Scores, limit: float) -> MaskTree:
-        return budget.cut(scores, cost, limit)
+        return budget.prune_to_budget(scores, cost, limit)
 
     return _tickets(key, problem, whole, measure, prune, rounds, last)
 
@@ -112,7 +112,7 @@ def u_ticket(
                 for name, draws in noise.items()
             }
 
-        return even(budget.cut(scores, lambda masks: cost(even(masks)), limit))
+        return even(budget.prune_to_budget(scores, lambda masks: cost(even(masks)), limit))
 
     return _tickets(
         key, problem, weight_masks(problem), problem.weight_measure, prune, rounds, last
@@ -134,7 +134,7 @@ def _tickets(
     if rounds is None:
         needed = math.log(problem.target.fraction) / math.log(1 - EACH_ROUND)
         rounds = max(min(math.ceil(needed), total - final), 1)
-    for number, epochs in enumerate(shares(total - final, rounds)):
+    for number, epochs in enumerate(epochs_per_round(total - final, rounds)):
         key_train, key_prune = jax.random.split(jax.random.fold_in(key, number))
         trained, _ = finetune(key_train, problem, problem.variables, masks, epochs=epochs)
         limit = problem.limit((number + 1) / rounds, measure)

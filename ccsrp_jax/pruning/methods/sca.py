@@ -15,7 +15,7 @@ from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.nodes import Spike
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.pruning.problem import Passes, Problem, Pruned, batches, finetune
-from ccsrp_jax.pruning.regrowth import event_epochs, exchange
+from ccsrp_jax.pruning.regrowth import event_epochs, prune_and_regrow
 from ccsrp_jax.training.trainer import TrainState
 from ccsrp_jax.utils.errors import check_number
 
@@ -71,7 +71,7 @@ def sca(
         key_event = jax.random.fold_in(key_events, done)
         activity, slopes, passes = activity_and_slopes(key_event, problem, state.variables, masks)
         search += passes
-        masks, _ = exchange(
+        masks, _ = prune_and_regrow(
             activity,
             {name: np.abs(slope) for name, slope in slopes.items()},
             cost,

@@ -15,7 +15,7 @@ from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import Architecture, group_of, groups
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.nodes import Conv, Dense
-from ccsrp_jax.pruning.budget import Cost, cut, spread
+from ccsrp_jax.pruning.budget import Cost, prune_to_budget, uniform_ranking
 from ccsrp_jax.pruning.methods.dendritic_spines import (
     FADE,
     Chosen,
@@ -93,9 +93,9 @@ def by_budget(
         ranked[group] = np.where(alive[group], values + revived * (1 + values.max()), -1)
     order = {
         group: np.where(alive[group], values, -1)  # those that are gone are no choice
-        for group, values in spread(ranked, speeds).items()
+        for group, values in uniform_ranking(ranked, speeds).items()
     }
-    kept = cut(order, cost_of, limit)
+    kept = prune_to_budget(order, cost_of, limit)
     return {group: bits & (kept[group] == 0) for group, bits in alive.items()}
 
 
