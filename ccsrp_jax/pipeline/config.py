@@ -203,10 +203,10 @@ class Config:
             raise unknown("model", self.model, MODELS)
         if self.preset not in PRESETS:
             raise unknown("preset", self.preset, PRESETS)
-        if self.method not in (OWN, *METHODS):
-            raise unknown("method", self.method, (OWN, *METHODS))
-        needs = f"method {self.method}" if self.method != OWN else None
-        if self.search.splice == "price" and self.method == OWN and self.rounds:
+        if self.method not in METHODS:
+            raise unknown("method", self.method, METHODS)
+        needs = f"method {self.method}" if self.method != "rounds" else None
+        if self.search.splice == "price" and self.method == "rounds" and self.rounds:
             needs = "splice price"
         if needs and not (self.target_macs and self.rounds):
             raise InputError(f"{needs} needs a target: give target_macs and rounds above 0.")
@@ -251,9 +251,6 @@ class Config:
     @property
     def test_attack(self) -> PGD:
         return PGD(self.attack.eps, self.attack.test_steps, self.attack.test_restarts)
-
-
-OWN = "rounds"  # the method that is not one of METHODS
 
 
 LISTS = ("levels",)  # settings that are lists

@@ -7,25 +7,16 @@ from pathlib import Path
 import jax
 
 from ccsrp_jax.coevolution import strategies
-from ccsrp_jax.data.splits import Dataset, Split
+from ccsrp_jax.data.splits import Dataset
 from ccsrp_jax.networks import cost, masks, serialization, zoo
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.pipeline import final_evaluation, run_dir
-from ccsrp_jax.pipeline.config import LATEST, OWN, Config, settings
-from ccsrp_jax.pipeline.stages import (
-    Run,
-    State,
-    archive_row,
-    check_memory,
-    data_of,
-    forget_unfinished,
-    network_file,
-    prune_by_method,
-    prune_round,
-    train_dense,
-)
-from ccsrp_jax.pipeline.tensorboard import Board
+from ccsrp_jax.pipeline.archive import Archive, network_file
+from ccsrp_jax.pipeline.config import LATEST, Config, settings
+from ccsrp_jax.pipeline.pruning_stage import prune
+from ccsrp_jax.pipeline.stages import Run, State, check_memory, data_of, train_dense, truncate_logs
+from ccsrp_jax.pipeline.tensorboard import TensorBoardWriter
 from ccsrp_jax.reporting import run_report
 from ccsrp_jax.utils import compilation, devices, io
 from ccsrp_jax.utils.console import Terminal
@@ -52,18 +43,20 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
         )
     trained = None
     if config.dense:
-        architecture, trained = _begin_with(Path(config.dense), data)
+        architecture, trained = _load_dense(Path(config.dense), data)
     else:
         architecture = _build(config, data)
-    board = Board(folder) if config.tensorboard else None
+    tensorboard = TensorBoardWriter(folder) if config.tensorboard else None
     run_dir.prepare(folder, settings(config), data.record)
     if config.run_dir is None:
-        run_dir.point_latest(folder)
+        run_dir.link_latest(folder)
     classifier = Classifier(architecture, config.surrogate)
     with compilation.count_compilations() as compiled:
         key = jax.random.key(config.seed)
-        job = Run(config, data, classifier, trained, key, folder, terminal, mesh, board, compiled)
-        return _carry_out(job, started)
+        job = Run(
+            config, data, classifier, trained, key, folder, terminal, mesh, tensorboard, compiled
+        )
+        return _execute(job, started)
 
 
 def _build(config: Config, data: Dataset) -> Architecture:
@@ -83,8 +76,12 @@ def _build(config: Config, data: Dataset) -> Architecture:
     )
 
 
-def _begin_with(path: Path, data: Dataset) -> tuple[Architecture, dict]:
-    """A trained network that fits the data."""
+def _load_dense(path: Path, data: Dataset) -> tuple[Architecture, dict]:
+    """Loads a trained network, and checks that it fits the data.
+
+    Raises:
+      InputError: it does not, or is no network.
+    """
     architecture, variables = serialization.load(path)
     is_for = architecture.input_shape, architecture.classes, architecture.encoding == "frames"
     has = data.train.images.shape[1:], data.classes, data.encoding == "frames"
@@ -97,68 +94,23 @@ def _begin_with(path: Path, data: Dataset) -> tuple[Architecture, dict]:
     return architecture, variables
 
 
-def _carry_out(job: Run, started: float) -> dict:
-    """Trains or resumes, prunes round by round, and measures what was chosen."""
-    config, data, folder, terminal = job.config, job.data, job.folder, job.terminal
-    architecture = job.classifier.architecture
-    sizes = ", ".join(f"{len(split.labels)} {name}" for name, split in _splits(data))
-    terminal.line(
-        f"{data.name}: {sizes} images; {config.model} network, T = {architecture.time_steps}, "
-        f"{sum(cost.macs(architecture).values()):,} MACs; {folder}"
-    )
-
-    variables = job.trained or zoo.init(jax.random.fold_in(job.key, 0), architecture)
-    fresh = State(variables, masks.ones(architecture))
-    checkpoints = run_dir.Checkpoints(folder)
-    restored = checkpoints.latest(fresh)
-    if restored is None:
-        check_memory(job, fresh)
-        if job.trained:
-            forget_unfinished(job, [], done=-1)
-            state = fresh
-        else:
-            state, started = train_dense(job, fresh, started)
-        archive = [archive_row(job, state, 0, {})]
-        save(job, checkpoints, 0, state, archive, started)
-        run_dir.forget_epoch(folder)
-        done = 0
-    else:
-        done, state, record = restored
-        state, archive = State(*state), record["archive"]
-        started -= record["seconds"]
-        forget_unfinished(job, archive, done)
-        terminal.line(f"resumed after round {done}" if done else "resumed after training")
-
-    if config.method != OWN and done == 0:
-        state = prune_by_method(job, state)
-        archive.append(archive_row(job, state, 1, {}))
-        save(job, checkpoints, 1, state, archive, started)
-    dense_macs = archive[0]["macs"]
-    for number in range(done + 1, config.rounds + 1 if config.method == OWN else 0):
-        small_enough = archive[-1]["macs"] <= config.target_macs * dense_macs
-        if small_enough or not config.search.prunable(architecture, state.masks):
-            break
-        state, estimate = prune_round(job, state, number)
-        archive.append(archive_row(job, state, number, estimate))
-        save(job, checkpoints, number, state, archive, started)
-
-    chosen = choose(archive, config.tolerance) if config.method == OWN else 1
-    io.write_rows(
-        folder / "archive.jsonl", [row | {"chosen": row["round"] == chosen} for row in archive]
-    )
-    serialization.save(
-        folder / "pruned.safetensors", *serialization.load(network_file(job, chosen))
-    )
+def _execute(job: Run, started: float) -> dict:
+    """Trains or resumes, prunes, and evaluates the dense and the chosen network."""
+    config, folder = job.config, job.folder
+    _print_setup(job)
+    state, archive, done = _trained_or_resumed(job, started)
+    prune(job, state, archive, done)
+    chosen = archive.choose()
     networks = {"dense": network_file(job, 0), "pruned": network_file(job, chosen)}
     key = jax.random.fold_in(job.key, 4000)
-    measured = final_evaluation.measure(config, data, networks, key, folder, terminal)
+    measured = final_evaluation.measure(config, job.data, networks, key, folder, job.terminal)
     summary = {
-        "dataset": data.name,
+        "dataset": job.data.name,
         "model": config.model,
         "method": config.method,
         "time_steps": config.time_steps,
         "seed": config.seed,
-        "seconds": time.perf_counter() - started,
+        "seconds": time.perf_counter() - archive.started,
         "compile_seconds": job.compiled.seconds,
         "chosen_round": chosen,
         "run_dir": str(folder),
@@ -166,37 +118,46 @@ def _carry_out(job: Run, started: float) -> dict:
     }
     io.write_json(folder / "summary.json", summary)
     page = run_report.write(folder)
-    final_evaluation.show(terminal, summary, page)
+    final_evaluation.show(job.terminal, summary, page)
     return summary
 
 
-def choose(archive: list[dict], tolerance: float) -> int:
-    """The round with the fewest MACs that stays within the tolerance of the dense network.
+def _print_setup(job: Run) -> None:
+    data, architecture = job.data, job.classifier.architecture
+    splits = {"training": data.train, "search": data.search, "test": data.test}
+    sizes = ", ".join(f"{len(split.labels)} {name}" for name, split in splits.items())
+    job.terminal.line(
+        f"{data.name}: {sizes} images; {job.config.model} network, T = {architecture.time_steps}, "
+        f"{sum(cost.macs(architecture).values()):,} MACs; {job.folder}"
+    )
 
-    Both accuracies are those on the search images; the dense network always qualifies.
+
+def _trained_or_resumed(job: Run, started: float) -> tuple[State, Archive, int]:
+    """The state after the last checkpoint, or of the dense network, which is trained if need be.
+
+    Also returns the archive so far, and the number of the round.
     """
-    dense = archive[0]
-    good = [
-        row
-        for row in archive
-        if row["accuracy"] >= dense["accuracy"] - tolerance
-        and row["robust_accuracy"] >= dense["robust_accuracy"] - tolerance
-    ]
-    return min(good, key=lambda row: row["macs"])["round"]
-
-
-def save(
-    job: Run,
-    checkpoints: run_dir.Checkpoints,
-    number: int,
-    state: State,
-    archive: list,
-    started: float,
-) -> None:
-    """Makes a stage's result durable; the archive file is written from the checkpoint's."""
-    record = {"archive": archive, "seconds": time.perf_counter() - started}
-    checkpoints.save(number, state, record)
-    io.write_rows(job.folder / "archive.jsonl", archive)
+    architecture, folder = job.classifier.architecture, job.folder
+    variables = job.trained or zoo.init(jax.random.fold_in(job.key, 0), architecture)
+    fresh = State(variables, masks.ones(architecture))
+    checkpoints = run_dir.Checkpoints(folder)
+    restored = checkpoints.latest(fresh)
+    if restored:
+        done, state, record = restored
+        truncate_logs(job, record["archive"], done)
+        job.terminal.line(f"resumed after round {done}" if done else "resumed after training")
+        archive = Archive(job, checkpoints, record["archive"], started - record["seconds"])
+        return State(*state), archive, done
+    check_memory(job, fresh)
+    if job.trained:
+        truncate_logs(job, [], done=-1)
+        state = fresh
+    else:
+        state, started = train_dense(job, fresh, started)
+    archive = Archive(job, checkpoints, [], started)
+    archive.add(0, state)
+    run_dir.delete_training_state(folder)
+    return state, archive, 0
 
 
 def _folder(config: Config) -> Path:
@@ -206,7 +167,3 @@ def _folder(config: Config) -> Path:
         return Path(LATEST).resolve()
     name = Path(config.dataset).stem
     return Path("runs") / f"{name}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
-
-
-def _splits(data: Dataset) -> list[tuple[str, Split]]:
-    return [("training", data.train), ("search", data.search), ("test", data.test)]

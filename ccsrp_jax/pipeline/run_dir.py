@@ -1,4 +1,4 @@
-"""A run's directory: its files are written whole or not at all, its state can be resumed."""
+"""A run's directory: atomic files, and checkpoints to resume from."""
 
 import errno
 import json
@@ -14,14 +14,12 @@ from flax import serialization
 from ccsrp_jax.utils.errors import InputError, reason
 from ccsrp_jax.utils.io import read_json, write_atomic, write_json
 
-ROOM = 64 * 2**20  # bytes that a run wants free before it starts
-
-
-EPOCH = "training.msgpack"  # the state of training in between
+MIN_FREE_BYTES = 64 * 2**20  # on the disk, before a run starts
+TRAINING_STATE = "training.msgpack"  # checkpoint of the dense network's training
 
 
 def check(run_dir: Path, settings: dict, *, resume: bool) -> None:
-    """Refuses a directory that a run with these settings cannot start or go on in.
+    """Checks that a run with these settings can start, or resume, in a directory.
 
     Raises:
       InputError: it holds another run, or none to resume.
@@ -45,10 +43,10 @@ def check(run_dir: Path, settings: dict, *, resume: bool) -> None:
 
 
 def prepare(run_dir: Path, settings: dict, splits: dict) -> None:
-    """Makes a run's directory, with its settings and its splits.
+    """Creates a run's directory, with its settings and its splits.
 
     Raises:
-      InputError: it cannot be made, there is no room, or the data is not what it was.
+      InputError: it cannot be created, the disk is full, or the data has changed.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -57,10 +55,10 @@ def prepare(run_dir: Path, settings: dict, splits: dict) -> None:
             f"{run_dir} cannot be made a directory ({error.strerror}): choose another --run-dir."
         ) from error
     free = shutil.disk_usage(run_dir).free
-    if free < ROOM:
+    if free < MIN_FREE_BYTES:
         raise InputError(
             f"only {free // 2**20} MiB are free at {run_dir}: make room for at least "
-            f"{ROOM // 2**20} MiB or choose another --run-dir."
+            f"{MIN_FREE_BYTES // 2**20} MiB or choose another --run-dir."
         )
     recorded = run_dir / "splits.json"
     if recorded.exists() and read_json(recorded) != json.loads(json.dumps(splits)):
@@ -84,9 +82,9 @@ def _differences(before: dict, now: dict, prefix: str = "") -> list[str]:
 
 
 class Checkpoints:
-    """The run's state after training (step 0) and after each round, newest two kept.
+    """Checkpoints of the run's state after training (step 0) and each round; keeps the last two.
 
-    Orbax writes to a temporary name and renames, so that a step is there whole or not.
+    Orbax writes to a temporary name and renames, so that a checkpoint is complete or absent.
     """
 
     def __init__(self, run_dir: Path):
@@ -100,7 +98,7 @@ class Checkpoints:
         """Saves a pytree of arrays, and a JSON-able record beside it.
 
         Raises:
-          OSError: it could not be written; earlier steps are as they were.
+          OSError: it could not be written; earlier checkpoints are unchanged.
         """
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
@@ -114,7 +112,7 @@ class Checkpoints:
             ) from error
 
     def latest(self, like: Any) -> tuple[int, Any, dict] | None:
-        """Newest step, its state in the shape of `like`, and its record; None if none.
+        """Newest step, its state in the structure of `like`, and its record; None if there is none.
 
         Raises:
           InputError: the checkpoint is damaged.
@@ -138,19 +136,19 @@ class Checkpoints:
         return step, restored["state"], restored["record"]
 
 
-def save_epoch(run_dir: Path, done: int, state: Any, seconds: float) -> None:
-    """Keeps the state of training after `done` epochs, in one file that is there whole or not."""
+def save_training_state(run_dir: Path, done: int, state: Any, seconds: float) -> None:
+    """Saves the state of training after `done` epochs, atomically in one file."""
     kept = {"done": done, "seconds": seconds, "state": jax.device_get(state)}
-    write_atomic(run_dir / EPOCH, serialization.to_bytes(kept))
+    write_atomic(run_dir / TRAINING_STATE, serialization.to_bytes(kept))
 
 
-def load_epoch(run_dir: Path, like: Any) -> tuple[int, Any, float] | None:
-    """Epochs done, the state in the shape of `like`, and seconds spent; None if none was kept.
+def load_training_state(run_dir: Path, like: Any) -> tuple[int, Any, float] | None:
+    """Epochs done, the state in the structure of `like`, and seconds spent; None if none is saved.
 
     Raises:
       InputError: the file is damaged.
     """
-    path = run_dir / EPOCH
+    path = run_dir / TRAINING_STATE
     if not path.exists():
         return None
     try:
@@ -162,13 +160,13 @@ def load_epoch(run_dir: Path, like: Any) -> tuple[int, Any, float] | None:
     return kept["done"], kept["state"], kept["seconds"]
 
 
-def forget_epoch(run_dir: Path) -> None:
-    """Deletes it, once the network is trained."""
-    (run_dir / EPOCH).unlink(missing_ok=True)
+def delete_training_state(run_dir: Path) -> None:
+    """Deletes the state of training, once the network is trained."""
+    (run_dir / TRAINING_STATE).unlink(missing_ok=True)
 
 
-def point_latest(run_dir: Path) -> None:
-    """Makes `latest`, beside the run's directory, a link to it."""
+def link_latest(run_dir: Path) -> None:
+    """Makes `latest`, beside the run's directory, a symbolic link to it, atomically."""
     link = run_dir.parent / "latest"
     fresh = link.with_name(f".latest-{os.getpid()}")
     fresh.symlink_to(run_dir.name)

@@ -1,14 +1,14 @@
-"""Metrics for TensorBoard, which an extra brings."""
+"""TensorBoard writer (optional dependency)."""
 
 from pathlib import Path
 
 from ccsrp_jax.utils.errors import InputError
 
-ROUND = 100_000  # steps are a round's number times this, and the epoch or generation in it
+STEPS_PER_ROUND = 100_000  # a row's step: its round times this, plus its epoch or generation
 
 
-class Board:
-    """Writes the numbers of metrics' rows to `run_dir`/tensorboard.
+class TensorBoardWriter:
+    """Writes the numbers of rows of metrics.jsonl to `run_dir`/tensorboard.
 
     Raises:
       InputError: tensorboardX is not installed.
@@ -25,9 +25,9 @@ class Board:
         self._writer = SummaryWriter(str(run_dir / "tensorboard"))
 
     def add(self, row: dict) -> None:
-        """The numbers of one row of metrics.jsonl, under the name of its stage."""
+        """Writes the numbers of one row, under the name of its stage."""
         row = dict(row)
-        stage, step = row.pop("stage"), ROUND * row.pop("round", 0)
+        stage, step = row.pop("stage"), STEPS_PER_ROUND * row.pop("round", 0)
         step += row.pop("epoch", row.pop("generation", 0))
         stage = "/".join([stage, *[row.pop(name) for name in ("group",) if name in row]])
         for name, value in row.items():

@@ -1,8 +1,8 @@
-"""How much is to go: targets in MACs, parameters or SynOps, met to within one filter or weight.
+"""Budgets: targets in MACs, parameters or SynOps, met to within one filter or weight.
 
-Every allocation of a budget over layers is an order in which filters go: `prune_to_budget` removes as many
-of the first as the target asks for. By plain scores that is a global ranking; by `uniform_ranking`, ranks
-within layers, every layer loses its share.
+An allocation of a budget over layers is an order in which filters are removed: `prune_to_budget`
+removes the first of them until the target is met. Plain scores give a global ranking;
+`uniform_ranking` makes every layer lose the same share, `proportional_ranking` a given one.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +18,8 @@ from ccsrp_jax.utils.errors import InputError, check_number, unknown
 
 MEASURES = ("macs", "params", "synops")
 
-
-Scores = Mapping[str, np.ndarray | Array]  # higher is kept longer
+Scores = Mapping[str, np.ndarray | Array]  # filters or weights of high scores are kept longer
+Cost = Callable[[MaskTree], float]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Target:
     """What a pruned network may cost.
 
     Attributes:
-      measure: `macs`, `params` or `synops`, as in `cost`.
-      fraction: of the dense network's.
+      measure: `macs`, `params` or `synops`, as in `networks.cost`.
+      fraction: of the dense network's cost, above 0 and at most 1.
     """
 
     measure: str = "macs"
@@ -40,9 +40,6 @@ class Target:
         check_number("target fraction", self.fraction, 0, 1, above=True)
 
 
-Cost = Callable[[MaskTree], float]
-
-
 def cost_of(
     architecture: Architecture,
     measure: str,
@@ -50,13 +47,61 @@ def cost_of(
     images: Float[Array, "B H W C"] | None = None,
     key: Array | None = None,
 ) -> Cost:
-    """What masks leave, in a measure; SynOps depend on the weights and on images."""
+    """The cost of a masked network as a function of its masks.
+
+    Args:
+      architecture: of the network.
+      measure: one of `MEASURES`.
+      variables, images, key: for SynOps alone, which depend on weights and on images.
+    """
     match measure:
         case "macs":
             return lambda masks: sum(cost.macs(architecture, masks).values())
         case "params":
             return lambda masks: sum(cost.params(architecture, masks).values())
+    if variables is None or images is None:
+        raise InputError("SynOps depend on weights and images: give variables and images.")
     return lambda masks: sum(cost.synops(architecture, variables, images, masks, key=key).values())
+
+
+class _Removal:
+    """Filters (or weights) of all groups in the order in which they are removed."""
+
+    def __init__(self, scores: Scores, least: int, before: MaskTree | None):
+        self._shapes = {name: np.shape(values) for name, values in scores.items()}
+        flat = {name: np.asarray(scores[name], np.float64).ravel() for name in scores}
+        for name, values in flat.items():
+            if not np.isfinite(values).all():
+                raise InputError(f"scores of {name!r} are not all finite: give finite scores.")
+        self._before = None
+        if before is not None:
+            lowest = min(values.min() for values in flat.values()) - 1
+            self._before = {name: np.asarray(before[name]).ravel() for name in flat}
+            flat = {n: np.where(self._before[n] > 0, flat[n], lowest) for n in flat}
+        removable = {name: np.ones(len(values), bool) for name, values in flat.items()}
+        for name, values in flat.items():
+            removable[name][np.argsort(-values, kind="stable")[:least]] = False
+        self._sizes = {name: len(values) for name, values in flat.items()}
+        group = np.repeat(np.arange(len(flat)), list(self._sizes.values()))
+        index = np.concatenate([np.arange(size) for size in self._sizes.values()])
+        order = np.argsort(np.concatenate(list(flat.values())), kind="stable")
+        order = order[np.concatenate(list(removable.values()))[order]]
+        self._group, self._index = group[order], index[order]
+
+    def __len__(self) -> int:
+        """How many may be removed."""
+        return len(self._index)
+
+    def masks(self, count: int) -> MaskTree:
+        """Masks without the first `count`, and without what was removed before."""
+        masks = {}
+        for i, (name, size) in enumerate(self._sizes.items()):
+            mask = np.ones(size, np.float32)
+            mask[self._index[:count][self._group[:count] == i]] = 0
+            if self._before is not None:
+                mask *= self._before[name]
+            masks[name] = mask.reshape(self._shapes[name])
+        return masks
 
 
 def prune_to_budget(
@@ -67,7 +112,7 @@ def prune_to_budget(
     least: int = 1,
     before: MaskTree | None = None,
 ) -> MaskTree:
-    """Removes filters (or weights) in the order of their scores, until the cost is in the limit.
+    """Removes filters (or weights) in the order of their scores until the cost is within a limit.
 
     The highest of every group are kept, however low. Where a cost is not monotone (SynOps), the
     limit is met all the same, though perhaps not with the fewest removals.
@@ -75,64 +120,40 @@ def prune_to_budget(
     Args:
       scores: by group a vector, by `masks.kernel` an array of the kernel's shape.
       cost_of: of masks.
-      limit: that the cost may reach.
+      limit: highest cost allowed.
       least: filters that every group keeps.
-      before: masks so far; what they have removed stays so, whatever its score and the limit.
+      before: masks so far; what they have removed stays removed, whatever its score.
 
     Returns:
       0/1 masks of the same shapes.
 
     Raises:
-      InputError: nothing that may go is enough.
+      InputError: removing all that may be removed is not enough, or a score is not finite.
     """
-    names = list(scores)
-    flat = {name: np.asarray(scores[name], np.float64).ravel() for name in names}
-    for name, values in flat.items():
-        if not np.isfinite(values).all():
-            raise InputError(f"scores of {name!r} are not all finite: give finite scores.")
-    if before is not None:
-        lowest = min(values.min() for values in flat.values()) - 1
-        past = {name: np.asarray(before[name]).ravel() for name in names}
-        flat = {name: np.where(past[name] > 0, flat[name], lowest) for name in names}
-    may_go = {name: np.ones(len(values), bool) for name, values in flat.items()}
-    for name, values in flat.items():
-        may_go[name][np.argsort(-values, kind="stable")[:least]] = False
-    place = np.concatenate([np.full(len(flat[name]), i) for i, name in enumerate(names)])
-    index = np.concatenate([np.arange(len(flat[name])) for name in names])
-    order = np.argsort(np.concatenate([flat[name] for name in names]), kind="stable")
-    order = order[np.concatenate([may_go[name] for name in names])[order]]
-
-    def without(count: int) -> MaskTree:
-        masks = {name: np.ones(len(flat[name]), np.float32) for name in names}
-        gone = order[:count]
-        for i, name in enumerate(names):
-            masks[name][index[gone[place[gone] == i]]] = 0
-            if before is not None:
-                masks[name] *= past[name]
-        return {name: mask.reshape(np.shape(scores[name])) for name, mask in masks.items()}
-
-    low, high = 0, len(order)
-    if cost_of(without(high)) > limit:
+    removal = _Removal(scores, least, before)
+    low, high = 0, len(removal)
+    fewest = cost_of(removal.masks(high))
+    if fewest > limit:
         raise InputError(
-            f"a cost of {limit:g} cannot be reached: {cost_of(without(high)):g} are left where "
+            f"a cost of {limit:g} cannot be reached: {fewest:g} are left where "
             f"every mask keeps no more than {least}; raise the target."
         )
     while low < high:
         middle = (low + high) // 2
-        if cost_of(without(middle)) <= limit:
+        if cost_of(removal.masks(middle)) <= limit:
             high = middle
         else:
             low = middle + 1
-    return without(high)
+    return removal.masks(high)
 
 
 def uniform_ranking(scores: Scores, weight: Mapping[str, float] | None = None) -> Scores:
-    """Scores that let every group lose the same share of its filters, its lowest first.
+    """Scores by which every group loses the same share of its filters, its lowest first.
 
     Args:
       scores: by group.
-      weight: by group, how fast it loses them; 1 where it is missing. A group of weight 2 has
-        lost twice the share of one of weight 1.
+      weight: by group, how fast it loses them; 1 where it is missing. A group of weight 2 loses
+        twice the share of one of weight 1.
     """
     weight, ranked = weight or {}, {}
     for name, values in scores.items():
@@ -144,10 +165,10 @@ def uniform_ranking(scores: Scores, weight: Mapping[str, float] | None = None) -
 
 
 def proportional_ranking(scores: Scores, shares: Mapping[str, float]) -> Scores:
-    """Scores by which, however many filters go, groups keep in proportion to their shares, and of
-    each group the highest."""
-    placed = {}
+    """Scores by which groups keep filters in proportion to `shares`, each its highest, however
+    many are removed."""
+    ranked = {}
     for name, values in scores.items():
-        order = np.argsort(np.argsort(-np.asarray(values), kind="stable"), kind="stable")
-        placed[name] = -(order + 1) / len(order) / shares[name]
-    return placed
+        rank = np.argsort(np.argsort(-np.asarray(values), kind="stable"), kind="stable")
+        ranked[name] = -(rank + 1) / len(rank) / shares[name]
+    return ranked

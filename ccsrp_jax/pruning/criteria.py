@@ -28,8 +28,8 @@ from ccsrp_jax.pruning.problem import (
     Problem,
     Pruned,
     batches,
-    finetune,
     epochs_per_round,
+    finetune,
     weight_masks,
 )
 from ccsrp_jax.utils.errors import InputError, unknown

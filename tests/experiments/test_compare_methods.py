@@ -14,7 +14,7 @@ from ccsrp_jax.networks import cost, serialization, zoo
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.pipeline import stages
 from ccsrp_jax.pipeline.config import parse, settings
-from ccsrp_jax.pipeline.tensorboard import Board
+from ccsrp_jax.pipeline.tensorboard import TensorBoardWriter
 from ccsrp_jax.pruning import METHODS
 from ccsrp_jax.utils import io
 
@@ -187,8 +187,8 @@ def test_all_methods_are_functions_of_key_and_problem():
     assert all(callable(method) for method in METHODS.values())
 
 
-def test_the_board_shows_the_numbers_of_a_methods_rows(tmp_path):
-    board = Board(tmp_path)
+def test_tensorboard_shows_the_numbers_of_a_methods_rows(tmp_path):
+    board = TensorBoardWriter(tmp_path)
     board.add({"stage": "search", "round": 1, "generation": 2, "kept": {"conv1": 3}, "loss": 0.5})
     board.add({"stage": "round", "round": 1, "method": "ccsrp", "search_seconds": 2})
     board._writer.close()  # it writes in a thread

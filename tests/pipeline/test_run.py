@@ -18,8 +18,8 @@ import pytest
 from ccsrp_jax import cli
 from ccsrp_jax.networks import serialization
 from ccsrp_jax.pipeline import run_dir as rundir
+from ccsrp_jax.pipeline.archive import choose
 from ccsrp_jax.pipeline.config import parse, settings
-from ccsrp_jax.pipeline.run import choose
 from ccsrp_jax.utils.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -203,7 +203,7 @@ def test_latest_points_at_the_newest_run(tmp_path):
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(name)
-        rundir.point_latest(tmp_path / name)
+        rundir.link_latest(tmp_path / name)
         assert (tmp_path / "latest" / "summary.json").read_text() == name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "latest", "second"]
 
@@ -327,15 +327,15 @@ def test_truncated_checkpoint_is_refused(finished, capsys, tmp_path):
 
 def test_a_damaged_state_of_training_is_refused(tmp_path):
     like = {"a": np.ones(3)}
-    rundir.save_epoch(tmp_path, 4, {"a": np.arange(3.0)}, 1.5)
-    done, state, seconds = rundir.load_epoch(tmp_path, like)
+    rundir.save_training_state(tmp_path, 4, {"a": np.arange(3.0)}, 1.5)
+    done, state, seconds = rundir.load_training_state(tmp_path, like)
     assert (done, state["a"].tolist(), seconds) == (4, [0.0, 1.0, 2.0], 1.5)
     path = tmp_path / "training.msgpack"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(InputError, match="delete it to train anew"):
-        rundir.load_epoch(tmp_path, like)
-    rundir.forget_epoch(tmp_path)
-    assert rundir.load_epoch(tmp_path, like) is None
+        rundir.load_training_state(tmp_path, like)
+    rundir.delete_training_state(tmp_path)
+    assert rundir.load_training_state(tmp_path, like) is None
 
 
 def test_disk_that_cannot_be_written_is_refused(capsys, tmp_path):

@@ -36,19 +36,20 @@ def round_keys(key: Array, number: int) -> RoundKeys:
 
 
 class RoundState(NamedTuple):
-    """A network at a point of a round.
+    """The network in or after a round.
 
     Attributes:
-      number: of the round, from 1.
+      number: of the round, from 1; 0 before the first.
       variables: weights.
-      masks: by group, after this round's splice.
-      found: what the round's search found; None in a state to start from.
+      masks: by group.
     """
 
     number: int
     variables: dict
     masks: MaskTree
-    found: Round | None = None
+
+
+OnRound = Callable[[RoundState, Round], None]  # called with what the round's search found
 
 
 def ccsrp(
@@ -64,8 +65,8 @@ def ccsrp(
     clean_training: bool = False,
     keys: Callable[[Array, int], RoundKeys] = round_keys,
     start: RoundState | None = None,
-    on_splice: Callable[[RoundState], None] = lambda state: None,
-    on_round: Callable[[RoundState], None] = lambda state: None,
+    on_splice: OnRound = lambda state, found: None,
+    on_round: OnRound = lambda state, found: None,
 ) -> Pruned:
     """Prunes filters in rounds: searches every group's mask, splices all masks, and fine-tunes.
 
@@ -89,10 +90,10 @@ def ccsrp(
       criterion: of `criteria`, whose order of filters the search starts from in every round.
       clean_training: fine-tune on clean images, as an ablation.
       keys: key and number of a round, from 1, to the keys of its search, splice and training.
-      start: state after the last round that is done, to resume from; its `number` may be 0.
+      start: state after the last round that is done, to resume from.
       on_splice: called with every round's spliced network, before it is fine-tuned.
-      on_round: called after every round's fine-tuning, to log it or save it; its state is what
-        `start` takes.
+      on_round: called after every round's fine-tuning, to log it or to save the state, from which
+        `start` resumes.
 
     Returns:
       Weights and masks after the last round, and the passes of the rounds of this call.
@@ -108,7 +109,7 @@ def ccsrp(
         schedule = [epochs] * rounds
     if start is None:
         start = RoundState(0, problem.variables, masking.ones(problem.architecture))
-    done, variables, masks, _ = start
+    done, variables, masks = start
     tuned = problem
     if clean_training:
         tuned = dataclasses.replace(problem, recipe=_clean(problem.recipe))
@@ -128,10 +129,10 @@ def ccsrp(
         masks, reached = _spliced(
             key_splice, problem, search, found, masks, cost_of, number / rounds, exact
         )
-        on_splice(RoundState(number, variables, masks, found))
+        on_splice(RoundState(number, variables, masks), found)
         left = sum(schedule[number - 1 :]) if reached and epochs is None else schedule[number - 1]
         variables, _ = finetune(key_train, tuned, variables, masks, epochs=left)
-        on_round(RoundState(number, variables, masks, found))
+        on_round(RoundState(number, variables, masks), found)
         if reached:
             break
     return Pruned(variables, masks, passes)

@@ -146,7 +146,7 @@ def unit(values: np.ndarray) -> np.ndarray:
 
 
 def order(survival: dict[str, np.ndarray], masks: MaskTree) -> dict[str, np.ndarray]:
-    """Scores for `budget.prune_to_budget`: what is gone, then what is below 0, then shares of every layer.
+    """Scores for `prune_to_budget`: removed first, then survival below 0, then shares of a layer.
 
     Synapses that are not below 0 go last, after all neurons.
     """
