@@ -1,12 +1,14 @@
 """Torch twins of our networks: SpikingJelly's neurons, torch's layers, our weights."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import torch
 from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import nn
 
-from ccsrp_jax.networks.architecture import Architecture
+from ccsrp_jax.networks.architecture import Architecture, group_of
 from ccsrp_jax.networks.neurons import LIF, Surrogate
 from ccsrp_jax.networks.nodes import IMAGE, Add, Conv, Dense, Flatten, Node, Norm, Pool, Spike
 from ccsrp_jax.networks.zoo import init
@@ -146,6 +148,44 @@ class FoldedTwin(Twin):
                 case _:
                     x = self.layer(node)(x)
         return x.reshape(steps, -1, x.shape[-1]).mean(0)
+
+
+class MaskedTwin:
+    """The network in SpikingJelly, with a mask that multiplies the spikes of one group."""
+
+    def __init__(self, architecture, variables, splits):
+        self.network = FoldedTwin(architecture, variables).to(memory_format=torch.channels_last)
+        self.group: str | None = None
+        self.mask = torch.ones(1)
+        self.splits = splits
+        for node in architecture.nodes:
+            if isinstance(node, Spike):
+                gate = partial(self._gate, group_of(architecture)[node.name])
+                self.network.layer(node).register_forward_hook(gate)
+
+    def _gate(self, group, layer, inputs, spikes):
+        if group != self.group:
+            return None
+        return spikes * self.mask.reshape(-1, *[1] * (spikes.ndim - 3))
+
+    def score(self, group: str | None, member: np.ndarray | None, batch: int) -> np.ndarray:
+        """Error and cross-entropy of every split, (splits, 2); without a group, unmasked."""
+        self.group = group
+        if member is not None:
+            self.mask = torch.tensor(member)
+        found = []
+        with torch.inference_mode():
+            for split in self.splits:
+                wrong = loss = 0.0
+                for start in range(0, len(split.labels), batch):
+                    images, labels = (part[start : start + batch] for part in split)
+                    images = nchw(images).to(memory_format=torch.channels_last)
+                    labels = torch.from_numpy(np.array(labels)).long()
+                    logits = self.network(images)
+                    wrong += (logits.argmax(-1) != labels).sum()
+                    loss += torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+                found.append([float(wrong), float(loss)])
+        return np.array(found) / len(self.splits[0].labels)
 
 
 def _key(node: Node) -> str:
