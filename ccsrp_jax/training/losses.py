@@ -1,4 +1,4 @@
-"""Losses of training: of the logits of every step, (T, B, K), one value an image."""
+"""Training losses per image, from the logits (T, B, K) of every time step."""
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,13 @@ from jaxtyping import Array, Float, Int
 def cross_entropy(
     logits: Float[Array, "T B K"], labels: Int[Array, "B"], smoothing: float | int = 0.0
 ) -> Float[Array, "B"]:
-    """Cross-entropy of the mean over time.
+    """Cross-entropy of the mean logits over time.
 
     Args:
-      logits: of every step.
+      logits: of every time step.
       labels: true classes.
-      smoothing: share of the target that is spread evenly over all K classes (Szegedy et al.,
-        CVPR 2016).
+      smoothing: label smoothing, the fraction of the target spread evenly over all K classes
+        (Szegedy et al., CVPR 2016).
     """
     mean = logits.mean(0)
     loss = optax.softmax_cross_entropy_with_integer_labels(mean, labels)
@@ -31,14 +31,14 @@ def tet(
     weight: float | int = 0.05,
     smoothing: float | int = 0.0,
 ) -> Float[Array, "B"]:
-    """Temporal efficient training: every step is to be right, none far from the threshold.
+    """Temporal efficient training: cross-entropy of every time step, logits near the threshold.
 
     (1 - weight) mean_t CE(o_t, y) + weight mean_t,k (o_tk - threshold)^2.
 
     Args:
       logits, labels, smoothing: as in `cross_entropy`.
       threshold: of the neurons.
-      weight: of the second term.
+      weight: weight of the second term, from 0 to 1.
 
     References:
       Deng et al., Temporal Efficient Training of Spiking Neural Network via Gradient
@@ -53,12 +53,12 @@ def divergence(
     attacked: Float[Array, "T B K"],
     temperature: float | int | Float[Array, ""] = 1.0,
 ) -> Float[Array, "B"]:
-    """KL(clean || attacked) of the classes' probabilities, from the means over time.
+    """KL(clean || attacked) of the class probabilities, from the mean logits over time.
 
     Args:
-      clean, attacked: logits of the same images; gradients go to both.
-      temperature: divides the logits; the result is multiplied by its square, so that
-        gradients keep their size (Hinton et al., arXiv 1503.02531).
+      clean, attacked: logits of the same images; gradients flow to both.
+      temperature: divides the logits; the result is multiplied by its square, which keeps the
+        scale of the gradients (Hinton et al., arXiv 1503.02531).
 
     References:
       Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy

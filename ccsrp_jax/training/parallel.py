@@ -1,12 +1,13 @@
-"""The network as training computes it: its type, its memory, its batch dealt out over devices.
+"""The classifier of training: compute type, rematerialization, batch sharded over devices.
 
-The network folds time into the batch, time first, and a batch that is dealt out cannot stay so
-through that fold, which the compiler would answer by gathering it on every device. So each
-device walks the network with its share of the images, and what images share, the moments of
-batch norm in training, is averaged over devices. Draws of an encoding are made before, for
-the whole batch, so that they are those of one device.
+The network folds time into the batch, time first. A sharded batch cannot keep its sharding through
+that fold: the compiler would gather it on every device. So each device runs the network on its
+shard of the images, and the batch norm statistics of training are averaged over devices. An
+encoding's random draws are made before, for the whole batch, so that they equal those of one
+device.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -25,22 +26,22 @@ from ccsrp_jax.networks.nodes import Spike
 from ccsrp_jax.networks.spiking_network import SpikingNetwork, Values
 from ccsrp_jax.utils.devices import DEVICES
 
-# By `remat`, what is kept of each segment beside what it begins with, the spikes before it.
-KEPT = {
+# What the forward pass stores of each segment besides its inputs, by `remat`.
+REMAT_POLICIES = {
     "time": jax.checkpoint_policies.save_only_these_names("layer"),
     "layers": jax.checkpoint_policies.nothing_saveable,
 }
 
 
 @dataclass(frozen=True)
-class Trainee(Classifier):
+class ParallelClassifier(Classifier):
     """The classifier that training differentiates and attacks.
 
     Attributes:
       dtype: compute type of convolutions and dense layers.
-      remat: what a gradient finds in memory and what it computes anew, as in `Recipe`.
-      mesh: over which images are dealt out, first axis first; None is one device. Their count
-        must be a multiple of its devices'.
+      remat: rematerialization in the backward pass, as in `BaseRecipe`.
+      mesh: devices over which images are sharded along the batch axis; None is one device. The
+        batch size must be a multiple of the number of devices.
     """
 
     dtype: DTypeLike = jnp.float32
@@ -49,12 +50,12 @@ class Trainee(Classifier):
 
     def __call__(
         self,
-        params: tuple[dict, MaskTree | None],
+        network_state: tuple[dict, MaskTree | None],
         images: Float[Array, "B H W C"],
         *,
         key: Array | None = None,
     ) -> Float[Array, "B K"]:
-        return self.forward(*params, images, key)[0].mean(0)
+        return self.forward(*network_state, images, key)[0].mean(0)
 
     def forward(
         self,
@@ -65,11 +66,11 @@ class Trainee(Classifier):
         *,
         train: bool = False,
         activity: bool = False,
-    ) -> tuple[Float[Array, "T B K"], Values, dict]:
-        """Logits of every step, potentials where activity is asked for, new batch statistics.
+    ) -> tuple[Float[Array, "T B K"], Values, Mapping]:
+        """Logits of every time step, potentials if `activity` is true, new batch statistics.
 
-        Potentials are (T, B, *features), and on a mesh each device's follow one another in
-        time: there they are good for moments only.
+        Potentials are (T, B, *features) by layer. On a mesh the devices' shards are concatenated
+        along time instead of the batch, so that only statistics over both are meaningful.
         """
         axis = None if self.mesh is None else DEVICES
         network = SpikingNetwork(self.architecture, self.dtype, axis)
@@ -93,10 +94,10 @@ class Trainee(Classifier):
             potentials, updates = {}, {}
             for begin, end in self._segments():
                 part = partial(segment, begin=begin, end=end)
-                if self.remat in KEPT:
-                    # one checkpoint for all would leave the compiler free to recompute all
-                    # layers before it goes back through the last
-                    part = jax.checkpoint(part, policy=KEPT[self.remat])
+                if self.remat in REMAT_POLICIES:
+                    # with a single checkpoint the compiler could recompute all layers before the
+                    # backward pass of the last
+                    part = jax.checkpoint(part, policy=REMAT_POLICIES[self.remat])
                 (values, active), updates = part({**variables, **updates}, masks, values)
                 potentials |= active.potentials
             return network.readout(values, per_step=True), potentials, updates
@@ -113,8 +114,8 @@ class Trainee(Classifier):
         return walk(variables, dict(masks or {}), values)
 
     def _segments(self) -> list[tuple[int, int]]:
-        """Positions in the graph that are walked at a time: each up to its neurons, or all."""
+        """Ranges of nodes under one checkpoint, each up to a layer of neurons; or all nodes."""
         nodes = self.architecture.nodes
         ends = [i + 1 for i, node in enumerate(nodes) if isinstance(node, Spike)]
-        cuts = [0, *(ends if self.remat in KEPT else []), len(nodes)]
+        cuts = [0, *(ends if self.remat in REMAT_POLICIES else []), len(nodes)]
         return [(begin, end) for begin, end in pairwise(cuts) if begin < end]

@@ -1,6 +1,8 @@
-"""How a network is trained: the settings, the optimiser, and what changes from step to step."""
+"""Training settings, the optimizer, and the schedules of learning rate and moving average."""
 
+import dataclasses
 import math
+import typing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,51 +12,52 @@ import optax
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.utils.errors import InputError, check_number, unknown
 
-OPTIONS = {
-    "optimizer": ("adamw", "sgd"),
-    "loss": ("ce", "tet"),
-    "precision": ("float32", "bfloat16"),
-    "remat": ("none", "time", "layers"),
-}
-
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a network is trained or fine-tuned.
+class BaseRecipe:
+    """Training settings that `Recipe` shares with the flags and files of a run.
+
+    `pipeline.config.Training` is the other subclass: there the attack is described by flags, and
+    settings of fine-tuning are added. A setting declared here is a field of both.
 
     Attributes:
       epochs: passes over the training images.
-      batch_size: images a step; what is left over in an epoch is dropped.
-      learning_rate: at its peak; a cosine takes it to 0 after a linear warm-up.
-      warmup: share of the steps spent warming up.
-      weight_decay: of kernels only, for AdamW decoupled (but scaled by the learning rate), for
-        SGD added to the gradient; biases, batch norm and learned leaks have none.
-      adversarial: train on PGD examples of the batch, made with batch norm in inference
-        mode; None trains on clean images. `attacks.fgsm(eps)` is such a PGD, of one step, and
-        `PGD(eps, 1)` is FGSM from a random start.
-      clean_epochs: of the epochs, how many at the start use clean images.
-      clean_weight: weight of the clean images' loss beside the adversarial one's.
-      optimizer: `adamw`, or `sgd` with momentum as torch.optim.SGD has it.
-      momentum: of SGD.
-      clip_norm: longer gradients, over all weights, are cut to this length, before weight
-        decay is added; 0 cuts none.
-      label_smoothing: share of the target spread over all classes, see `losses.cross_entropy`.
-      loss: `ce`, of the mean logits over time, or `tet`, see `losses.tet`.
-      tet_weight: of the second term of TET.
-      ema: decay of a moving average of weights and batch statistics over the steps, which is
-        then what training returns; 0 for none. Without bias, as Adam's: the start has no share.
-      precision: type that convolutions and dense layers compute in, in the attack too;
-        weights, moments, batch statistics and membranes stay float32.
-      remat: what the backward pass finds in memory and what it computes anew, in the attack too:
-        `none` is all in memory, `time` keeps layers' outputs and spikes, `layers` spikes alone.
-        Of no use on CPUs, where XLA merges what is computed twice.
-      trades: beta of TRADES, loss = clean loss + beta KL(clean || attacked), where the attack
-        raises the KL; 0 trains on the attacked images instead. See `losses.divergence`.
-      trades_temperature: of that KL.
-      orthogonal: beta of `regularisers.orthogonalise` after every step (SNN-RAT, which then
-        has no weight decay); 0 is off.
-      sparse_gradient: weight of `regularisers.sparse_gradient`, on the images trained on.
-      membrane: weight of `regularisers.membrane_mass`, with the width of the surrogate.
+      batch_size: images per step; an incomplete last batch of an epoch is dropped.
+      learning_rate: peak learning rate, reached after a linear warm-up; a cosine then decays it
+        to 0.
+      warmup: fraction of the steps spent in the warm-up.
+      weight_decay: applied to kernels only, not to biases, batch norm or learned leaks. AdamW
+        decouples it from the gradient and scales it by the learning rate; SGD adds it to the
+        gradient.
+      adversarial: train on PGD examples of the batch, made with batch norm in inference mode.
+      clean_epochs: number of initial epochs that use clean images only.
+      clean_weight: weight of the clean images' loss, from 0 to 1; the adversarial images' loss
+        has the rest.
+      optimizer: `adamw`, or `sgd` with momentum as in torch.optim.SGD.
+      momentum: momentum of SGD.
+      clip_norm: maximum global norm of the gradient, clipped before weight decay; 0 disables
+        clipping.
+      label_smoothing: fraction of the target spread evenly over all classes.
+      loss: `ce`, cross-entropy of the mean logits over time, or `tet`, temporal efficient training
+        (Deng et al., ICLR 2022).
+      tet_weight: weight of TET's second term, which keeps the logits near the threshold.
+      ema: decay of an exponential moving average of weights and batch statistics, which training
+        then returns; 0 disables it. Its bias towards the start is corrected as in Adam.
+      precision: compute type of convolutions and dense layers, in the attack too; weights,
+        optimizer moments, batch statistics and membrane potentials are float32.
+      remat: rematerialization in the backward pass, in the attack too, which saves a GPU's memory
+        at the cost of time: `none` stores all activations; `time` stores the outputs of layers
+        and the spikes; `layers` stores the spikes only. Has no effect on CPUs, where XLA merges
+        the repeated computation.
+      trades: beta of TRADES (Zhang et al., ICML 2019): clean loss + beta KL(clean || attacked),
+        where the attack maximizes the KL; 0 trains on the adversarial images instead.
+      trades_temperature: temperature of that KL.
+      orthogonal: beta of the orthogonal weight regularization of SNN-RAT, applied after every
+        step; 0.004 in its scripts, which have no weight decay; 0 disables it.
+      sparse_gradient: weight of the sparse gradient penalty (SR, ICML 2024) on the images of the
+        step; 0 disables it.
+      membrane: weight of the penalty on membrane potentials within the surrogate's width of the
+        threshold (MPD-SGR, AAAI 2026); 0 disables it.
     """
 
     epochs: int = 20
@@ -62,7 +65,7 @@ class Recipe:
     learning_rate: float = 5e-3
     warmup: float = 0.1
     weight_decay: float = 1e-4
-    adversarial: PGD | None = None
+    adversarial: PGD | bool | None = None
     clean_epochs: int = 0
     clean_weight: float = 0.0
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -90,18 +93,31 @@ class Recipe:
             check_number(name, getattr(self, name), 0)
         for name in ("warmup", "clean_weight", "momentum", "label_smoothing", "tet_weight", "ema"):
             check_number(name, getattr(self, name), 0, 1)
-        for name, options in OPTIONS.items():
-            if getattr(self, name) not in options:
+        for name, kind in typing.get_type_hints(type(self)).items():
+            options = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+            if options and getattr(self, name) not in options:
                 raise unknown(name, getattr(self, name), options)
         if self.ema == 1:
-            raise InputError("ema 1 would average nothing: give a decay below 1, such as 0.999.")
-        if self.trades and self.adversarial is None:
+            raise InputError("ema 1 would never leave its start: give a decay below 1, say 0.999.")
+        if self.trades and not self.adversarial:
             raise InputError(f"trades {self.trades} has no attack: train adversarially, or give 0.")
         if self.trades and self.clean_weight:
             raise InputError(
-                f"clean_weight {self.clean_weight} has no meaning in TRADES, whose loss is the "
-                "clean images': give 0, or trades 0."
+                f"clean_weight {self.clean_weight} has no meaning in TRADES, whose loss has a "
+                "clean term of its own: give 0, or trades 0."
             )
+
+
+@dataclass(frozen=True)
+class Recipe(BaseRecipe):
+    """How a network is trained or fine-tuned: the settings of `BaseRecipe` and the attack.
+
+    Attributes:
+      adversarial: the attack to train on; None trains on clean images. `attacks.fgsm(eps)` is
+        single-step PGD from the image, `PGD(eps, 1)` is FGSM from a random start.
+    """
+
+    adversarial: PGD | None = None
 
     def clean_share(self, epoch: int) -> float:
         """Weight of the clean images' loss in an epoch."""
@@ -115,8 +131,25 @@ class Recipe:
         return bool(self.trades) or self.clean_weight < 1
 
 
+def compiled_part(recipe: Recipe) -> Recipe:
+    """The recipe with a fixed value for every setting that the compiled step does not read.
+
+    As a static argument it gives training and fine-tuning the same program.
+    """
+    return dataclasses.replace(
+        recipe,
+        epochs=1,
+        batch_size=1,
+        learning_rate=1.0,
+        warmup=0.0,
+        adversarial=PGD(),
+        clean_epochs=0,
+        clean_weight=0.0,
+    )
+
+
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """What to step along, up to the learning rate, which the jitted step takes as an argument."""
+    """The update direction, before scaling by the learning rate (an argument of the step)."""
     decay = optax.add_decayed_weights(recipe.weight_decay, mask=_kernels)
     if recipe.optimizer == "sgd":
         rule = (decay, optax.trace(recipe.momentum))
@@ -127,21 +160,27 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
 
 
 def _kernels(params):
-    """Weight decay leaves biases, batch norm and learned leaks alone."""
+    """Which leaves weight decay applies to: not biases, batch norm or learned leaks."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
-    """Linear warm-up, then a cosine to 0; `progress` is the share of the steps done."""
+    """Linear warm-up, then cosine decay to 0.
+
+    Args:
+      recipe: for the peak and the warm-up.
+      progress: fraction of all steps that are done.
+    """
     if progress < recipe.warmup:
         return recipe.learning_rate * progress / recipe.warmup
     after = (progress - recipe.warmup) / max(1 - recipe.warmup, 1e-9)
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(after, 1.0)))
 
 
-def keep_share(decay: float, step: int) -> float:
-    """Of the old average in the new one, after step 1, 2, ...
+def corrected_decay(decay: float, step: int) -> float:
+    """Decay of a moving average without bias, at step n = 1, 2, ...
 
-    It makes the average sum_i decay^(n-i) w_i / sum_i decay^(n-i) over the steps so far.
+    With it, the average after n steps is sum_i decay^(n-i) w_i / sum_i decay^(n-i), the average of
+    Adam's bias correction.
     """
     return decay * (1 - decay ** (step - 1)) / (1 - decay**step)

@@ -1,7 +1,7 @@
-"""Regularisers that train spiking networks to be robust: of weights, gradients, potentials.
+"""Regularizers for robust training of spiking networks: of weights, gradients and potentials.
 
-`orthogonalise` (RAT) moves the weights after an optimiser's step. `sparse_gradient` (SR) and
-`membrane_mass` (MPD-SGR) are penalties, to be weighted and added to the loss.
+`orthogonalize` (SNN-RAT) changes the weights after an optimizer step. `sparse_gradient_penalty`
+(SR) and `membrane_penalty` (MPD-SGR) are to be weighted and added to the loss.
 """
 
 import jax
@@ -12,32 +12,27 @@ from jaxtyping import Array, Float, Int
 from ccsrp_jax.networks.classifier import ClassifierFn, key_kwargs
 from ccsrp_jax.networks.masks import MaskTree
 
-WIDE = 200  # outputs from which on a dense layer is orthogonalised in part
-
-
-SHARE = 0.3  # of a wide dense layer's rows, how many
-
-
+WIDE = 200  # dense layers with this many outputs or more are orthogonalized in part
+ROW_FRACTION = 0.3  # fraction of a wide dense layer's rows that one step changes
 STEP = 0.01  # of the finite difference, in pixel units
+MIN_SIGMA = 0.01  # minimum standard deviation of a channel's potentials, in surrogate widths
 
 
-NARROWEST = 0.01  # standard deviation of a channel at the least, in widths
+def orthogonalize(params: dict, beta: Float[Array, ""] | float | int, key: Array) -> dict:
+    """One step towards orthogonal weights, W <- (1 + beta) W - beta W W^T W.
 
-
-def orthogonalise(params: dict, beta: Float[Array, ""] | float | int, key: Array) -> dict:
-    """One step towards weights whose singular values are 1: W <- (1 + beta) W - beta W W^T W.
-
-    W has a filter, or a dense layer's output, in each row. The step descends
-    |W W^T - I|^2 / 4 at the rate beta. Of a dense layer with 200 outputs or more it takes a
-    random 30 % of the rows, and those for all of W. Where all weights of a filter, or all
-    that read an input, are 0, they stay so; weights that only a mask removes count like others.
+    Each row of W is a filter, or an output of a dense layer. The step descends
+    |W W^T - I|^2 / 4 at the rate beta, and so moves all singular values towards 1. In a dense
+    layer with 200 outputs or more, W is a random 30 % of the rows, and the others do not change.
+    A filter, or an input, whose weights are all 0 keeps them; weights that are only masked
+    take part like all others.
 
     Args:
       params: of the network, by layer; only leaves called "kernel" change, each (k, k, in, out)
         or (in, out).
-      beta: rate, 0.004 in the released scripts; singular values above the root of
-        (2 + beta) / beta diverge.
-      key: of the random rows.
+      beta: rate, 0.004 in the released scripts; singular values above sqrt((2 + beta) / beta)
+        diverge.
+      key: for the random rows.
 
     Returns:
       The new params.
@@ -48,7 +43,7 @@ def orthogonalise(params: dict, beta: Float[Array, ""] | float | int, key: Array
       Cisse et al., Parseval Networks, ICML 2017, for the step.
     """
     updated = {}
-    # sorted, as under jit: which layer draws which rows depends on the order
+    # sorted as under jit, because a layer's random rows depend on its position
     for number, (layer, leaves) in enumerate(sorted(params.items())):
         updated[layer] = leaves
         if "kernel" in leaves:
@@ -62,7 +57,7 @@ def _towards_orthogonal(kernel, beta, key):
     columns = jnp.asarray(kernel).reshape(-1, outputs)  # W^T
     if kernel.ndim > 2 or outputs < WIDE:
         return _step(columns, beta).reshape(kernel.shape)
-    drawn = jax.random.permutation(key, outputs)[: int(SHARE * outputs)]
+    drawn = jax.random.permutation(key, outputs)[: int(ROW_FRACTION * outputs)]
     return columns.at[:, drawn].set(_step(columns[:, drawn], beta))
 
 
@@ -70,7 +65,7 @@ def _step(columns, beta):
     return (1 + beta) * columns - beta * columns @ (columns.T @ columns)
 
 
-def sparse_gradient(
+def sparse_gradient_penalty(
     classifier: ClassifierFn,
     variables: dict,
     masks: MaskTree | None,
@@ -79,33 +74,33 @@ def sparse_gradient(
     *,
     key: Array | None = None,
 ) -> Float[Array, ""]:
-    """SR's penalty: how fast the true class loses to its runner-up, squared, over the batch.
+    """SR's penalty on the L1 norm of the confidence's gradient with respect to the image.
 
-    With f = e^z_y / (e^z_y + e^z_r) for the true class y and the best other class r, it is
-    the mean of d^2, d = (f(x + h sign grad f) - f(x)) / h with h = 0.01: a finite difference
-    that stands for the L1 norm of f's gradient and asks for no second derivatives. The
-    runner-up is that of x in both terms, and the sign is a constant. Where the step changes
+    With the confidence f = e^z_y / (e^z_y + e^z_r) of the true class y against the best other
+    class r, the penalty is the mean over the batch of d^2, d = (f(x + h sign grad f) - f(x)) / h,
+    h = 0.01: a finite difference for the L1 norm of f's gradient, without second derivatives. The
+    class r is that of x in both terms, and no gradient flows through the sign. If the step changes
     no spike, d and its gradient are 0.
 
-    Here the network runs in evaluation mode, on images in [0, 1] that may leave the box by
-    h; the code we follow runs it in training mode and takes h in units of standardised pixels.
+    Ours: the network runs in evaluation mode on images in [0, 1], which may leave that range by h;
+    the code we follow runs it in training mode and takes h in units of standardized pixels.
 
     Args:
-      classifier: called as `classifier((variables, masks), images)`; its surrogate gives the
-        gradient for the images and that of the penalty. See `attacks` for what it may be.
-      variables: of the network; the penalty can be differentiated for "params".
-      masks: as for the network.
-      images: where to take the penalty; clean, or adversarial.
+      classifier: called as `classifier((variables, masks), images)`, see `networks.classifier`;
+        its surrogate is used both for grad f and for the gradient of the penalty.
+      variables: of the network; the penalty is differentiable with respect to "params".
+      masks: of the network.
+      images: clean or adversarial.
       labels: true classes.
-      key: for a stochastic classifier; both terms have the same draws.
+      key: for a stochastic classifier; both terms use the same draws.
 
     References:
       Liu et al., Enhancing Adversarial Robustness in SNNs with Sparse Gradients, ICML 2024; the
       finite difference as in the code of Wang et al., arXiv 2512.22522, a secondary source.
     """
 
-    def confidence(params, x, rivals=None):
-        z = classifier(params, x, **key_kwargs(classifier, key))
+    def confidence(network_state, x, rivals=None):
+        z = classifier(network_state, x, **key_kwargs(classifier, key))
         if rivals is None:
             own = jax.nn.one_hot(labels, z.shape[-1], dtype=bool)
             rivals = jnp.where(own, -jnp.inf, z).argmax(-1)
@@ -113,7 +108,7 @@ def sparse_gradient(
         return jax.nn.sigmoid(two[:, 0] - two[:, 1]), rivals
 
     def total(x):
-        # stopped, so that nobody differentiates twice
+        # no second derivatives: the sign of this gradient is a constant
         f, rivals = confidence(jax.lax.stop_gradient((variables, masks)), x)
         return f.sum(), rivals
 
@@ -123,29 +118,29 @@ def sparse_gradient(
     return (((after - before) / STEP) ** 2).mean()
 
 
-def membrane_mass(
+def membrane_penalty(
     potentials: dict[str, Array], threshold: float | int, width: float | int
 ) -> Float[Array, ""]:
-    """MPD-SGR's penalty: share of the membrane potentials that the surrogate reaches.
+    """MPD-SGR's penalty: fraction of membrane potentials at which the surrogate is not 0.
 
-    Were a channel's distances from the threshold normal, with mean mu and standard deviation
-    sigma, Phi((mu + width) / sigma) - Phi((mu - width) / sigma) of them would lie within
-    `width` of it. The penalty is its mean over channels.
+    If a channel's distances v - threshold are normal with mean mu and standard deviation sigma,
+    the fraction within `width` of the threshold is
+    Phi((mu + width) / sigma) - Phi((mu - width) / sigma). The penalty is its mean over channels.
 
-    The formula and its statistics of v - threshold by channel are from a secondary source. Ours
-    are: moments over time, batch and positions, potentials before the reset, every layer
-    counting alike whatever its channels, and a sigma of width / 100 at the least, without which
-    a silent channel at the edge of the band would have an unbounded gradient. Channels of
-    pruned filters count too.
+    The formula and the statistics of v - threshold per channel are from a secondary source. Ours:
+    statistics are over time, batch and positions; potentials are those before the reset; all
+    layers have the same weight, whatever their number of channels; and sigma is at least
+    width / 100, because the gradient of a silent channel at distance `width` would be unbounded
+    otherwise. Channels of pruned filters are included.
 
     Args:
       potentials: by layer, each (T, B, *features) with channels last, before the reset, as in
-        `network.Activity`.
+        `spiking_network.Activity`.
       threshold: of the neurons.
-      width: half the reach of the surrogate; that of a triangle is its `Surrogate.width`.
+      width: half the support of the surrogate; for a triangle, its `Surrogate.width`.
 
     Returns:
-      The mean share, from 0 to 1.
+      The mean fraction, from 0 to 1.
 
     References:
       Jiang, Jiang, Yan and Tang, MPD-SGR: Robust Spiking Neural Networks with Membrane
@@ -156,6 +151,6 @@ def membrane_mass(
     for v in potentials.values():
         distance = v.reshape(-1, v.shape[-1]) - threshold
         mu = distance.mean(0)
-        sigma = jnp.sqrt(jnp.maximum(distance.var(0), (NARROWEST * width) ** 2))
+        sigma = jnp.sqrt(jnp.maximum(distance.var(0), (MIN_SIGMA * width) ** 2))
         shares.append((norm.cdf((mu + width) / sigma) - norm.cdf((mu - width) / sigma)).mean())
     return jnp.stack(shares).mean()

@@ -1,4 +1,4 @@
-"""How fast training goes, against how fast the device can multiply."""
+"""Work of a training step, and the peak rate of the device to compare it with."""
 
 import time
 from functools import cache
@@ -12,29 +12,31 @@ from ccsrp_jax.networks.cost import layer_macs
 from ccsrp_jax.training.recipe import Recipe
 from ccsrp_jax.utils import devices
 
-SIDE = {"cpu": 1536}  # of the matrices whose product is timed
-
-
-SIDE_ELSEWHERE = 8192
+MATRIX_SIZES = {"cpu": 1536}  # of the matrix product that is timed, by platform
+ACCELERATOR_MATRIX_SIZE = 8192
 
 
 def training_macs(architecture: Architecture, recipe: Recipe, epoch: int) -> int:
-    """MACs of an image's training step in an epoch.
+    """MACs per image of a training step in the given epoch.
 
-    A forward pass, and as much for each of the two gradients of the backward pass; an attack
-    does the first and one of the others in each of its steps. Regularisers are left out.
+    The forward pass costs the network's MACs, and so does each of the two gradients of the
+    backward pass, for weights and for activations. An attack needs the forward pass and the
+    gradient for activations in each of its steps. Regularizers are not counted.
     """
     attacks = recipe.attacks(epoch)
     versions = (recipe.clean_share(epoch) > 0) + attacks
-    steps = recipe.adversarial.steps if attacks else 0
+    steps = recipe.adversarial.steps if recipe.adversarial and attacks else 0
     return sum(layer_macs(architecture).values()) * (3 * versions + 2 * steps)
 
 
 @cache
 def peak_macs(precision: str, mesh: Mesh | None = None) -> float:
-    """MACs a second of a large matrix product, times the devices of a mesh; the cores of a CPU
-    multiply together, devices or not."""
-    side = SIDE.get(jax.default_backend(), SIDE_ELSEWHERE)
+    """Measured MACs per second of a large matrix product, times the number of devices.
+
+    The cores of a CPU work on a product together, so that there the number of devices is no
+    factor.
+    """
+    side = MATRIX_SIZES.get(jax.default_backend(), ACCELERATOR_MATRIX_SIZE)
     a = jnp.ones((side, side), precision)
     multiply = jax.jit(jnp.matmul)
     jax.block_until_ready(multiply(a, a))

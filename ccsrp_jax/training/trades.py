@@ -1,4 +1,4 @@
-"""The inner attack of TRADES: it maximizes the divergence from the clean output, without labels."""
+"""The inner attack of TRADES, which maximizes the divergence from the clean output."""
 
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from ccsrp_jax.networks.classifier import ClassifierFn, key_kwargs
 from ccsrp_jax.training.losses import divergence
 
 
-def raise_divergence(
+def trades_attack(
     classifier: ClassifierFn,
     network_state: Any,
     images: Float[Array, "B H W C"],

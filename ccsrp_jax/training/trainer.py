@@ -1,11 +1,11 @@
-"""Surrogate-gradient training, clean or adversarial; epochs in Python, steps jitted."""
+"""Surrogate-gradient training, clean or adversarial: epochs in Python, steps jitted."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.data.augmentation import Augmentation, augment
 from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import masks as masking
@@ -23,42 +22,23 @@ from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.neurons import Surrogate
 from ccsrp_jax.networks.nodes import Conv, Dense
-from ccsrp_jax.training import losses
-from ccsrp_jax.training.batches import full_batch, shuffled_batches, steps_per_epoch
-from ccsrp_jax.training.parallel import Trainee
-from ccsrp_jax.training.recipe import Recipe, keep_share, learning_rate, optimizer
-from ccsrp_jax.training.regularizers import membrane_mass, orthogonalise, sparse_gradient
-from ccsrp_jax.training.trades import raise_divergence
+from ccsrp_jax.training.batches import Batch, full_batch, shuffled_batches, steps_per_epoch
+from ccsrp_jax.training.parallel import ParallelClassifier
+from ccsrp_jax.training.recipe import Recipe, compiled_part, corrected_decay, learning_rate
+from ccsrp_jax.training.step import StepInputs, TrainState, start_state, train_step
+from ccsrp_jax.training.trades import trades_attack
 from ccsrp_jax.utils import devices
+from ccsrp_jax.utils.aliases import keyword_aliases
 from ccsrp_jax.utils.errors import InputError
-
-# What the compiled step does not depend on, so that fine-tuning finds training's.
-NOT_COMPILED = {
-    "epochs": 1,
-    "batch_size": 1,
-    "learning_rate": 1.0,
-    "warmup": 0.0,
-    "adversarial": PGD(),
-    "clean_epochs": 0,
-    "clean_weight": 0.0,
-}
-
-
-class TrainState(NamedTuple):
-    """All that an epoch needs of those before it."""
-
-    variables: dict  # {"params", "batch_stats"}
-    moments: Any  # of the optimizer
-    ema: dict | None = None  # moving average of the variables, if the recipe has one
 
 
 class Epoch(NamedTuple):
-    """One epoch's record: means over its steps, and the last learning rate.
+    """The record of an epoch: means over its steps, and the last learning rate.
 
-    Times leave out the epoch's first step, which may compile, unless it has no other.
+    Times leave out the epoch's first step, which may compile, unless it is the only one.
     """
 
-    epoch: int
+    epoch: int  # from 0
     loss: float
     accuracy: float  # on the images as trained on: augmented, and attacked unless by TRADES
     learning_rate: float
@@ -66,60 +46,7 @@ class Epoch(NamedTuple):
     images_per_second: float
 
 
-def start_state(recipe: Recipe, variables: dict) -> TrainState:
-    """The state before the first epoch, in memory of its own."""
-    variables = jax.tree.map(jnp.array, variables)
-    ema = jax.tree.map(jnp.array, variables) if recipe.ema else None
-    return TrainState(variables, optimizer(recipe).init(variables["params"]), ema)
-
-
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _step(trainee, recipe, state, masks, parts, labels, shares, rate, old, key):
-    """One step on the weighted mean loss; masks hold, batch norm uses the batch.
-
-    `parts` are versions of the same images, clean, attacked or both in this order, and
-    `shares` their weights over the batch size. `old` is the share of the moving average so far.
-    """
-    batch = len(labels)
-    images, labels = jnp.concatenate(parts), jnp.tile(labels, len(parts))
-    weights = jnp.repeat(shares, batch)
-    threshold = trainee.architecture.neuron.threshold
-
-    def loss_fn(params):
-        variables = {**state.variables, "params": params}
-        logits, potentials, updates = trainee.forward(
-            variables, masks, images, key, train=True, activity=recipe.membrane > 0
-        )
-        if recipe.loss == "tet":
-            each = losses.tet(logits, labels, threshold, recipe.tet_weight, recipe.label_smoothing)
-        else:
-            each = losses.cross_entropy(logits, labels, recipe.label_smoothing)
-        loss = jnp.vdot(each, weights)
-        if recipe.trades and len(parts) == 2:
-            clean, attacked = jnp.split(logits, 2, axis=1)
-            apart = losses.divergence(clean, attacked, recipe.trades_temperature)
-            loss += recipe.trades * apart.mean()
-        if recipe.sparse_gradient:
-            found = sparse_gradient(trainee, variables, masks, images, labels, key=key)
-            loss += recipe.sparse_gradient * found
-        if recipe.membrane:
-            width = trainee.surrogate.width
-            loss += recipe.membrane * membrane_mass(potentials, threshold, width)
-        hits = (logits.mean(0).argmax(-1) == labels).astype(jnp.float32)
-        return loss, (updates, jnp.vdot(hits, weights))
-
-    params = state.variables["params"]
-    (loss, (updates, accuracy)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    direction, moments = optimizer(recipe).update(grads, state.moments, params)
-    params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
-    if recipe.orthogonal:
-        params = orthogonalise(params, recipe.orthogonal, jax.random.fold_in(key, 1))
-    variables, ema = {"params": params, **updates}, state.ema
-    if recipe.ema:
-        ema = jax.tree.map(lambda a, w: old * a + (1 - old) * w, ema, variables)
-    return TrainState(variables, moments, ema), loss, accuracy
-
-
+@keyword_aliases(report="on_epoch", progress="on_step", keep="on_checkpoint")
 def train(
     key: Array,
     classifier: Classifier,
@@ -129,11 +56,11 @@ def train(
     recipe: Recipe,
     *,
     augmentation: Augmentation = "none",
-    report: Callable[[Epoch], None] = lambda epoch: None,
-    progress: Callable[[], None] = lambda: None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_step: Callable[[], None] = lambda: None,
     start: TrainState | None = None,
     first_epoch: int = 0,
-    keep: Callable[[int, TrainState], None] = lambda done, state: None,
+    on_checkpoint: Callable[[int, TrainState], None] = lambda done, state: None,
     adapt: Callable[[int, TrainState, MaskTree], tuple[TrainState, MaskTree]] | None = None,
     mesh: Mesh | None = None,
 ) -> dict:
@@ -142,93 +69,143 @@ def train(
     Args:
       key: for shuffling, augmentation, the attack's random starts and a stochastic encoding.
       classifier: architecture, and the surrogate of training and of its attack.
-      variables: to start from; they are copied, so the caller's stay valid.
-      masks: filters that stay removed; a masked network trains like its compact twin.
+      variables: initial values; they are copied, so the caller's stay valid.
+      masks: filters to keep; a masked network trains like its compacted counterpart.
       split: training images and labels.
-      recipe: epochs, loss, optimiser, attack.
+      recipe: epochs, loss, optimizer, attack.
       augmentation: see `augment`.
-      report: called after each epoch.
-      progress: called after each step.
-      start, first_epoch: the state to go on from in place of `variables`, and how many epochs
-        it has behind it; the result is then, bit for bit, that of training in one go.
-      keep: called after each epoch, before `report`, with the number of epochs done and the
-        state, whose memory the next step reuses: save it or copy it.
-      adapt: called after each epoch with the number of epochs done, the state and the masks; gives
-        those of the next epoch. For pruning during training; masks of the same names and shapes
-        compile nothing anew.
-      mesh: devices to deal every batch out over. Batch norm has the moments of the whole batch
-        and draws are those of one device, so results differ by rounding alone.
+      on_epoch: called after each epoch (earlier name: `report`).
+      on_step: called after each step (earlier name: `progress`).
+      start, first_epoch: state to resume from in place of `variables`, and the number of epochs
+        behind it; the result is then bit for bit that of uninterrupted training.
+      on_checkpoint: called after each epoch, before `on_epoch`, with the number of epochs done and
+        the state, whose memory the next step reuses: save it or copy it (earlier name: `keep`).
+      adapt: called after each epoch with the number of epochs done, the state and the masks;
+        returns those of the next epoch. For pruning during training; masks of the same names and
+        shapes cause no recompilation.
+      mesh: devices over which every batch is sharded. Batch norm uses the statistics of the whole
+        batch and random draws equal those of one device, so results differ by rounding only.
 
     Raises:
       InputError: the loss stops being finite, the recipe does not go with the surrogate, or the
-        batch size is no multiple of the devices.
+        batch size is no multiple of the number of devices.
     """
-    count = len(split.labels)
-    steps, batch = steps_per_epoch(recipe, count), full_batch(recipe, count)
-    _check(classifier, recipe, batch, mesh)
-    dtype = jnp.bfloat16 if recipe.precision == "bfloat16" else jnp.float32
-    trainee = Trainee(classifier.architecture, classifier.surrogate, dtype, recipe.remat, mesh)
-    program = dataclasses.replace(recipe, **NOT_COMPILED)
+    _check(classifier, recipe, full_batch(recipe, len(split.labels)), mesh)
     if recipe.orthogonal and start is None:
-        variables = silenced(classifier.architecture, variables, masks)
+        variables = zero_pruned_kernels(classifier.architecture, variables, masks)
     state = start_state(recipe, variables) if start is None else jax.tree.map(jnp.array, start)
     state, masks, key = (devices.put(mesh, each) for each in (state, dict(masks), key))
     images, labels = devices.put(mesh, tuple(split))
-    # on CPUs, some dozens of unfinished calls that talk to each other lock up
-    waits = mesh is not None and mesh.devices.flat[0].platform == "cpu"
+    training = _Training(
+        _training_classifier(classifier, recipe, mesh),
+        recipe,
+        images,
+        labels,
+        augmentation,
+        key,
+    )
     for epoch in range(first_epoch, recipe.epochs):
-        clean_share, attacks = recipe.clean_share(epoch), recipe.attacks(epoch)
-        records, began = [], time.perf_counter()
-        for step, key_step, indices in shuffled_batches(key, recipe, count, epoch):
-            first = step == epoch * steps
-            key_augment, key_attack = jax.random.split(key_step)
-            x, y = _batch(key_augment, images, labels, indices, kind=augmentation, mesh=mesh)
-            parts = [(x, clean_share)] if clean_share > 0 else []
-            if attacks:
-                attacked = _attacked(trainee, (state.variables, masks), x, y, recipe, key_attack)
-                parts.append((attacked, 1 - clean_share))
-            rate = learning_rate(recipe, (step + 0.5) / (recipe.epochs * steps))
-            draws = classifier.stochastic or recipe.orthogonal
-            state, *record = _step(
-                trainee,
-                program,
-                state,
-                masks,
-                [part for part, _ in parts],
-                y,
-                np.array([share / batch for _, share in parts], np.float32),
-                rate,
-                keep_share(recipe.ema, step + 1),
-                jax.random.fold_in(key_attack, 1) if draws else None,
-            )
-            records.append(record)
-            if first or waits:
-                jax.block_until_ready(state)
-            if first and steps > 1:
-                began = time.perf_counter()
-            progress()
-        means = [float(jnp.mean(jnp.stack(each))) for each in zip(*records, strict=True)]
-        loss, accuracy = means
-        step_ms = 1e3 * (time.perf_counter() - began) / max(steps - 1, 1)
-        if not (math.isfinite(loss) and bool(_finite(state.variables))):
+        state, record = _train_epoch(training, epoch, state, masks, on_step)
+        if not (math.isfinite(record.loss) and bool(_finite(state.variables))):
             raise InputError(
-                f"training diverged in epoch {epoch + 1} (mean loss {loss:g}): "
+                f"training diverged in epoch {epoch + 1} (mean loss {record.loss:g}): "
                 f"use a learning rate below {recipe.learning_rate}."
             )
         if adapt:
             state, masks = adapt(epoch + 1, state, masks)
-        keep(epoch + 1, state)
-        report(Epoch(epoch, loss, accuracy, rate, step_ms, 1e3 * batch / step_ms))
-    trained = state.ema if recipe.ema else state.variables
-    # from a mesh back to where other code expects them
+        on_checkpoint(epoch + 1, state)
+        on_epoch(record)
+    trained = state.variables if state.ema is None else state.ema
+    # off the mesh, for code that runs on one device
     return trained if mesh is None else jax.tree.map(jnp.asarray, jax.device_get(trained))
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What is the same in every epoch."""
+
+    classifier: ParallelClassifier
+    recipe: Recipe
+    images: Array  # all of the split, on the devices
+    labels: Array
+    augmentation: Augmentation
+    key: Array
+
+
+def _training_classifier(
+    classifier: Classifier, recipe: Recipe, mesh: Mesh | None
+) -> ParallelClassifier:
+    dtype = jnp.bfloat16 if recipe.precision == "bfloat16" else jnp.float32
+    return ParallelClassifier(
+        classifier.architecture, classifier.surrogate, dtype, recipe.remat, mesh
+    )
+
+
+def _train_epoch(
+    training: _Training,
+    epoch: int,
+    state: TrainState,
+    masks: MaskTree,
+    on_step: Callable[[], None],
+) -> tuple[TrainState, Epoch]:
+    classifier, recipe, count = training.classifier, training.recipe, len(training.labels)
+    program, mesh = compiled_part(recipe), classifier.mesh
+    steps = steps_per_epoch(recipe, count)
+    # on CPUs, some dozens of unfinished calls that communicate with each other deadlock
+    blocks = mesh is not None and mesh.devices.flat[0].platform == "cpu"
+    records, rate, began = [], 0.0, time.perf_counter()
+    for number, batch in enumerate(shuffled_batches(training.key, recipe, count, epoch)):
+        inputs = _step_inputs(training, epoch, batch, (state.variables, masks))
+        state, *record = train_step(classifier, program, state, masks, inputs)
+        records.append(record)
+        rate = inputs.learning_rate
+        if number == 0 or blocks:
+            jax.block_until_ready(state)
+        if number == 0 and steps > 1:
+            began = time.perf_counter()
+        on_step()
+    loss, accuracy = (float(jnp.mean(jnp.stack(each))) for each in zip(*records, strict=True))
+    step_ms = 1e3 * (time.perf_counter() - began) / max(steps - 1, 1)
+    images_per_second = 1e3 * full_batch(recipe, count) / step_ms
+    return state, Epoch(epoch, loss, accuracy, rate, step_ms, images_per_second)
+
+
+def _step_inputs(
+    training: _Training, epoch: int, batch: Batch, network_state: tuple[dict, MaskTree]
+) -> StepInputs:
+    """Augments and attacks the images of a batch."""
+    classifier, recipe = training.classifier, training.recipe
+    key_augment, key_attack = jax.random.split(batch.key)
+    x, y = _augmented(
+        key_augment,
+        training.images,
+        training.labels,
+        batch.indices,
+        kind=training.augmentation,
+        mesh=classifier.mesh,
+    )
+    clean_share = recipe.clean_share(epoch)
+    versions, shares = ([x], [clean_share]) if clean_share > 0 else ([], [])
+    if recipe.attacks(epoch):
+        versions.append(_attacked(classifier, network_state, x, y, recipe, key_attack))
+        shares.append(1 - clean_share)
+    draws = classifier.stochastic or recipe.orthogonal
+    all_steps = recipe.epochs * steps_per_epoch(recipe, len(training.labels))
+    return StepInputs(
+        versions,
+        y,
+        np.array([share / len(batch.indices) for share in shares], np.float32),
+        learning_rate(recipe, (batch.step + 0.5) / all_steps),
+        corrected_decay(recipe.ema, batch.step + 1),
+        jax.random.fold_in(key_attack, 1) if draws else None,
+    )
 
 
 def _check(classifier: Classifier, recipe: Recipe, batch: int, mesh: Mesh | None) -> None:
     if recipe.membrane and not isinstance(classifier.surrogate, Surrogate):
         raise InputError(
-            f"membrane {recipe.membrane} needs the width of a surrogate, which "
-            f"{classifier.surrogate} has not: train through a Surrogate, or give 0."
+            f"membrane {recipe.membrane} needs a surrogate with a width, and "
+            f"{classifier.surrogate} has none: train with a Surrogate, or give 0."
         )
     if batch % devices.device_count(mesh):
         raise InputError(
@@ -237,18 +214,19 @@ def _check(classifier: Classifier, recipe: Recipe, batch: int, mesh: Mesh | None
         )
 
 
-def _attacked(trainee, params, images, labels, recipe, key):
+def _attacked(classifier, network_state, images, labels, recipe, key):
     attack = recipe.adversarial
     if recipe.trades:
-        return raise_divergence(trainee, params, images, attack, key, recipe.trades_temperature)
-    return attack(trainee, params, images, labels, key)
+        temperature = recipe.trades_temperature
+        return trades_attack(classifier, network_state, images, attack, key, temperature)
+    return attack(classifier, network_state, images, labels, key)
 
 
-def silenced(architecture: Architecture, variables: dict, masks: MaskTree) -> dict:
-    """The same masked network with zeros for all weights that the masks take out of effect.
+def zero_pruned_kernels(architecture: Architecture, variables: dict, masks: MaskTree) -> dict:
+    """The same masked network with all kernel entries of removed filters and inputs set to 0.
 
-    `orthogonalise` mixes filters, and those that are gone are not to take part; as no gradient
-    reaches these weights, they stay 0.
+    `orthogonalize` combines filters, and removed ones must not take part; as no gradient reaches
+    these weights, they stay 0.
     """
     alive = masking.alive(architecture, masks)
     params = dict(masking.fold(variables, masks)["params"])
@@ -266,7 +244,7 @@ def _finite(tree):
 
 
 @partial(jax.jit, static_argnames=("kind", "mesh"))
-def _batch(key, images, labels, indices, *, kind, mesh):
+def _augmented(key, images, labels, indices, *, kind, mesh):
     if mesh is not None:
         sharded = NamedSharding(mesh, P(devices.DEVICES))
         indices = jax.lax.with_sharding_constraint(indices, sharded)

@@ -75,7 +75,7 @@ from ccsrp_jax.reporting.figure_style import (
     VERMILION,
     style_axes,
 )
-from ccsrp_jax.training.parallel import Trainee
+from ccsrp_jax.training.parallel import ParallelClassifier
 from ccsrp_jax.utils import devices
 from common import (
     CPU,
@@ -133,7 +133,10 @@ def ours(
     dtype: Any = jnp.float32,
 ) -> Runs:
     """Our network; with a mesh, images are dealt out over its devices."""
-    network, optimizer = Trainee(architecture, dtype=dtype, mesh=mesh), optax.sgd(RATE, MOMENTUM)
+    network, optimizer = (
+        ParallelClassifier(architecture, dtype=dtype, mesh=mesh),
+        optax.sgd(RATE, MOMENTUM),
+    )
     batch = devices.put(mesh, (images, labels), sharded=True)
     variables = devices.put(mesh, variables)
     state = jax.tree.map(jnp.copy, (variables, optimizer.init(variables["params"])))

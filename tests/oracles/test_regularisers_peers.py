@@ -10,7 +10,7 @@ from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.neurons import Surrogate
 from ccsrp_jax.networks.nodes import Conv, Dense
 from ccsrp_jax.networks.zoo import plain
-from ccsrp_jax.training.regularizers import orthogonalise, sparse_gradient
+from ccsrp_jax.training.regularizers import orthogonalize, sparse_gradient_penalty
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("spikingjelly.activation_based")
@@ -62,7 +62,9 @@ def test_the_penalty_on_gradients_and_its_gradient_equal_torchs(variables, batch
     def ours(params):
         whole = {**variables, "params": params}
         classifier = Classifier(ARCHITECTURE, surrogate)
-        return sparse_gradient(classifier, whole, None, jnp.asarray(images), jnp.asarray(labels))
+        return sparse_gradient_penalty(
+            classifier, whole, None, jnp.asarray(images), jnp.asarray(labels)
+        )
 
     penalty, gradient = jax.jit(jax.value_and_grad(ours))(variables["params"])
     assert penalty > 1e-3
@@ -76,7 +78,7 @@ def test_the_penalty_on_gradients_and_its_gradient_equal_torchs(variables, batch
 def test_orthogonalised_weights_equal_torchs(variables):
     beta = 0.02
     params = variables["params"]
-    new = orthogonalise(params, beta, jax.random.key(1))
+    new = orthogonalize(params, beta, jax.random.key(1))
     twin, counts = Twin(ARCHITECTURE, variables), []
     for node in WEIGHTED:
         before, after = (as_torch(np.asarray(p[node.name]["kernel"])) for p in (params, new))

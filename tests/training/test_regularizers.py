@@ -1,4 +1,4 @@
-"""Regularisers beside numpy loops, closed forms of linear classifiers, and scipy's normal."""
+"""Regularizers against numpy loops, closed forms of linear classifiers, and scipy's normal."""
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,18 @@ from scipy.stats import norm
 from ccsrp_jax.networks import zoo
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.neurons import Surrogate
-from ccsrp_jax.training.regularizers import STEP, membrane_mass, orthogonalise, sparse_gradient
+from ccsrp_jax.training.regularizers import (
+    STEP,
+    membrane_penalty,
+    orthogonalize,
+    sparse_gradient_penalty,
+)
 
 KEY = jax.random.key(0)
 
-step = jax.jit(orthogonalise)
-penalty_of = jax.jit(sparse_gradient, static_argnums=0)
-mass_of = jax.jit(membrane_mass, static_argnums=(1, 2))
+step = jax.jit(orthogonalize)
+penalty_of = jax.jit(sparse_gradient_penalty, static_argnums=0)
+mass_of = jax.jit(membrane_penalty, static_argnums=(1, 2))
 
 
 def update_by_loops(kernel, beta, chosen=None):
@@ -89,7 +94,7 @@ def test_a_wide_dense_layer_changes_in_a_random_30_percent_of_its_rows():
     other = step(params, 0.3, jax.random.key(1))["fc1"]["kernel"]
     assert set(rows_that_changed(params["fc1"]["kernel"], other)) != set(rows["fc1"])
     backwards = dict(reversed(params.items()))
-    again = orthogonalise(backwards, 0.3, KEY)["fc1"]["kernel"]
+    again = orthogonalize(backwards, 0.3, KEY)["fc1"]["kernel"]
     np.testing.assert_allclose(again, new["fc1"]["kernel"], atol=1e-6)
 
 
@@ -154,7 +159,7 @@ def test_the_penalty_on_gradients_differentiates_for_the_weights(toy):
     weights, images, labels = toy
 
     def penalty(weights):
-        return sparse_gradient(
+        return sparse_gradient_penalty(
             flat, {"params": weights}, None, jnp.asarray(images), jnp.asarray(labels)
         )
 
@@ -212,7 +217,9 @@ def test_descent_on_a_spiking_network_lowers_the_penalty(tiny, images, digits):
     @jax.jit
     def look(params):
         return jax.value_and_grad(
-            lambda p: sparse_gradient(classifier, {**variables, "params": p}, None, images, labels)
+            lambda p: sparse_gradient_penalty(
+                classifier, {**variables, "params": p}, None, images, labels
+            )
         )(params)
 
     params = variables["params"]
@@ -266,7 +273,7 @@ def test_descent_on_the_mass_moves_potentials_away_from_the_threshold():
         np.float32
     )  # below, about and above the threshold
     near = (np.abs(v - 1) < 0.5).mean((0, 1))
-    slope = jax.jit(jax.grad(lambda v: membrane_mass({"lif": v}, 1.0, 0.5)))
+    slope = jax.jit(jax.grad(lambda v: membrane_penalty({"lif": v}, 1.0, 0.5)))
     for _ in range(30):
         v = v - 5 * np.asarray(slope(v))
     assert ((np.abs(v - 1) < 0.5).mean((0, 1)) < 0.7 * near).all()
@@ -274,7 +281,7 @@ def test_descent_on_the_mass_moves_potentials_away_from_the_threshold():
 
 def test_silent_channels_have_a_bounded_gradient():
     v = np.zeros((3, 20, 4), np.float32) + np.array([0, 1, -4, 2], np.float32)
-    mass = jax.jit(jax.value_and_grad(lambda v: membrane_mass({"lif": v}, 1.0, 1.0)))
+    mass = jax.jit(jax.value_and_grad(lambda v: membrane_penalty({"lif": v}, 1.0, 1.0)))
     value, slope = mass(jnp.asarray(v))
     assert value == pytest.approx((0.5 + 1 + 0 + 0.5) / 4, abs=1e-5)  # edge, threshold, far, edge
     slopes = np.asarray(slope).sum((0, 1))

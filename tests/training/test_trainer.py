@@ -20,8 +20,9 @@ from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.pipeline import config
 from ccsrp_jax.training import losses, recipe, regularizers
 from ccsrp_jax.training import trainer as training
-from ccsrp_jax.training.parallel import Trainee
-from ccsrp_jax.training.trades import raise_divergence
+from ccsrp_jax.training.parallel import ParallelClassifier
+from ccsrp_jax.training.recipe import learning_rate
+from ccsrp_jax.training.trades import trades_attack
 from ccsrp_jax.training.trainer import Recipe
 from ccsrp_jax.utils import devices
 from ccsrp_jax.utils.errors import InputError
@@ -106,7 +107,7 @@ def test_weight_decay_leaves_batch_norm_biases_and_leaks_alone(optimizer):
     learned = zoo.plain((3, 3), (8, 8, 1), 10, time_steps=2, neuron=LIF(learned=True))
     shapes = jax.eval_shape(lambda key: zoo.init(key, learned), jax.random.key(0))["params"]
     params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
-    rule = training.optimizer(Recipe(weight_decay=0.5, optimizer=optimizer))
+    rule = recipe.optimizer(Recipe(weight_decay=0.5, optimizer=optimizer))
     still = jax.tree.map(np.zeros_like, params)
     direction, _ = rule.update(still, rule.init(params), params)
     kinds = set()
@@ -119,7 +120,7 @@ def test_weight_decay_leaves_batch_norm_biases_and_leaks_alone(optimizer):
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 def test_sgd_steps_as_that_of_torch(clip_norm):
     random = np.random.default_rng(0)
-    rule = training.optimizer(
+    rule = recipe.optimizer(
         Recipe(optimizer="sgd", momentum=0.8, weight_decay=0.1, clip_norm=clip_norm)
     )
     w, b = random.normal(size=(3, 4)).astype(np.float32), np.ones(4, np.float32)
@@ -192,8 +193,9 @@ def test_loss_is_the_weighted_sum_of_its_terms(split):
         return jnp.stack(
             [
                 losses.tet(logits, labels, threshold, 0.2, 0.1).mean(),
-                0.3 * regularizers.membrane_mass(active.potentials, threshold, width),
-                0.01 * regularizers.sparse_gradient(classifier, variables, {}, images, labels),
+                0.3 * regularizers.membrane_penalty(active.potentials, threshold, width),
+                0.01
+                * regularizers.sparse_gradient_penalty(classifier, variables, {}, images, labels),
             ]
         )
 
@@ -205,7 +207,7 @@ def test_loss_is_the_weighted_sum_of_its_terms(split):
 def test_orthogonal_weights_take_their_step_after_the_optimiser(split):
     recipe = Recipe(epochs=1, batch_size=24, learning_rate=1e-12, orthogonal=0.1)
     trained, before = tiny(recipe, split), busy(trainer.SMALL, seed=0)["params"]
-    expected = regularizers.orthogonalise(before, 0.1, jax.random.key(9))
+    expected = regularizers.orthogonalize(before, 0.1, jax.random.key(9))
     assert not np.allclose(expected["conv2"]["kernel"], before["conv2"]["kernel"], atol=1e-3)
     chex.assert_trees_all_close(trained["params"], expected, atol=1e-6)
 
@@ -237,8 +239,8 @@ def test_half_precision_is_that_of_convolutions_and_dense_layers():
     variables, images = busy(trainer.SMALL, seed=0), jnp.zeros((2, 8, 8, 1))
 
     def types(dtype):
-        trainee = Trainee(trainer.SMALL, dtype=dtype)
-        program = jax.make_jaxpr(trainee)((variables, {}), images)
+        parallel = ParallelClassifier(trainer.SMALL, dtype=dtype)
+        program = jax.make_jaxpr(parallel)((variables, {}), images)
         return {
             eqn.outvars[0].aval.dtype.name
             for eqn in program.eqns
@@ -263,8 +265,10 @@ def test_gradient_keeps_in_memory_what_remat_says(steps):
 
     def kept(remat):
         def forward(params):
-            trainee = Trainee(architecture, remat=remat)
-            return trainee.forward({**variables, "params": params}, {}, images, None, train=True)[0]
+            parallel = ParallelClassifier(architecture, remat=remat)
+            return parallel.forward({**variables, "params": params}, {}, images, None, train=True)[
+                0
+            ]
 
         pulled = jax.eval_shape(lambda params: jax.vjp(forward, params)[1], variables["params"])
         return devices.nbytes(pulled) / (4 * batch * 8 * 8 * 4)
@@ -279,7 +283,7 @@ def test_attack_of_trades_raises_the_divergence_more_than_noise(network, images)
     architecture, variables = network
     classifier, params = Classifier(architecture), (variables, {})
     key, attack = jax.random.key(0), PGD(0.1, 5)
-    attacked = raise_divergence(classifier, params, images, attack, key)
+    attacked = trades_attack(classifier, params, images, attack, key)
     noisy = attack.threat.random_point(key, images)
     outputs = jax.jit(classifier)
     clean = outputs(params, images)
@@ -299,7 +303,7 @@ def test_trades_pulls_outputs_together(split):
 
     def apart(recipe):
         params = tiny(dataclasses.replace(recipe, epochs=8), split), {}
-        attacked = raise_divergence(classifier, params, jnp.asarray(images), PGD(0.2, 3), key)
+        attacked = trades_attack(classifier, params, jnp.asarray(images), PGD(0.2, 3), key)
         clean, other = (jax.jit(classifier)(params, x) for x in (images, attacked))
         return float(losses.divergence(clean[None], other[None]).mean())
 
@@ -339,16 +343,16 @@ def test_same_key_same_weights(split):
 
 def test_rate_warms_up_to_its_peak_and_falls_to_zero():
     recipe = Recipe(learning_rate=0.1, warmup=0.2)
-    assert training.learning_rate(recipe, 0.1) == pytest.approx(0.05)
-    assert training.learning_rate(recipe, 0.2) == pytest.approx(0.1)
-    assert training.learning_rate(recipe, 0.6) == pytest.approx(0.05)
-    assert training.learning_rate(recipe, 1.0) == pytest.approx(0.0)
+    assert learning_rate(recipe, 0.1) == pytest.approx(0.05)
+    assert learning_rate(recipe, 0.2) == pytest.approx(0.1)
+    assert learning_rate(recipe, 0.6) == pytest.approx(0.05)
+    assert learning_rate(recipe, 1.0) == pytest.approx(0.0)
 
 
 def test_rate_of_the_average_starts_at_nothing():
-    assert recipe.keep_share(0.999, 1) == 0
-    assert recipe.keep_share(0.999, 10**6) == pytest.approx(0.999)
-    assert recipe.keep_share(0.0, 7) == 0
+    assert recipe.corrected_decay(0.999, 1) == 0
+    assert recipe.corrected_decay(0.999, 10**6) == pytest.approx(0.999)
+    assert recipe.corrected_decay(0.0, 7) == 0
 
 
 @pytest.mark.parametrize("kind", ["none", "shift", "crop_flip"])
