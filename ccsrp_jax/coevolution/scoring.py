@@ -19,8 +19,7 @@ from ccsrp_jax.attacks.gradients import loss_and_gradient
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.networks.architecture import Architecture, gate_position
 from ccsrp_jax.networks.classifier import Classifier, key_kwargs
-from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.networks.nodes import Spike
+from ccsrp_jax.networks.masks import MaskTree, gate
 from ccsrp_jax.networks.spiking_network import SpikingNetwork, Values
 from ccsrp_jax.utils.devices import DEVICES, replicate
 
@@ -43,7 +42,7 @@ def shared_prefix(
     others = {name: mask for name, mask in masks.items() if name != group}
     values = network.apply(variables, images, key, method="encode")
     values, _ = network.apply(variables, values, others, end=end, method="walk")
-    spiking = {node.name for node in architecture.nodes if isinstance(node, Spike)}
+    spiking = {node.name for node in architecture.nodes if node.spiking}
     return {k: v.astype(jnp.uint8) if k in spiking else v for k, v in values.items()}
 
 
@@ -95,14 +94,15 @@ def score_pairs(
 
 def _score_suffix(architecture, group, variables, masks, prefix, labels, members):
     """(2, M, B), what follows the group's gate for every member, on one device."""
-    network, gate = SpikingNetwork(architecture), gate_position(architecture, group)
-    spiking = architecture.nodes[gate].name
+    network, position = SpikingNetwork(architecture), gate_position(architecture, group)
+    spiking = architecture.nodes[position].name
     values = {k: v.astype(network.dtype) for k, v in prefix.items()}
 
     def score_one(member):
-        gated = values | {spiking: values[spiking] * member.astype(network.dtype)}
+        mask = gate(architecture, spiking, {group: member})
+        gated = values | {spiking: values[spiking] * mask.astype(network.dtype)}
         out, _ = network.apply(
-            variables, gated, masks | {group: member}, begin=gate + 1, method="walk"
+            variables, gated, masks | {group: member}, begin=position + 1, method="walk"
         )
         return judge(network.readout(out), labels)
 

@@ -1,31 +1,26 @@
-"""A network as data: the nodes of its graph, from which everything else is derived.
+"""A network as data: the nodes of its graph, and what follows from their rules.
 
-The Flax module, the mask groups, compaction, the costs and the shared prefix of the
-fitness evaluation are each one walk over these nodes, so a new network is a new list of
-nodes and nothing more.
+The Flax module, the mask groups, compaction, the costs and the shared prefix of the fitness
+evaluation are each one loop over these nodes, so a new network is a new tuple of nodes.
 """
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
 from ccsrp_jax.networks.neurons import LIF
-from ccsrp_jax.networks.nodes import (
+from ccsrp_jax.networks.node_base import (
     IMAGE,
     NODE_KINDS,
-    Add,
-    Conv,
-    Dense,
-    Flatten,
+    Channels,
     Node,
-    Norm,
-    Pool,
-    Spike,
-    inputs,
+    Segment,
+    Shape,
+    check_registered,
 )
+from ccsrp_jax.networks.nodes import Dense
 from ccsrp_jax.utils.errors import InputError, check_number, unknown
 
 ENCODINGS = ("direct", "poisson", "gaussian", "frames")
@@ -70,7 +65,8 @@ class Architecture:
             )
         known = [IMAGE]
         for node in self.nodes:
-            for name in inputs(node):
+            check_registered(node)
+            for name in node.inputs:
                 if name not in known:
                     raise unknown(f"input of node {node.name!r}", name, known)
             if node.name in known:
@@ -81,12 +77,19 @@ class Architecture:
 
     @property
     def stochastic(self) -> bool:
-        """Whether two passes over an image may differ."""
+        """Whether two evaluations of an image may differ, as the encoding is random."""
         return self.encoding in ("poisson", "gaussian")
 
     @property
     def classes(self) -> int:
+        """Number of classes, the width of the last node."""
+        assert isinstance(self.nodes[-1], Dense)  # see `__post_init__`
         return self.nodes[-1].width
+
+    @property
+    def draws_in_training(self) -> bool:
+        """Whether training needs a random key beside that of the encoding, as for dropout."""
+        return any(node.draws_in_training for node in self.nodes)
 
     def to_json(self) -> str:
         """The description as JSON; `from_json` gives the same object back."""
@@ -97,41 +100,44 @@ class Architecture:
 
     @staticmethod
     def from_json(text: str) -> "Architecture":
-        """Reads what `to_json` wrote."""
+        """Reads what `to_json` wrote.
+
+        Raises:
+          InputError: a node is of a kind that is not registered.
+        """
         fields = json.loads(text)
-        nodes = tuple(NODE_KINDS[node.pop("op")](**node) for node in fields.pop("nodes"))
+        nodes = tuple(_node(node.pop("op"), node) for node in fields.pop("nodes"))
         neuron = LIF(**fields.pop("neuron"))
-        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return Architecture(nodes=nodes, neuron=neuron, **lists)
+        return Architecture(nodes=nodes, neuron=neuron, **_without_lists(fields))
+
+
+def _node(kind: str, fields: dict) -> Node:
+    if kind not in NODE_KINDS:
+        raise InputError(
+            f"the network has a node of kind {kind!r}, which is not registered: call "
+            "ccsrp_jax.networks.register_node with its class before loading; known kinds are "
+            f"{', '.join(NODE_KINDS)}."
+        )
+    return NODE_KINDS[kind](**_without_lists(fields))
+
+
+def _without_lists(fields: dict) -> dict:
+    """JSON has lists where dataclasses hold tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
 
 @cache
-def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+def shapes(architecture: Architecture) -> dict[str, Shape]:
     """Feature shape of every node's output, without time and batch.
 
     Raises:
-      InputError: where a pooling or convolution leaves nothing, or branches differ.
+      InputError: a pooling or convolution leaves no position, or branches do not fit.
     """
     h, w, c = architecture.input_shape
     frames = architecture.time_steps if architecture.encoding == "frames" else 1
     known = {IMAGE: (h, w, c // frames)}
     for node in architecture.nodes:
-        shape = known[node.input]
-        match node:
-            case Conv(width=width, kernel=k, stride=stride):
-                side = [(n + 2 * (k // 2) - k) // stride + 1 for n in shape[:2]]
-                shape = (*side, width)
-            case Dense(width=width):
-                shape = (width,)
-            case Pool(window=window):
-                shape = (shape[0] // window, shape[1] // window, shape[2])
-            case Flatten():
-                shape = (math.prod(shape),)
-            case Add(other=other) if known[other] != shape:
-                raise InputError(
-                    f"node {node.name!r} adds {shape} and {known[other]}: "
-                    "its two branches must have the same shape."
-                )
+        shape = node.shape(*[known[name] for name in node.inputs])
         if min(shape) < 1:
             raise InputError(
                 f"node {node.name!r} has nothing left of its {known[node.input]} input: "
@@ -142,103 +148,144 @@ def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 @cache
-def group_of(architecture: Architecture) -> dict[str, str]:
-    """The mask group in which every node's channels live.
+def channel_groups(architecture: Architecture) -> dict[str, Channels]:
+    """For every node, the mask groups of the channels along its output's last axis.
 
-    A convolution or dense layer opens a group that carries its name; batch norm, spikes,
-    pooling and flattening stay in it; an addition merges the groups of its branches under
-    the earlier name. The image and the classifier are groups of their own.
+    Most outputs are one segment. A concatenation has those of all its parts, and flattened
+    features repeat their segments at every position. Groups that an addition merges go under
+    the name of the earliest. The image and the classifier are groups of their own.
     """
-    parent: dict[str, str] = {IMAGE: IMAGE}
+    return _grouping(architecture)[0]
+
+
+@cache
+def _grouping(architecture: Architecture) -> tuple[dict[str, Channels], frozenset[str]]:
+    """`channel_groups`, and the groups that are merged in a way that masks cannot follow."""
+    parent, unaligned, shape = {IMAGE: IMAGE}, set(), shapes(architecture)
 
     def root(name: str) -> str:
         while parent[name] != name:
             name = parent[name]
         return name
 
-    group = {IMAGE: IMAGE}
+    opened = {IMAGE: (Segment(IMAGE, shape[IMAGE][-1]),)}
     for node in architecture.nodes:
-        if isinstance(node, Conv | Dense):
-            parent[node.name] = group[node.name] = node.name
+        read = [opened[name] for name in node.inputs]
+        opened[node.name] = node.channels(read, shape[node.name])
+        if node.opens_group:
+            parent[node.name] = node.name
+        if not node.merges_groups:
             continue
-        group[node.name] = group[node.input]
-        if isinstance(node, Add):
-            first, second = root(group[node.input]), root(group[node.other])
+        if len({tuple(width for _, width in segments) for segments in read}) > 1:
+            unaligned |= {group for segments in read for group, _ in segments}
+            continue
+        for segments in zip(*read, strict=True):
             order = list(parent)
-            early, late = sorted((first, second), key=order.index)
-            parent[late] = early
-    return {name: root(opened) for name, opened in group.items()}
+            first, *others = sorted({root(group) for group, _ in segments}, key=order.index)
+            parent |= dict.fromkeys(others, first)
+    found = {
+        name: tuple(Segment(root(group), width) for group, width in segments)
+        for name, segments in opened.items()
+    }
+    return found, frozenset(map(root, unaligned))
+
+
+@cache
+def group_of(architecture: Architecture) -> dict[str, str]:
+    """The mask group of every node whose channels are all of one group, by the node's name.
+
+    Nodes behind a concatenation of several groups are left out: see `channel_groups`.
+    """
+    every = {
+        name: {group for group, _ in segments}
+        for name, segments in channel_groups(architecture).items()
+    }
+    return {name: next(iter(names)) for name, names in every.items() if len(names) == 1}
 
 
 @cache
 def groups(architecture: Architecture) -> dict[str, int]:
     """Prunable groups in order, each with its number of filters.
 
-    A group is prunable when whatever reads its channels into other ones (a convolution, a
-    dense layer) does so behind a LIF layer's gate, where a removed channel is exactly 0.
+    A group is prunable when every layer that mixes its channels (a convolution, a dense layer)
+    reads them behind a LIF layer's gate, where a removed channel is exactly 0.
     """
-    member, shape = group_of(architecture), shapes(architecture)
-    widths = {
-        node.name: node.width for node in architecture.nodes if isinstance(node, Conv | Dense)
-    }
-    silent = {IMAGE: False}  # whether a masked channel is 0 there
-    fixed = {IMAGE, member[architecture.nodes[-1].name]}
+    segments, unaligned = _grouping(architecture)
+    shape = shapes(architecture)
+
+    def groups_at(*names: str) -> set[str]:
+        return {group for name in names for group, _ in segments[name]}
+
+    zero = {IMAGE: False}  # whether removed channels are 0 there
+    fixed = {*unaligned, *groups_at(IMAGE, architecture.nodes[-1].name)}
     for node in architecture.nodes:
-        group, reads = member[node.name], [silent[name] for name in inputs(node)]
-        match node:
-            case Spike():
-                silent[node.name] = True
-                if shape[node.name][-1] != widths.get(group):  # features, no longer channels
-                    fixed.add(group)
-            case Conv() | Dense():
-                silent[node.name] = False
-                if not all(reads):
-                    fixed.add(member[node.input])
-            case _:
-                silent[node.name] = all(reads) and not isinstance(node, Norm)
+        reads = all(zero[name] for name in node.inputs)
+        zero[node.name] = node.spiking or (node.keeps_zeros and reads)
+        if node.opens_group and not reads:
+            fixed |= groups_at(*node.inputs)
+        if node.fixes_channels:
+            fixed |= groups_at(node.name, *node.inputs)
+        if node.spiking and len(shape[node.name]) == 1:  # gates act on channels, not on features
+            named = [group for group, _ in segments[node.name]]
+            fixed |= {group for group in named if named.count(group) > 1}
+    merged = groups_at(*segments)
     return {
-        name: width
-        for name, width in widths.items()
-        if name in member.values() and name not in fixed
+        node.name: shape[node.name][-1]
+        for node in architecture.nodes
+        if node.opens_group and node.name in merged and node.name not in fixed
     }
+
+
+def split_channels(architecture: Architecture, name: str, values):
+    """Cuts an array whose last axis is a node's output channels into (group, part) pairs."""
+    segments = channel_groups(architecture)[name]
+    if len(segments) == 1:
+        return [(segments[0].group, values)]
+    parts, start = [], 0
+    for group, width in segments:
+        parts.append((group, values[..., start : start + width]))
+        start += width
+    return parts
 
 
 @cache
 def coupled(architecture: Architecture) -> frozenset[str]:
-    """Groups that an addition couples: residual streams, read and written by several layers."""
-    member = group_of(architecture)
-    return frozenset(member[node.name] for node in architecture.nodes if isinstance(node, Add))
+    """Groups that an addition merges: residual streams, read and written by several layers."""
+    segments = channel_groups(architecture)
+    merging = [node.name for node in architecture.nodes if node.merges_groups]
+    return frozenset(group for name in merging for group, _ in segments[name])
 
 
 @cache
-def kernel_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Shape of every kernel, by the name of its convolution or dense layer."""
+def kernel_shapes(architecture: Architecture) -> dict[str, Shape]:
+    """Shape of every kernel, by the name of its layer."""
     shape = shapes(architecture)
     return {
-        node.name: (*window, shape[node.input][-1], node.width)
+        node.name: node.param_shapes([shape[name] for name in node.inputs], shape[node.name])[
+            "kernel"
+        ]
         for node in architecture.nodes
-        if isinstance(node, Conv | Dense)
-        for window in [(node.kernel, node.kernel) if isinstance(node, Conv) else ()]
+        if node.has_kernel
     }
 
 
 @cache
 def varies_in_time(architecture: Architecture) -> dict[str, bool]:
-    """Whether a node's output changes over the steps: it does once it has met a LIF layer, and
-    from the start where the encoding gives each step an input of its own."""
+    """Whether a node's output changes over the steps: it does behind a LIF layer, and everywhere
+    if the encoding gives each step an input of its own."""
     varies = {IMAGE: architecture.encoding != "direct"}
     for node in architecture.nodes:
-        varies[node.name] = isinstance(node, Spike) or any(varies[name] for name in inputs(node))
+        varies[node.name] = node.spiking or any(varies[name] for name in node.inputs)
     return varies
 
 
 def gate_position(architecture: Architecture, group: str) -> int:
-    """Index of the first node that a group's mask touches: all before is its prefix."""
-    member = group_of(architecture)
+    """Index of the first node that a group's mask acts on; all nodes before are its prefix."""
+    segments = channel_groups(architecture)
     return next(
         i
         for i, node in enumerate(architecture.nodes)
-        if isinstance(node, Spike) and member[node.name] == group
+        if node.spiking and group in [each.group for each in segments[node.name]]
     )
 
 
@@ -246,5 +293,5 @@ def gate_position(architecture: Architecture, group: str) -> int:
 def live_at(architecture: Architecture, position: int) -> tuple[str, ...]:
     """Names of the values that nodes from `position` on still read from before it."""
     before = [IMAGE] + [node.name for node in architecture.nodes[:position]]
-    read = {name for node in architecture.nodes[position:] for name in inputs(node)}
+    read = {name for node in architecture.nodes[position:] for name in node.inputs}
     return tuple(name for name in before if name in read)

@@ -1,4 +1,4 @@
-"""From masks to a physically smaller network with the same function, and to one file."""
+"""From a masked network to a physically smaller one with the same function."""
 
 import dataclasses
 
@@ -6,7 +6,6 @@ import numpy as np
 
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import Architecture
-from ccsrp_jax.networks.nodes import Conv, Dense, Norm
 
 
 def compact(
@@ -16,10 +15,10 @@ def compact(
 
     A masked filter never spikes, so removing it together with its batch norm and with the
     input channels that read it changes nothing else: the compact network gives the masked
-    one's spikes (of the kept filters) and logits, to the order of float sums. Groups
+    one's spikes (of the kept filters) and logits, up to the order of float sums. Groups
     without a mask stay whole.
 
-    Masks of weights are multiplied into the kernels: zeros stay, and save a dense machine nothing.
+    Weight masks are multiplied into the kernels; they do not make the network smaller.
 
     Returns:
       The smaller architecture and its variables.
@@ -27,25 +26,16 @@ def compact(
     Raises:
       InputError: the masks do not fit, or a group would keep no filter.
     """
-    kept = {name: np.flatnonzero(bits) for name, bits in masking.alive(architecture, masks).items()}
-    nodes, params, stats = (
-        [],
-        dict(masking.fold(variables, masks)["params"]),
-        dict(variables.get("batch_stats", {})),
-    )
+    alive = masking.alive_channels(architecture, masks)
+    kept = {name: np.flatnonzero(bits) for name, bits in alive.items()}
+    nodes = []
+    params = dict(masking.fold(variables, masks)["params"])
+    stats = dict(variables.get("batch_stats", {}))
     for node in architecture.nodes:
-        into, out = kept[node.input], kept[node.name]
-        match node:
-            case Conv() | Dense():
-                layer = dict(params[node.name])
-                layer["kernel"] = layer["kernel"][..., into, :][..., out]
-                if "bias" in layer:
-                    layer["bias"] = layer["bias"][out]
-                params[node.name] = layer
-                node = dataclasses.replace(node, width=len(out))
-            case Norm(name):
-                params[name] = {key: value[out] for key, value in params[name].items()}
-                stats[name] = {key: value[out] for key, value in stats[name].items()}
-        nodes.append(node)
+        into, out = [kept[name] for name in node.inputs], kept[node.name]
+        for collection in (params, stats):
+            if node.name in collection:
+                collection[node.name] = node.take(collection[node.name], into, out)
+        nodes.append(node.narrowed(len(out)))
     smaller = dataclasses.replace(architecture, nodes=tuple(nodes))
     return smaller, {"params": params, "batch_stats": stats}

@@ -1,4 +1,4 @@
-"""Convolutions and products with masked kernels, as XLA computes them fast on CPUs."""
+"""Convolutions and matrix products with masked kernels, arranged for XLA's fast paths on CPUs."""
 
 from functools import partial
 
@@ -6,20 +6,28 @@ import jax
 import jax.numpy as jnp
 
 
-def _masked_dot(x, kernel, *args, mask, **options):
+def masked_dot(x, kernel, *args, mask, **options):
+    """`lax.dot_general` with a 0/1 mask (or None) multiplied into the kernel."""
     kernel = kernel if mask is None else kernel * mask.astype(kernel.dtype)
     return jax.lax.dot_general(x, kernel, *args, **options)
 
 
-def _aligned_conv(x, kernel, *args, mask, train, **options):
-    """Convolution with its input channels filled up with zeros to a multiple of 4.
+def aligned_conv(x, kernel, *args, mask, split_gradient, **options):
+    """`lax.conv_general_dilated` with a 0/1 mask (or None) multiplied into the kernel.
 
-    XLA's convolution on CPUs takes twice the time where they are not, as they seldom are
-    once a network is pruned. Its gradient for the kernel takes up to five times as long where
-    it sums over many positions at once: in training it is the sum of those of parts of a batch.
+    On CPUs XLA's convolution takes twice the time where the number of input channels is no
+    multiple of 4, which is common in pruned networks: they are padded with zeros. Depthwise
+    convolutions have one input channel per filter and are left as they are.
+
+    Args:
+      x, kernel, args, options: as for `lax.conv_general_dilated`.
+      mask: of the kernel.
+      split_gradient: compute the kernel's gradient as a sum over parts of the batch. On CPUs
+        XLA takes up to five times as long where it sums over many positions at once.
     """
     kernel = kernel if mask is None else kernel * mask.astype(kernel.dtype)
-    spare = -x.shape[-1] % 4 if x.shape[-1] > 2 else 0
+    depthwise = options.get("feature_group_count", 1) > 1
+    spare = -x.shape[-1] % 4 if x.shape[-1] > 2 and not depthwise else 0
     if spare:
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, spare)])
         kernel = jnp.pad(kernel, [(0, 0), (0, 0), (0, spare), (0, 0)])
@@ -27,12 +35,12 @@ def _aligned_conv(x, kernel, *args, mask, train, **options):
     def convolve(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, *args, **options)
 
-    parts = _parts(x.shape) if train and jax.default_backend() == "cpu" else 1
+    parts = _parts(x.shape) if split_gradient and not depthwise else 1
     return convolve(x, kernel) if parts == 1 else _in_parts(convolve, parts)(x, kernel)
 
 
 def _parts(shape: tuple[int, ...]) -> int:
-    """Into how many a batch is cut: as many as leave 2048 positions each, up to 16."""
+    """Number of parts of a batch: as many as leave 2048 positions in each, up to 16."""
     images, height, width, _ = shape
     most = min(16, images * height * width // 2048)
     return max((n for n in range(1, most + 1) if images % n == 0), default=1)

@@ -20,8 +20,9 @@ Every function takes masks, and gives for masked networks what the compact one w
 of weights save parameters and SynOps; a dense machine does their MACs all the same.
 """
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,17 +32,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ccsrp_jax.data.splits import Split, to_unit_range
-from ccsrp_jax.networks import cost, masks
+from ccsrp_jax.networks import masks
 from ccsrp_jax.networks.architecture import (
     Architecture,
     gate_position,
-    group_of,
     shapes,
     varies_in_time,
 )
 from ccsrp_jax.networks.classifier import ClassifierFn, key_kwargs
-from ccsrp_jax.networks.masks import MaskTree, alive, kernel
-from ccsrp_jax.networks.nodes import IMAGE, Conv, Dense, Norm, Spike
+from ccsrp_jax.networks.masks import MaskTree, alive_channels, gate, kernel
+from ccsrp_jax.networks.nodes import IMAGE, Node, Shape
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 
 PICOJOULE_PER_MAC = 4.6  # 32-bit float multiply and add at 45 nm (Horowitz, ISSCC 2014)
@@ -50,55 +50,52 @@ PICOJOULE_PER_MAC = 4.6  # 32-bit float multiply and add at 45 nm (Horowitz, ISS
 PICOJOULE_PER_SYNOP = 0.9  # the add alone
 
 
-def _channels(architecture: Architecture, masks: MaskTree | None) -> dict[str, int]:
-    """Channels (features, once flattened) of every node's output that survive the masks."""
-    return {name: int(bits.sum()) for name, bits in alive(architecture, masks).items()}
+def _compact_shapes(
+    architecture: Architecture, masks: MaskTree | None
+) -> Iterator[tuple[Node, list[Shape], Shape]]:
+    """Every node with its input shapes and its output shape in the compact network."""
+    alive, shape = alive_channels(architecture, masks), shapes(architecture)
+    compact = {name: (*shape[name][:-1], int(bits.sum())) for name, bits in alive.items()}
+    for node in architecture.nodes:
+        yield node, [compact[name] for name in node.inputs], compact[node.name]
 
 
 def macs(architecture: Architecture, masks: MaskTree | None = None) -> dict[str, int]:
-    """MACs by convolution and dense layer; their sum is the network's."""
-    channels, shape = _channels(architecture, masks), shapes(architecture)
-    cost = {}
-    for node in architecture.nodes:
-        match node:
-            case Conv(name=name, kernel=k):
-                h, w, _ = shape[name]
-                cost[name] = k * k * channels[node.input] * channels[name] * h * w
-            case Dense(name=name):
-                cost[name] = channels[node.input] * channels[name]
-    return cost
+    """MACs by layer with a kernel; their sum is the network's."""
+    return {
+        node.name: node.macs(inputs, output)
+        for node, inputs, output in _compact_shapes(architecture, masks)
+        if node.has_kernel
+    }
 
 
 def params(architecture: Architecture, masks: MaskTree | None = None) -> dict[str, int]:
     """Trainable parameters by layer; batch norm's scale and shift, and learned leaks, included."""
-    lives, cost = alive(architecture, masks), {}
-    for node in architecture.nodes:
-        out = int(lives[node.name].sum())
-        match node:
-            case Conv(bias=bias) | Dense(bias=bias):
-                weights = (masks or {}).get(kernel(node.name))
-                if weights is None:
-                    window = node.kernel**2 if isinstance(node, Conv) else 1
-                    kept = window * int(lives[node.input].sum()) * out
-                else:
-                    weights = np.asarray(weights)[..., lives[node.input], :][..., lives[node.name]]
-                    kept = int(weights.sum())
-                cost[node.name] = kept + bias * out
-            case Norm(name=name):
-                cost[name] = 2 * out
-            case Spike(name=name) if architecture.neuron.learned:
-                cost[name] = 1
-    return cost
+    alive, counts = alive_channels(architecture, masks), {}
+    for node, inputs, output in _compact_shapes(architecture, masks):
+        sizes = {
+            name: math.prod(shape) for name, shape in node.param_shapes(inputs, output).items()
+        }
+        if node.spiking and architecture.neuron.learned:
+            sizes["leak"] = 1
+        weights = (masks or {}).get(kernel(node.name))
+        if weights is not None:
+            into = [alive[name] for name in node.inputs]
+            cut = node.take({"kernel": np.asarray(weights)}, into, alive[node.name])
+            sizes["kernel"] = int(cut["kernel"].sum())
+        if sizes:
+            counts[node.name] = sum(sizes.values())
+    return counts
 
 
-def _counted(architecture: Architecture) -> list[Conv | Dense]:
+def _counted(architecture: Architecture) -> list[Node]:
     """Layers whose inputs are events, which do SynOps."""
     varies = varies_in_time(architecture)
     noisy = {IMAGE} if architecture.encoding == "gaussian" else set()
     return [
         node
         for node in architecture.nodes
-        if isinstance(node, Conv | Dense) and varies[node.input] and node.input not in noisy
+        if node.has_kernel and varies[node.input] and node.input not in noisy
     ]
 
 
@@ -111,49 +108,37 @@ def synops(
     key: Array | None = None,
 ) -> dict[str, float]:
     """SynOps by layer, mean over the images; a stochastic encoding needs a key."""
-    channels, met = _channels(architecture, masks), {}
+    alive, counts = alive_channels(architecture, masks), {}
     synapses = jax.device_get(_synapses(architecture, variables, images, masks, key))
     for node in _counted(architecture):
-        each = 1 if masks and kernel(node.name) in masks else channels[node.name]
-        met[node.name] = float(synapses[node.name]) * each
-    return met
+        whole = not masks or kernel(node.name) not in masks
+        each = node.fan_out(int(alive[node.name].sum())) if whole else 1
+        counts[node.name] = float(synapses[node.name]) * each
+    return counts
 
 
 @partial(jax.jit, static_argnums=0)
 def _synapses(architecture, variables, images, masks, key):
-    """By layer, the synapses that the non-zero inputs meet, mean over images: for one output
-    channel where the kernel is whole, else for all of them."""
+    """By layer, `Node.synapses` of the non-zero inputs, mean over images."""
     network, masks = SpikingNetwork(architecture), masks or {}
-    member, layers = group_of(architecture), _counted(architecture)
+    layers = _counted(architecture)
     values = network.apply(variables, images, key, method="encode")
     rest, _ = network.apply(
         variables, values, masks, keep=[node.input for node in layers], method="walk"
     )
     values = values | rest
     zero = (0 - jnp.array(architecture.mean)) / jnp.array(architecture.std)  # normalised
-    met = {}
+    counts = {}
     for node in layers:
         silence = zero if node.input == IMAGE else 0.0
         events = (jnp.abs(values[node.input] - silence) > 1e-6).astype(jnp.float32)
-        weights = masks.get(kernel(node.name))
-        if weights is not None and member[node.name] in masks:
-            weights = weights * masks[member[node.name]]
-        if isinstance(node, Conv):
-            k, pad = node.kernel, (node.kernel // 2, node.kernel // 2)
-            events = events.reshape(-1, *events.shape[2:])
-            if weights is None:
-                events, weights = events.sum(-1, keepdims=True), jnp.ones((k, k, 1, 1))
-            events = jax.lax.conv_general_dilated(
-                events,
-                weights.astype(jnp.float32),
-                (node.stride, node.stride),
-                (pad, pad),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-        elif weights is not None:
-            events = events @ weights.astype(jnp.float32)
-        met[node.name] = events.sum() / images.shape[0]
-    return met
+        weights, kept = masks.get(kernel(node.name)), gate(architecture, node.name, masks)
+        if kept is not None and not node.opens_group:  # it may read channels before their gate
+            events = events * kept
+        if weights is not None and kept is not None:
+            weights = weights * kept
+        counts[node.name] = node.synapses(events, weights) / images.shape[0]
+    return counts
 
 
 def energy_nj(
@@ -195,24 +180,25 @@ def latency_ms(
     return np.median(times[3:], axis=0).tolist()
 
 
-def layer_macs(architecture: Architecture) -> dict[str, int]:
-    """MACs that a forward pass does on an image, by layer: over all steps, or once where the
-    input is constant in time."""
-    varies, macs = varies_in_time(architecture), cost.macs(architecture)
+def layer_macs(architecture: Architecture, begin: int = 0) -> dict[str, int]:
+    """MACs of a forward pass on one image, by layer: over all time steps, or once where the
+    layer's input is constant in time.
+
+    Args:
+      architecture: the network.
+      begin: position in `architecture.nodes` of the first node that counts.
+    """
+    varies, once = varies_in_time(architecture), macs(architecture)
     return {
-        node.name: macs[node.name] * (architecture.time_steps if varies[node.input] else 1)
-        for node in architecture.nodes
-        if isinstance(node, Conv | Dense)
+        node.name: once[node.name] * (architecture.time_steps if varies[node.input] else 1)
+        for node in architecture.nodes[begin:]
+        if node.has_kernel
     }
 
 
 def suffix_macs(architecture: Architecture, group: str) -> int:
-    """MACs, over all time steps, that one candidate for the group costs on one image."""
-    gate, by_layer = gate_position(architecture, group), cost.macs(architecture)
-    after = [node for node in architecture.nodes[gate:] if isinstance(node, Conv | Dense)]
-    varies = varies_in_time(architecture)
-    steps = {node.name: architecture.time_steps if varies[node.input] else 1 for node in after}
-    return sum(by_layer[name] * count for name, count in steps.items())
+    """MACs, over all time steps, of one candidate for the group on one image."""
+    return sum(layer_macs(architecture, gate_position(architecture, group)).values())
 
 
 COST_IMAGES = 256  # of the split, over which SynOps are averaged
@@ -229,10 +215,10 @@ def costs(
     encoding. Weights that are 0 cost nothing but MACs."""
     images = to_unit_range(jnp.asarray(split.images[:COST_IMAGES]))
     network_masks = masks.of_zeros(architecture, variables) | dict(network_masks or {})
-    synops = cost.synops(architecture, variables, images, network_masks, key=key)
+    by_layer = synops(architecture, variables, images, network_masks, key=key)
     return {
-        "macs": sum(cost.macs(architecture, network_masks).values()),
-        "params": sum(cost.params(architecture, network_masks).values()),
-        "synops": sum(synops.values()),
-        "energy_nj": cost.energy_nj(architecture, synops, network_masks),
+        "macs": sum(macs(architecture, network_masks).values()),
+        "params": sum(params(architecture, network_masks).values()),
+        "synops": sum(by_layer.values()),
+        "energy_nj": energy_nj(architecture, by_layer, network_masks),
     }

@@ -1,13 +1,13 @@
-"""Filter masks: one pytree, group name to a 0/1 vector over the group's filters.
+"""Filter masks: a pytree from group name to a 0/1 vector over the group's filters.
 
-Masks gate spikes. They are ordinary arguments of `apply`, so that `jax.vmap` runs a
-population of them, for all groups or for one:
+Masks gate spikes. They are ordinary arguments of `apply`, so `jax.vmap` evaluates a population
+of them, for all groups or for one:
 
     jax.vmap(apply, in_axes=(None, None, 0))(variables, images, population)
     jax.vmap(apply, in_axes=(None, None, {"conv1": 0, "conv2": None}))(...)
 
-The same tree may hold masks of single weights: under the name of a convolution or dense layer
-and "/kernel", an array of the kernel's shape, in (k, k, in, out) or (in, out).
+The same tree may hold masks of single weights: under the name of a layer and "/kernel", a 0/1
+array of the kernel's shape, (k, k, in, out) for a convolution or (in, out) for a dense layer.
 """
 
 from collections.abc import Mapping
@@ -17,18 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ccsrp_jax.networks.architecture import Architecture, group_of, groups, kernel_shapes, shapes
-from ccsrp_jax.networks.nodes import IMAGE, Conv, Dense, Flatten
+from ccsrp_jax.networks.architecture import (
+    Architecture,
+    channel_groups,
+    groups,
+    kernel_shapes,
+)
 from ccsrp_jax.utils.errors import InputError, unknown
 
 MaskTree = Mapping[str, Array | np.ndarray]
 
-
-KERNEL = "/kernel"  # ends the name of a mask of weights
+KERNEL = "/kernel"  # suffix of the name of a weight mask
 
 
 def kernel(layer: str) -> str:
-    """Under what name a mask of that layer's weights stands in a `MaskTree`."""
+    """Name of the mask of that layer's weights in a `MaskTree`."""
     return layer + KERNEL
 
 
@@ -49,7 +52,7 @@ def random(key: Array, architecture: Architecture, keep: float) -> MaskTree:
 
 
 def check_fit(architecture: Architecture, masks: MaskTree) -> None:
-    """Refuses masks of unknown groups or of a wrong length; looks at shapes only.
+    """Refuses masks of unknown groups or of a wrong shape; values are not read.
 
     Raises:
       InputError: naming the group.
@@ -70,12 +73,12 @@ def check_fit(architecture: Architecture, masks: MaskTree) -> None:
             raise unknown("mask group", name, widths)
         if mask.shape != (widths[name],):
             raise InputError(
-                f"mask {name!r} has shape {mask.shape}: expected ({widths[name]},), one a filter."
+                f"mask {name!r} has shape {mask.shape}: expected ({widths[name]},), one per filter."
             )
 
 
 def check(architecture: Architecture, masks: MaskTree) -> None:
-    """Refuses masks that do not fit a network, their values included.
+    """Refuses masks that do not fit a network, by shape or by value.
 
     Raises:
       InputError: as `check_fit`; or values other than 0 and 1, or no filter kept.
@@ -89,28 +92,33 @@ def check(architecture: Architecture, masks: MaskTree) -> None:
             raise InputError(f"mask {name!r} keeps no filter: keep at least one in every group.")
 
 
-def alive(architecture: Architecture, masks: MaskTree | None) -> dict[str, np.ndarray]:
-    """By node, which channels (features, once flattened) of its output survive the masks."""
+def gate(architecture: Architecture, name: str, masks: MaskTree) -> Array | np.ndarray | None:
+    """The mask of a node's output channels (or features), or None if no group there has one."""
+    segments = channel_groups(architecture)[name]
+    if not any(group in masks for group, _ in segments):
+        return None
+    parts = [masks[group] if group in masks else jnp.ones(width) for group, width in segments]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+
+def alive_channels(architecture: Architecture, masks: MaskTree | None) -> dict[str, np.ndarray]:
+    """By node, which channels (or features) of its output the masks keep, as booleans."""
     masks = masks or {}
     check(architecture, masks)
-    member, shape = group_of(architecture), shapes(architecture)
-    known = {IMAGE: np.ones(shape[IMAGE][-1], bool)}
-    for node in architecture.nodes:
-        match node:
-            case Conv() | Dense():
-                known[node.name] = np.asarray(
-                    masks.get(member[node.name], np.ones(node.width)), bool
-                )
-            case Flatten(input=source):
-                known[node.name] = np.broadcast_to(known[source], shape[source]).ravel()
-            case _:
-                known[node.name] = known[node.input]
-    return known
+    filters = {name: mask for name, mask in masks.items() if not name.endswith(KERNEL)}
+    kept = {name: np.asarray(mask, bool) for name, mask in filters.items()}
+    alive = {}
+    for name, segments in channel_groups(architecture).items():
+        parts = [kept.get(group, np.ones(width, bool)) for group, width in segments]
+        alive[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return alive
 
 
 def of_zeros(architecture: Architecture, variables: dict) -> MaskTree:
-    """Masks of the weights that are not 0, for kernels in which some are: what was pruned from a
-    network whose masks are multiplied into it."""
+    """Weight masks of all kernels that contain zeros: where the weights are not 0.
+
+    It recovers the masks that `fold` multiplied into the kernels.
+    """
     found = {}
     for layer in kernel_shapes(architecture):
         weights = np.asarray(variables["params"][layer]["kernel"])
@@ -120,7 +128,7 @@ def of_zeros(architecture: Architecture, variables: dict) -> MaskTree:
 
 
 def fold(variables: dict, masks: MaskTree) -> dict:
-    """The variables with masks of weights multiplied into their kernels."""
+    """The variables with the weight masks multiplied into their kernels."""
     params = dict(variables["params"])
     for name, mask in masks.items():
         if name.endswith(KERNEL):
@@ -130,12 +138,12 @@ def fold(variables: dict, masks: MaskTree) -> dict:
 
 
 def filters(architecture: Architecture, masks: MaskTree) -> MaskTree:
-    """The masks of filters alone, one for every group."""
+    """The filter masks without the weight masks, one for every group."""
     return {name: jnp.asarray(masks.get(name, one)) for name, one in ones(architecture).items()}
 
 
 def widths(architecture: Architecture, masks: MaskTree | None) -> dict[str, int]:
-    """Number of filters that each group keeps; groups without a mask are whole."""
+    """Number of filters that each group keeps; a group without a mask keeps all."""
     full = groups(architecture)
     if masks is None:
         return dict(full)

@@ -1,4 +1,4 @@
-"""A network in one safetensors file."""
+"""Saving and loading a network as one safetensors file."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as serialise
+from safetensors.numpy import save as serialize
 
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.utils.errors import InputError
@@ -17,18 +17,19 @@ def save(path: Path, architecture: Architecture, variables: dict) -> None:
     """Writes a network to one safetensors file: weights, and its description as metadata.
 
     Tensors are named as in Flax, `params/conv1/kernel`; the metadata key `architecture`
-    holds `Architecture.to_json()`. The file appears whole or not at all.
+    holds `Architecture.to_json()`. The write is atomic.
     """
     flat = traverse_util.flatten_dict(variables, sep="/")
     tensors = {name: np.ascontiguousarray(value) for name, value in flat.items()}
-    write_atomic(path, serialise(tensors, {"architecture": architecture.to_json()}))
+    write_atomic(path, serialize(tensors, {"architecture": architecture.to_json()}))
 
 
 def load(path: Path) -> tuple[Architecture, dict]:
-    """Reads a network that `save` wrote; no pickle, and no code but this library's.
+    """Reads a network that `save` wrote. The file holds arrays and JSON, never code.
 
     Raises:
-      InputError: the file is missing, damaged or holds no network of ours.
+      InputError: the file is missing, damaged or no network of this library; or it has a node
+        or neuron of a kind that is not registered.
     """
     try:
         with safe_open(path, framework="numpy") as file:

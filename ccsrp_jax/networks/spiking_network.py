@@ -2,26 +2,26 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ccsrp_jax.networks.architecture import Architecture, group_of, live_at
-from ccsrp_jax.networks.convolution import _aligned_conv, _masked_dot
+from ccsrp_jax.networks.architecture import Architecture, live_at
 from ccsrp_jax.networks.gradients import Backward, Distances, Surrogate, respond
-from ccsrp_jax.networks.masks import MaskTree, check_fit, kernel
-from ccsrp_jax.networks.nodes import IMAGE, Add, Conv, Dense, Flatten, Node, Norm, Pool, Spike
+from ccsrp_jax.networks.lowering import LOWERINGS, Run
+from ccsrp_jax.networks.masks import MaskTree, check_fit, gate, kernel
+from ccsrp_jax.networks.nodes import IMAGE
 from ccsrp_jax.utils.errors import InputError
 
 Seen = dict[str, tuple[Distances, ...]]  # by LIF node, the statistics of every step
 
+
+DROPOUT = 2  # folded into the key for draws of nodes in training; the trainer has 1
 
 Values = dict[str, Array]  # node name -> (S, B, *features), S = T or 1 where constant in time
 
@@ -48,12 +48,15 @@ class SpikingNetwork(nn.Module):
       architecture: the graph, T, the neuron and the input normalisation.
       dtype: compute type of convolutions and dense layers; parameters, batch statistics
         and membranes stay float32.
-      axis: of a mesh over which a batch is dealt out; batch norm averages its moments over it.
+      axis: of a mesh over which a batch is sharded; batch norm averages its moments over it.
+      split_kernel_gradient: in training, compute gradients of kernels in parts, which is faster
+        on CPUs; see `convolution.aligned_conv`.
     """
 
     architecture: Architecture
     dtype: DTypeLike = jnp.float32
     axis: str | None = None
+    split_kernel_gradient: bool = False
 
     def __call__(
         self,
@@ -77,7 +80,7 @@ class SpikingNetwork(nn.Module):
           train: batch norm uses (and updates, with `mutable=["batch_stats"]`) the batch.
           activity: also return the spikes and potentials of every LIF layer.
           per_step: the logits of every step, (T, B, K), in place of their mean.
-          key: for a stochastic encoding.
+          key: for a stochastic encoding, and for dropout in training.
           seen: by LIF node, what `gradients.AdaptiveSharpness` has seen before.
         """
         values, active = self.walk(
@@ -86,6 +89,7 @@ class SpikingNetwork(nn.Module):
             surrogate=surrogate,
             train=train,
             activity=activity,
+            key=key,
             seen=seen,
         )
         logits = self.readout(values, per_step=per_step)
@@ -137,6 +141,7 @@ class SpikingNetwork(nn.Module):
         surrogate: Backward = Surrogate(),
         train: bool = False,
         activity: bool = False,
+        key: Array | None = None,
         seen: Seen | None = None,
     ) -> tuple[Values, Activity]:
         """Runs the nodes from `begin` to `end` on the values that they read.
@@ -146,7 +151,7 @@ class SpikingNetwork(nn.Module):
 
         Args:
           values: by name, what the nodes read from before `begin`.
-          masks, surrogate, train, activity, seen: as in `__call__`.
+          masks, surrogate, train, activity, key, seen: as in `__call__`.
           begin, end: positions in `architecture.nodes`.
           keep: names of further values to return.
 
@@ -159,81 +164,65 @@ class SpikingNetwork(nn.Module):
         """
         nodes = self.architecture.nodes
         end = len(nodes) if end is None else end
-        member, masks = group_of(self.architecture), masks or {}
+        masks = masks or {}
         check_fit(self.architecture, masks)
         values, active = dict(values), Activity({}, {}, {})
-        for node in nodes[begin:end]:
-            x = values[node.input]
-            match node:
-                case Spike(name=name):
-                    neuron = self.architecture.neuron
-                    x, potential, distances = respond(
-                        x,
-                        neuron,
-                        surrogate,
-                        self.architecture.time_steps,
-                        (seen or {}).get(name),
-                        Leak(neuron.tau, name=name)() if neuron.learned else None,
-                    )
-                    x = checkpoint_name(x, "spikes")
-                    if (mask := masks.get(member[name])) is not None:
-                        x = x * mask.astype(x.dtype)
-                    if activity:
-                        active.spikes[name], active.potentials[name] = x, potential
-                        if distances is not None:
-                            active.distances[name] = distances
-                case Pool(window=w, kind=kind):
-                    s, b, h, v, c = x.shape
-                    x = x[:, :, : h // w * w, : v // w * w].reshape(s, b, h // w, w, v // w, w, c)
-                    x = x.max((3, 5)) if kind == "max" else x.mean((3, 5))
-                case Flatten():
-                    x = x.reshape(*x.shape[:2], -1)
-                case Add(other=other):
-                    x = x + values[other]
-                case _:
-                    layer = self._layer(node, train, masks.get(kernel(node.name)))
-                    folded = layer(x.reshape(-1, *x.shape[2:]))
-                    x = folded.reshape(*x.shape[:2], *folded.shape[1:])
-                    if not isinstance(node, Norm):
-                        x = checkpoint_name(x, "layer")
+        for position, node in enumerate(nodes[begin:end], begin):
+            inputs = [values[name] for name in node.inputs]
+            if node.spiking:
+                x = self._neurons(node.name, *inputs, masks, surrogate, seen, active, activity)
+            else:
+                run = Run(
+                    train,
+                    self.dtype,
+                    masks.get(kernel(node.name)),
+                    self.axis,
+                    self._key(key, position) if train and node.draws_in_training else None,
+                    train and self.split_kernel_gradient,
+                )
+                x = LOWERINGS[type(node)](node, run, *inputs)
+                if node.has_kernel:
+                    x = checkpoint_name(x, "layer")
             values[node.name] = x
         wanted = {*live_at(self.architecture, end), *keep}
         if end == len(nodes):
             wanted.add(nodes[-1].name)
         return {name: value for name, value in values.items() if name in wanted}, active
 
-    def _layer(self, node: Node, train: bool, mask: Array | np.ndarray | None) -> nn.Module:
-        """The Flax layer with the weights of a node; a mask is multiplied to its kernel."""
-        match node:
-            case Conv(name, _, width, kernel, stride, bias):
-                return nn.Conv(
-                    width,
-                    (kernel, kernel),
-                    stride,
-                    [(kernel // 2, kernel // 2)] * 2,
-                    use_bias=bias,
-                    dtype=self.dtype,
-                    conv_general_dilated=partial(_aligned_conv, mask=mask, train=train),
-                    name=name,
-                )
-            case Dense(name, _, width, bias):
-                return nn.Dense(
-                    width,
-                    use_bias=bias,
-                    dtype=self.dtype,
-                    dot_general=partial(_masked_dot, mask=mask),
-                    name=name,
-                )
-            case Norm(name, _, scale):
-                return nn.BatchNorm(
-                    use_running_average=not train,
-                    momentum=0.9,
-                    dtype=self.dtype,
-                    scale_init=nn.initializers.constant(scale),
-                    axis_name=self.axis,
-                    name=name,
-                )
-        raise TypeError(f"no layer for {node}")
+    def _neurons(
+        self,
+        name: str,
+        x: Float[Array, "S B *N"],
+        masks: MaskTree,
+        surrogate: Backward,
+        seen: Seen | None,
+        active: Activity,
+        activity: bool,
+    ) -> Float[Array, "T B *N"]:
+        """Gated spikes of a layer of neurons; adds to `active` if activity is asked for."""
+        neuron = self.architecture.neuron
+        spikes, potential, distances = respond(
+            x,
+            neuron,
+            surrogate,
+            self.architecture.time_steps,
+            (seen or {}).get(name),
+            Leak(neuron.tau, name=name)() if neuron.learned else None,
+        )
+        spikes = checkpoint_name(spikes, "spikes")
+        if (mask := gate(self.architecture, name, masks)) is not None:
+            spikes = spikes * mask.astype(spikes.dtype)
+        if activity:
+            active.spikes[name], active.potentials[name] = spikes, potential
+            if distances is not None:
+                active.distances[name] = distances
+        return spikes
+
+    def _key(self, key: Array | None, position: int) -> Array | None:
+        """The key of a node that draws in training; the encoding draws with `key` itself."""
+        if key is None:
+            return None
+        return jax.random.fold_in(jax.random.fold_in(key, DROPOUT), position)
 
 
 class Leak(nn.Module):

@@ -16,10 +16,10 @@ import optax
 from jaxtyping import Array
 
 from ccsrp_jax.networks import masks as masking
-from ccsrp_jax.networks.architecture import group_of, groups
+from ccsrp_jax.networks.architecture import channel_groups, groups, split_channels
 from ccsrp_jax.networks.classifier import key_kwargs
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.networks.nodes import Conv, Dense, Norm, Spike
+from ccsrp_jax.networks.nodes import Norm
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.pruning import budget
 from ccsrp_jax.pruning.budget import Scores
@@ -128,26 +128,28 @@ def at_random(key: Array, problem: Problem, variables: dict, masks: MaskTree):
 def l1(key: Array, problem: Problem, variables: dict, masks: MaskTree):
     """Mean absolute weight of a filter, over all layers that write into its group (Li et al.,
     Pruning Filters for Efficient ConvNets, ICLR 2017); a mean, so that layers can be compared."""
-    return _by_group(problem, variables, Conv | Dense, "kernel"), Passes()
+    writers = [node.name for node in problem.architecture.nodes if node.opens_group]
+    return _by_group(problem, variables, writers, "kernel"), Passes()
 
 
 def gamma(key: Array, problem: Problem, variables: dict, masks: MaskTree):
     """Absolute scale of batch norm (Liu et al., Network Slimming, ICCV 2017), here of a network
     trained without its L1 penalty. A group without batch norm counts as one of scale 1."""
-    scores = _by_group(problem, variables, Norm, "scale")
+    norms = [node.name for node in problem.architecture.nodes if isinstance(node, Norm)]
+    scores = _by_group(problem, variables, norms, "scale")
     widths = groups(problem.architecture)
     return {name: scores.get(name, np.ones(n)) for name, n in widths.items()}, Passes()
 
 
-def _by_group(problem, variables, kind, parameter):
-    """By group, the mean absolute parameter of its layers of a kind, by filter."""
-    member, found = group_of(problem.architecture), {}
-    widths = groups(problem.architecture)
-    for node in problem.architecture.nodes:
-        if isinstance(node, kind) and member[node.name] in widths:
-            values = np.abs(np.asarray(variables["params"][node.name][parameter]))
-            values = values.reshape(-1, values.shape[-1]).mean(0)
-            found.setdefault(member[node.name], []).append(values)
+def _by_group(problem, variables, layers, parameter):
+    """By group, the mean absolute parameter of its layers among these, by filter."""
+    architecture, found = problem.architecture, {}
+    for layer in layers:
+        values = np.abs(np.asarray(variables["params"][layer][parameter]))
+        values = values.reshape(-1, values.shape[-1]).mean(0)
+        for group, part in split_channels(architecture, layer, values):
+            if group in groups(architecture):
+                found.setdefault(group, []).append(part)
     return {name: np.mean(parts, axis=0) for name, parts in found.items()}
 
 
@@ -164,14 +166,12 @@ def spike_rate(key: Array, problem: Problem, variables: dict, masks: MaskTree):
 
 @partial(jax.jit, static_argnums=0)
 def _rates(architecture, variables, masks, images, key):
-    network, member = SpikingNetwork(architecture), group_of(architecture)
+    network, rates = SpikingNetwork(architecture), {}
     _, active = network.apply(variables, images, masks, activity=True, key=key)
-    rates = {}
-    for node in architecture.nodes:
-        if isinstance(node, Spike) and member[node.name] in groups(architecture):
-            spikes = active.spikes[node.name]
-            width = spikes.shape[-1]
-            rates.setdefault(member[node.name], []).append(spikes.reshape(-1, width).mean(0))
+    for layer, spikes in active.spikes.items():
+        for group, part in split_channels(architecture, layer, spikes):
+            if group in groups(architecture):
+                rates.setdefault(group, []).append(part.reshape(-1, part.shape[-1]).mean(0))
     return {name: sum(parts) / len(parts) for name, parts in rates.items()}
 
 
@@ -221,7 +221,7 @@ def sensitivity(key: Array, problem: Problem, variables: dict, masks: MaskTree):
     Raises:
       InputError: the loss is not finite.
     """
-    architecture, member = problem.architecture, group_of(problem.architecture)
+    architecture, segments = problem.architecture, channel_groups(problem.architecture)
     [(images, labels, real), *_] = batches(problem)
     attacked = problem.attack(problem.classifier, (variables, masks), images, labels, key)
     base, slopes = _loss_and_slopes(problem.classifier, variables, masks, attacked, labels, key)
@@ -230,7 +230,7 @@ def sensitivity(key: Array, problem: Problem, variables: dict, masks: MaskTree):
         layers = [
             node.name
             for node in architecture.nodes
-            if isinstance(node, Conv | Dense) and member[node.name] == group
+            if node.opens_group and segments[node.name][0].group == group
         ]
         params = dict(variables["params"])
         for layer in layers:

@@ -25,15 +25,13 @@ from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import kernel_shapes
 from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.cost import COST_IMAGES
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.networks.nodes import Conv, Dense
 from ccsrp_jax.pruning import budget
 from ccsrp_jax.pruning.budget import Target
 from ccsrp_jax.training.recipe import Recipe
 from ccsrp_jax.training.trainer import Epoch, TrainState, train
 from ccsrp_jax.utils.errors import InputError
-
-COST_IMAGES = 256  # of the search images, over which SynOps are averaged
 
 
 class Passes(NamedTuple):
@@ -226,9 +224,8 @@ def epochs_per_round(epochs: int, rounds: int, early: int | None = None) -> list
 
 def weight_masks(problem: Problem) -> MaskTree:
     """Masks that keep every weight, of every layer but the classifier."""
-    layers = [node.name for node in problem.architecture.nodes if isinstance(node, Conv | Dense)]
-    shapes = kernel_shapes(problem.architecture)
-    return {masking.kernel(name): jnp.ones(shapes[name]) for name in layers[:-1]}
+    *layers, _ = kernel_shapes(problem.architecture).items()
+    return {masking.kernel(name): jnp.ones(shape) for name, shape in layers}
 
 
 def batches(problem: Problem) -> list[tuple[Array, Array, int]]:

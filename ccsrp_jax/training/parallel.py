@@ -20,9 +20,9 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.networks.nodes import Spike
 from ccsrp_jax.networks.spiking_network import SpikingNetwork, Values
 from ccsrp_jax.utils.devices import DEVICES
 
@@ -31,6 +31,14 @@ REMAT_POLICIES = {
     "time": jax.checkpoint_policies.save_only_these_names("layer"),
     "layers": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+def training_network(
+    architecture: Architecture, dtype: DTypeLike = jnp.float32, axis: str | None = None
+) -> SpikingNetwork:
+    """The Flax module with the gradient of kernels as this backend computes it fastest."""
+    cpu = jax.default_backend() == "cpu"
+    return SpikingNetwork(architecture, dtype, axis, split_kernel_gradient=cpu)
 
 
 @dataclass(frozen=True)
@@ -73,10 +81,11 @@ class ParallelClassifier(Classifier):
         along time instead of the batch, so that only statistics over both are meaningful.
         """
         axis = None if self.mesh is None else DEVICES
-        network = SpikingNetwork(self.architecture, self.dtype, axis)
+        network = training_network(self.architecture, self.dtype, axis)
+        draws = key if train and self.architecture.draws_in_training else None
         values = network.encode(images, key)
 
-        def segment(variables, masks, values, *, begin, end):
+        def segment(variables, masks, values, key, *, begin, end):
             return network.apply(
                 variables,
                 values,
@@ -86,11 +95,12 @@ class ParallelClassifier(Classifier):
                 surrogate=self.surrogate,
                 train=train,
                 activity=activity,
+                key=key,
                 mutable=["batch_stats"],
                 method="walk",
             )
 
-        def walk(variables, masks, values):
+        def walk(variables, masks, values, key):
             potentials, updates = {}, {}
             for begin, end in self._segments():
                 part = partial(segment, begin=begin, end=end)
@@ -98,7 +108,7 @@ class ParallelClassifier(Classifier):
                     # with a single checkpoint the compiler could recompute all layers before the
                     # backward pass of the last
                     part = jax.checkpoint(part, policy=REMAT_POLICIES[self.remat])
-                (values, active), updates = part({**variables, **updates}, masks, values)
+                (values, active), updates = part({**variables, **updates}, masks, values, key)
                 potentials |= active.potentials
             return network.readout(values, per_step=True), potentials, updates
 
@@ -107,15 +117,15 @@ class ParallelClassifier(Classifier):
             walk = jax.shard_map(
                 walk,
                 mesh=self.mesh,
-                in_specs=(P(), P(), sharded),
+                in_specs=(P(), P(), sharded, P()),
                 out_specs=(sharded, P(DEVICES), P()),
                 check_vma=False,
             )
-        return walk(variables, dict(masks or {}), values)
+        return walk(variables, dict(masks or {}), values, draws)
 
     def _segments(self) -> list[tuple[int, int]]:
         """Ranges of nodes under one checkpoint, each up to a layer of neurons; or all nodes."""
         nodes = self.architecture.nodes
-        ends = [i + 1 for i, node in enumerate(nodes) if isinstance(node, Spike)]
+        ends = [i + 1 for i, node in enumerate(nodes) if node.spiking]
         cuts = [0, *(ends if self.remat in REMAT_POLICIES else []), len(nodes)]
         return [(begin, end) for begin, end in pairwise(cuts) if begin < end]

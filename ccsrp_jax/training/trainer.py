@@ -21,7 +21,6 @@ from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.neurons import Surrogate
-from ccsrp_jax.networks.nodes import Conv, Dense
 from ccsrp_jax.training.batches import Batch, full_batch, shuffled_batches, steps_per_epoch
 from ccsrp_jax.training.parallel import ParallelClassifier
 from ccsrp_jax.training.recipe import Recipe, compiled_part, corrected_decay, learning_rate
@@ -189,7 +188,8 @@ def _step_inputs(
     if recipe.attacks(epoch):
         versions.append(_attacked(classifier, network_state, x, y, recipe, key_attack))
         shares.append(1 - clean_share)
-    draws = classifier.stochastic or recipe.orthogonal
+    dropout = classifier.architecture.draws_in_training
+    draws = classifier.stochastic or dropout or recipe.orthogonal
     all_steps = recipe.epochs * steps_per_epoch(recipe, len(training.labels))
     return StepInputs(
         versions,
@@ -228,12 +228,14 @@ def zero_pruned_kernels(architecture: Architecture, variables: dict, masks: Mask
     `orthogonalize` combines filters, and removed ones must not take part; as no gradient reaches
     these weights, they stay 0.
     """
-    alive = masking.alive(architecture, masks)
+    alive = masking.alive_channels(architecture, masks)
     params = dict(masking.fold(variables, masks)["params"])
     for node in architecture.nodes:
-        if isinstance(node, Conv | Dense):
+        if node.has_kernel:
             kernel = params[node.name]["kernel"]
-            kernel = kernel * alive[node.input][:, None] * alive[node.name]
+            if "kernel" in node.input_axis:
+                kernel = kernel * alive[node.input][:, None]
+            kernel = kernel * alive[node.name]
             params[node.name] = {**params[node.name], "kernel": kernel}
     return {**variables, "params": params}
 

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Array
 
 from ccsrp_jax.networks import masks as masking
-from ccsrp_jax.networks.architecture import group_of, kernel_shapes
+from ccsrp_jax.networks.architecture import channel_groups, kernel_shapes, split_channels
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.networks.nodes import Norm, Spike
+from ccsrp_jax.networks.nodes import IMAGE, Norm
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.pruning.budget import Scores
 from ccsrp_jax.pruning.criteria import gamma, l1
@@ -130,7 +130,8 @@ def criticality_weights(
     when = event_epochs(problem.recipe.epochs, prune_share, events)
     shapes = kernel_shapes(problem.architecture)
     masks = {masking.kernel(layer): jnp.ones(shape) for layer, shape in shapes.items()}
-    measure, member, search = problem.weight_measure, group_of(problem.architecture), Passes()
+    measure, search = problem.weight_measure, Passes()
+    segments = channel_groups(problem.architecture)
     cost, dense = problem.cost(measure), problem.limit(0.0, measure)
     key_train, key_events = jax.random.split(key)
 
@@ -144,8 +145,10 @@ def criticality_weights(
             every, passes = channel_criticality(key_event, problem, variables, masks, score)
             search += passes
             for layer, shape in shapes.items():
-                if member[layer] in every:
-                    revival[masking.kernel(layer)] = np.broadcast_to(every[member[layer]], shape)
+                groups = [segment.group for segment in segments[layer]]
+                if every.keys() >= set(groups):
+                    values = np.concatenate([every[group] for group in groups])
+                    revival[masking.kernel(layer)] = np.broadcast_to(values, shape)
         before, params = masks, masking.fold(state.variables, masks)["params"]
         sparsity = (1 - problem.target.fraction) * (1 - (1 - k / len(when)) ** 3)
         masks, stayed = prune_and_regrow(
@@ -170,10 +173,15 @@ def criticality_weights(
 
 def channel_scales(problem: Problem, variables: dict) -> Scores:
     """By group, |gamma|; see `criticality` for groups of several norms or of none."""
-    member, key = group_of(problem.architecture), jax.random.key(0)
+    segments, key = channel_groups(problem.architecture), jax.random.key(0)
     scales, _ = gamma(key, problem, variables, {})
     weights, _ = l1(key, problem, variables, {})
-    normed = {member[n.name] for n in problem.architecture.nodes if isinstance(n, Norm)}
+    normed = {
+        segment.group
+        for node in problem.architecture.nodes
+        if isinstance(node, Norm)
+        for segment in segments[node.name]
+    }
     known = [values for name, values in scales.items() if name in normed] or [np.array([0.0, 1])]
     for name in set(scales) - normed:
         rank = np.argsort(np.argsort(weights[name], kind="stable"))
@@ -218,23 +226,24 @@ def channel_criticality(
 @partial(jax.jit, static_argnums=(0, 1))
 def _critical(architecture, score, variables, masks, images, real, key):
     """By group, the sum over the real images."""
-    network, member = SpikingNetwork(architecture), group_of(architecture)
+    network = SpikingNetwork(architecture)
     _, active = network.apply(variables, images, masks, activity=True, key=key)
     threshold, found = architecture.neuron.threshold, {}
-    widths = {layer: shape[-1] for layer, shape in kernel_shapes(architecture).items()}
-    for node in architecture.nodes:
-        if isinstance(node, Spike):
-            v, group = active.potentials[node.name], member[node.name]
-            if v.shape[-1] != widths.get(group):  # features, no longer channels
-                continue
-            if score == "derivative":
-                near = 1 / (1 + (jnp.pi * (v - threshold)) ** 2)
-            else:
-                end = jnp.tanh(STEEP)
-                near = (jnp.tanh(STEEP * (v / threshold - 1)) + end) / (2 * end)
-            near = near.mean(0)
-            near = near.max(tuple(range(1, near.ndim - 1)))
-            found.setdefault(group, []).append((jnp.arange(len(images)) < real) @ near)
+    for layer, v in active.potentials.items():
+        segments = channel_groups(architecture)[layer]
+        flattened = v.ndim == 3 and len(set(segments)) < len(segments)
+        if flattened or segments[0].group == IMAGE:  # features or pixels, not channels
+            continue
+        if score == "derivative":
+            near = 1 / (1 + (jnp.pi * (v - threshold)) ** 2)
+        else:
+            end = jnp.tanh(STEEP)
+            near = (jnp.tanh(STEEP * (v / threshold - 1)) + end) / (2 * end)
+        near = near.mean(0)
+        near = near.max(tuple(range(1, near.ndim - 1)))
+        near = (jnp.arange(len(images)) < real) @ near
+        for group, part in split_channels(architecture, layer, near):
+            found.setdefault(group, []).append(part)
     return {name: sum(parts) / len(parts) for name, parts in found.items()}
 
 

@@ -16,12 +16,11 @@ from jaxtyping import Array, Float
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import Architecture, group_of, groups, kernel_shapes
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.networks.nodes import Conv, Dense, Spike
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.pruning.budget import prune_to_budget, uniform_ranking
 from ccsrp_jax.pruning.problem import Passes, Problem, Pruned, batches, finetune
 from ccsrp_jax.training.trainer import TrainState
-from ccsrp_jax.utils.errors import check_number
+from ccsrp_jax.utils.errors import InputError, check_number
 
 TRACE = 0.5  # what is left of a trace after a step
 
@@ -61,12 +60,17 @@ class Memory(NamedTuple):
 def links(architecture: Architecture) -> dict[str, Link]:
     """By name, the layers whose neurons can be pruned."""
     member, found, nodes = group_of(architecture), {}, architecture.nodes
+    shapes = kernel_shapes(architecture)
     for i, node in enumerate(nodes):
-        group = member[node.name]
-        if isinstance(node, Conv | Dense) and group in groups(architecture):
-            after = next(n for n in nodes[i:] if isinstance(n, Spike) and member[n.name] == group)
-            kind = "conv" if isinstance(node, Conv) else "dense"
-            found[node.name] = Link(kind, group, node.input, after.name)
+        if node.opens_group and (group := member[node.name]) in groups(architecture):
+            behind = (n.name for n in nodes[i:] if n.spiking and member.get(n.name) == group)
+            if (after := next(behind, None)) is None:
+                raise InputError(
+                    f"no layer of neurons holds the channels of {node.name!r} alone, which DPAP "
+                    "needs: put one before they are concatenated with others."
+                )
+            kind = "conv" if len(shapes[node.name]) == 4 else "dense"
+            found[node.name] = Link(kind, group, node.input, after)
     return found
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ccsrp_jax.networks import masks as masking
+from ccsrp_jax.networks.architecture import kernel_shapes
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.networks.nodes import IMAGE, Conv
+from ccsrp_jax.networks.nodes import IMAGE
 from ccsrp_jax.pruning import budget
 from ccsrp_jax.pruning.budget import Scores
 from ccsrp_jax.pruning.criteria import l1
@@ -95,8 +96,12 @@ def u_ticket(
       Yin et al., Workload-Balanced Pruning for Sparse Spiking Neural Networks, IEEE TETCI 2024,
       arXiv 2302.06746.
     """
-    nodes = problem.architecture.nodes
-    convs = [node.name for node in nodes if isinstance(node, Conv) and node.input != IMAGE]
+    nodes, shapes = problem.architecture.nodes, kernel_shapes(problem.architecture)
+    convs = [
+        node.name
+        for node in nodes
+        if node.opens_group and len(shapes[node.name]) == 4 and node.input != IMAGE
+    ]
     cost = problem.cost(problem.weight_measure)
 
     def prune(key: Array, scores: Scores, limit: float) -> MaskTree:

@@ -9,8 +9,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from ccsrp_jax.networks.masks import KERNEL, MaskTree
-from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.pruning.problem import Passes, Problem, Pruned, batches, finetune, weight_masks
+from ccsrp_jax.training.parallel import training_network
 from ccsrp_jax.utils.errors import InputError, check_number
 
 NOTHING = -1e9  # logit of the places that fill up a short block
@@ -213,7 +213,7 @@ def _step(classifier, m, state, shares, parts, weights, labels, rates, key):
     """One step of Adam on the logits, for one sample of masks a batch."""
     logits, moments, variables = state
     (rate, temperature), batch = rates, len(labels)
-    network, images = SpikingNetwork(classifier.architecture), jnp.concatenate(parts)
+    network, images = training_network(classifier.architecture), jnp.concatenate(parts)
     labels, weights = jnp.tile(labels, len(parts)), jnp.repeat(jnp.stack(weights), batch) / batch
 
     def loss(logits):

@@ -9,10 +9,9 @@ import optax
 from jaxtyping import Array
 
 from ccsrp_jax.networks import masks as masking
-from ccsrp_jax.networks.architecture import group_of
+from ccsrp_jax.networks.architecture import split_channels
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.networks.nodes import Spike
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.pruning.problem import Passes, Problem, Pruned, batches, finetune
 from ccsrp_jax.pruning.regrowth import event_epochs, prune_and_regrow
@@ -112,7 +111,7 @@ def activity_and_slopes(
 def _measure(classifier: Classifier, variables, masks, images, labels, real, key):
     """Sums over the real images."""
     architecture, counts = classifier.architecture, jnp.arange(len(images)) < real
-    network, member = SpikingNetwork(architecture), group_of(architecture)
+    network = SpikingNetwork(architecture)
 
     def loss(masks):
         logits, active = network.apply(
@@ -123,10 +122,11 @@ def _measure(classifier: Classifier, variables, masks, images, labels, real, key
 
     slopes, active = jax.grad(loss, has_aux=True)(masks)
     found = {name: [] for name in masks}
-    for node in architecture.nodes:
-        if isinstance(node, Spike) and member[node.name] in masks:
-            each = active.spikes[node.name] + jnp.abs(active.potentials[node.name])
-            each = jnp.moveaxis(each, 1, 0).reshape(len(images), -1, each.shape[-1]).mean(1)
-            found[member[node.name]].append(counts @ each)
+    for layer, spikes in active.spikes.items():
+        both = spikes + jnp.abs(active.potentials[layer])
+        for group, each in split_channels(architecture, layer, both):
+            if group in masks:
+                each = jnp.moveaxis(each, 1, 0).reshape(len(images), -1, each.shape[-1]).mean(1)
+                found[group].append(counts @ each)
     activity = {name: masks[name] * sum(parts) / len(parts) for name, parts in found.items()}
     return activity, slopes

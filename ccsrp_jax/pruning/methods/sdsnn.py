@@ -14,7 +14,6 @@ from jaxtyping import Array
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import Architecture, group_of, groups
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.networks.nodes import Conv, Dense
 from ccsrp_jax.pruning.budget import Cost, prune_to_budget, uniform_ranking
 from ccsrp_jax.pruning.methods.dendritic_spines import (
     FADE,
@@ -53,7 +52,7 @@ RATES, MEASURES = ("target", "paper"), ("target", "connections")
 def writers(architecture: Architecture) -> dict[str, list[str]]:
     """By prunable group, the layers whose outputs it holds."""
     member = group_of(architecture)
-    layers = [node.name for node in architecture.nodes if isinstance(node, Conv | Dense)]
+    layers = [node.name for node in architecture.nodes if node.opens_group]
     return {
         group: [name for name in layers if member[name] == group] for group in groups(architecture)
     }
