@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from ccsrp_jax.networks.neurons import LIF
+from ccsrp_jax.networks.neurons import LIF, NEURON_KINDS, Neuron, check_neuron_registered
 from ccsrp_jax.networks.node_base import (
     IMAGE,
     NODE_KINDS,
@@ -35,7 +35,7 @@ class Architecture:
       input_shape: (H, W, C) of the image; for `frames` its channels are T times those that
         the network sees.
       time_steps: T, the number of steps that the network runs for an image.
-      neuron: constants of every LIF layer.
+      neuron: family and constants of the neurons of every `Spike` node.
       mean, std: per channel, subtracted from and divided into images in [0, 1].
       encoding: what the network sees of an image in [0, 1] in each step: `direct`, the image
         itself; `poisson`, 1 with the pixel's value as probability, else 0; `gaussian`, the
@@ -47,7 +47,7 @@ class Architecture:
     nodes: tuple[Node, ...]
     input_shape: tuple[int, int, int]
     time_steps: int = 4
-    neuron: LIF = LIF()
+    neuron: Neuron = LIF()
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     encoding: Literal["direct", "poisson", "gaussian", "frames"] = "direct"
@@ -63,6 +63,7 @@ class Architecture:
                 f"{self.input_shape[-1]} channels are not divisible into {self.time_steps} frames: "
                 "bin the events into as many frames as time steps."
             )
+        check_neuron_registered(self.neuron)
         known = [IMAGE]
         for node in self.nodes:
             check_registered(node)
@@ -96,6 +97,8 @@ class Architecture:
         fields = dataclasses.asdict(self)
         ops = [{"op": type(node).__name__} for node in self.nodes]
         fields["nodes"] = [op | node for op, node in zip(ops, fields["nodes"], strict=True)]
+        if type(self.neuron) is not LIF:  # files of `LIF` networks name no kind
+            fields["neuron"] = {"kind": type(self.neuron).__name__} | fields["neuron"]
         return json.dumps(fields)
 
     @staticmethod
@@ -103,11 +106,11 @@ class Architecture:
         """Reads what `to_json` wrote.
 
         Raises:
-          InputError: a node is of a kind that is not registered.
+          InputError: a node or the neuron is of a kind that is not registered.
         """
         fields = json.loads(text)
         nodes = tuple(_node(node.pop("op"), node) for node in fields.pop("nodes"))
-        neuron = LIF(**fields.pop("neuron"))
+        neuron = _neuron(fields.pop("neuron"))
         return Architecture(nodes=nodes, neuron=neuron, **_without_lists(fields))
 
 
@@ -119,6 +122,17 @@ def _node(kind: str, fields: dict) -> Node:
             f"{', '.join(NODE_KINDS)}."
         )
     return NODE_KINDS[kind](**_without_lists(fields))
+
+
+def _neuron(fields: dict) -> Neuron:
+    kind = fields.pop("kind", LIF.__name__)
+    if kind not in NEURON_KINDS:
+        raise InputError(
+            f"the network has neurons of kind {kind!r}, which is not registered: call "
+            "ccsrp_jax.networks.register_neuron with their class before loading; known kinds are "
+            f"{', '.join(NEURON_KINDS)}."
+        )
+    return NEURON_KINDS[kind](**fields)
 
 
 def _without_lists(fields: dict) -> dict:

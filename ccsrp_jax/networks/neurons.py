@@ -1,10 +1,10 @@
-"""Leaky integrate-and-fire dynamics and the surrogate gradients that train them."""
+"""Spiking neurons, their dynamics over time, and the surrogate gradients that train them."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +23,15 @@ SURROGATE_DERIVATIVES = {
 
 @dataclass(frozen=True)
 class Surrogate:
-    """What replaces the derivative of the spike in the backward pass.
+    """Surrogate gradient: it replaces the derivative of the spike in the backward pass.
 
-    Every shape has area 1 and peak 1 / width, so that widths compare across names.
+    Every shape has area 1 and peak 1 / width, so that widths are comparable across names.
     In the usual parameters: ATan alpha = 2 / width, triangle gamma = width, rectangle
     a = width, sigmoid alpha = 4 / width.
 
     Attributes:
       name: `atan`, `triangle`, `rectangle` or `sigmoid`.
-      width: of the bump, in units of membrane potential; wider lets gradients through
+      width: in units of membrane potential; a wider surrogate passes gradients through
         neurons that are further from their threshold.
     """
 
@@ -48,8 +48,81 @@ class Surrogate:
         return SURROGATE_DERIVATIVES[self.name](v / self.width) / self.width
 
 
+class MembraneState(NamedTuple):
+    """State of `LIF` neurons between steps."""
+
+    v: Float[Array, "*N"]  # membrane potential
+    pending_reset: Float[Array, "*N"]  # subtracted in the next step, for `soft_delayed`
+
+
+State = Any  # a NamedTuple of arrays with the fields of `MembraneState`, or more
+
+
+class Neuron:
+    """Rules of a family of spiking neurons; subclasses are frozen dataclasses of constants.
+
+    In every step `lif` charges the membrane with the input, compares its potential with the
+    threshold, and resets it where it fired. A family says how it charges; the resets are common.
+
+    Attributes:
+      threshold: firing threshold of the membrane potential.
+      reset: `hard`, `soft` or `soft_delayed`, see `LIF`.
+      detach_reset: whether gradients stop at the reset.
+      learned: whether every layer learns its own leak 1 / tau, the sigmoid of a parameter.
+    """
+
+    threshold: float
+    reset: str
+    detach_reset: bool
+    learned: bool = False
+
+    @property
+    def membrane_tau(self) -> float:
+        """Membrane time constant in time steps; a learned leak starts there."""
+        raise NotImplementedError(f"define membrane_tau of {type(self).__name__}.")
+
+    def initial_state(self, shape: tuple[int, ...]) -> State:
+        """The state at rest of a layer of neurons of this shape."""
+        raise NotImplementedError(f"define initial_state of {type(self).__name__}.")
+
+    def charge(
+        self, state: State, x: Float[Array, "*N"], leak: Float[Array, ""] | None
+    ) -> State:
+        """The state after one step's input, before the neurons fire.
+
+        Args:
+          state: of the step before.
+          x: input of this step.
+          leak: replaces 1 / tau where it is learned.
+        """
+        raise NotImplementedError(f"define charge of {type(self).__name__}.")
+
+    def rate_gain(self, tau: float | Float[Array, ""]) -> float | Float[Array, ""]:
+        """What a constant input of 1 charges the membrane with in one step, in thresholds, for
+        this membrane time constant. `gradients.RateGradient`, `Hart` and `Relu` need it.
+
+        Raises:
+          InputError: the family has no such constant.
+        """
+        raise InputError(
+            f"rate-based gradients are not defined for {type(self).__name__} neurons: use "
+            "Surrogate, StraightThrough or AdaptiveSharpness."
+        )
+
+    def after_spikes(self, state: State, spikes: Float[Array, "*N"]) -> State:
+        """The state with the membranes reset that fired."""
+        if self.reset == "hard":
+            return state._replace(v=state.v * (1 - spikes))
+        if self.reset == "soft":
+            return state._replace(v=state.v - self.threshold * spikes)
+        return state._replace(pending_reset=self.threshold * spikes)
+
+
+RESETS = ("hard", "soft", "soft_delayed")
+
+
 @dataclass(frozen=True)
-class LIF:
+class LIF(Neuron):
     """Leaky integrate-and-fire neuron, resting at 0.
 
     It charges by v <- v + (x - v) / tau with `decay_input`, else by v <- (1 - 1/tau) v + x;
@@ -81,12 +154,74 @@ class LIF:
         if not self.tau >= 1:
             raise InputError(f"LIF tau {self.tau} is below 1: give a time constant of at least 1.")
         check_number("LIF threshold", self.threshold, 0, above=True)
-        if self.reset not in ("hard", "soft", "soft_delayed"):
-            raise unknown("reset", self.reset, ("hard", "soft", "soft_delayed"))
+        if self.reset not in RESETS:
+            raise unknown("reset", self.reset, RESETS)
         if self.learned and not 1 < self.tau < math.inf:
             raise InputError(
-                f"LIF tau {self.tau} is where a learned leak starts: give a finite value above 1."
+                f"LIF tau {self.tau} cannot be the start of a learned leak: give a finite value "
+                "above 1."
             )
+
+    @property
+    def membrane_tau(self) -> float:
+        return self.tau
+
+    def initial_state(self, shape: tuple[int, ...]) -> MembraneState:
+        return MembraneState(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
+
+    def charge(self, state, x, leak):
+        v = state.v
+        if self.decay_input:
+            v = v + ((x - v) / self.tau if leak is None else (x - v) * leak)
+        else:
+            v = v * (1 - (1 / self.tau if leak is None else leak)) + x
+        return state._replace(v=v - state.pending_reset)
+
+    def rate_gain(self, tau):
+        return 1 / (self.threshold * (tau if self.decay_input else 1))
+
+
+NEURON_KINDS: dict[str, type[Neuron]] = {}  # by name, as in saved networks
+
+
+def register_neuron(kind: type[Neuron]) -> None:
+    """Makes a family of neurons known, so that networks with it can be saved and loaded.
+
+    Args:
+      kind: a frozen dataclass derived from `Neuron`.
+
+    Raises:
+      InputError: the class is no frozen dataclass of that kind, or the name is taken.
+    """
+    name, params = kind.__name__, getattr(kind, "__dataclass_params__", None)
+    if not issubclass(kind, Neuron) or params is None or not params.frozen:
+        raise InputError(
+            f"{name} cannot be a family of neurons: give a class derived from "
+            "networks.neurons.Neuron and decorated with @dataclass(frozen=True)."
+        )
+    if name in NEURON_KINDS:
+        raise InputError(
+            f"a neuron {name!r} is registered already, by {NEURON_KINDS[name].__module__}: give "
+            "the class another name."
+        )
+    NEURON_KINDS[name] = kind
+
+
+def check_neuron_registered(neuron: Neuron) -> None:
+    """Refuses neurons of a family that `register_neuron` has not been given.
+
+    Raises:
+      InputError: naming the class.
+    """
+    kind = type(neuron)
+    if NEURON_KINDS.get(kind.__name__) is not kind:
+        raise InputError(
+            f"neuron {neuron!r} is of class {kind.__module__}.{kind.__qualname__}, which is not "
+            "registered: call ccsrp_jax.networks.register_neuron(class) first."
+        )
+
+
+register_neuron(LIF)
 
 
 def spike(v: Float[Array, "*N"], surrogate: Surrogate) -> Float[Array, "*N"]:
@@ -98,7 +233,7 @@ def spike(v: Float[Array, "*N"], surrogate: Surrogate) -> Float[Array, "*N"]:
 def spike_of_width(
     v: Float[Array, "*N"], width: float | int | Float[Array, "..."], name: str
 ) -> Float[Array, "*N"]:
-    """`spike` with a width of its own for every neuron; no gradient goes to the width."""
+    """`spike` with a separate width for every neuron; the width gets no gradient."""
     return (v >= 0).astype(v.dtype)
 
 
@@ -108,29 +243,29 @@ def _spike_jvp(name, primals, tangents):
     return spike_of_width(v, width, name), SURROGATE_DERIVATIVES[name](v / width) / width * dv
 
 
-# Spikes of the distance from the threshold, in a step: (v, t) -> s
+# Spike function of one step: (distance from the threshold, index of the step) -> spikes
 Fire = Callable[[Float[Array, "*N"], int], Float[Array, "*N"]]
 
 
 def lif(
     current: Float[Array, "S *N"],
-    neuron: LIF,
+    neuron: Neuron,
     surrogate: Surrogate | Fire,
     time_steps: int,
     leak: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, "T *N"], Float[Array, "T *N"]]:
-    """Runs a layer of LIF neurons over time, from rest.
+    """Runs a layer of neurons over time, from rest.
 
     The loop is unrolled: it holds element-wise work only, and a `scan` around it would
-    keep XLA from fusing it with its neighbours.
+    keep XLA from fusing it with the operations around it.
 
     Args:
       current: input current, S = T steps, or S = 1 for one that is constant in time.
-      neuron: constants and dialect.
-      surrogate: what the backward pass puts in place of the spike's derivative, or a spike
-        function that has one of its own.
+      neuron: `LIF`, or another family of neurons.
+      surrogate: replaces the derivative of the spike in the backward pass; or a spike function
+        with a derivative of its own.
       time_steps: T.
-      leak: what takes the place of 1 / tau, where it is learned.
+      leak: replaces 1 / tau where it is learned.
 
     Returns:
       Spikes in the dtype of `current`, and membrane potentials before the reset in
@@ -143,24 +278,14 @@ def lif(
         )
     fire = surrogate if callable(surrogate) else lambda v, t: spike(v, surrogate)
     x_SxN = current.astype(jnp.float32)
-    v = jnp.zeros(x_SxN.shape[1:], jnp.float32)
-    late_reset = jnp.zeros_like(v)
+    state = neuron.initial_state(x_SxN.shape[1:])
     spikes, potentials = [], []
     for t in range(time_steps):
         x = x_SxN[t if x_SxN.shape[0] > 1 else 0]
-        if neuron.decay_input:
-            v = v + ((x - v) / neuron.tau if leak is None else (x - v) * leak)
-        else:
-            v = v * (1 - (1 / neuron.tau if leak is None else leak)) + x
-        v = v - late_reset
-        s = fire(v - neuron.threshold, t)
+        state = neuron.charge(state, x, leak)
+        s = fire(state.v - neuron.threshold, t)
         spikes.append(s)
-        potentials.append(v)
+        potentials.append(state.v)
         s_reset = jax.lax.stop_gradient(s) if neuron.detach_reset else s
-        if neuron.reset == "hard":
-            v = v * (1 - s_reset)
-        elif neuron.reset == "soft":
-            v = v - neuron.threshold * s_reset
-        else:
-            late_reset = neuron.threshold * s_reset
+        state = neuron.after_spikes(state, s_reset)
     return jnp.stack(spikes).astype(current.dtype), jnp.stack(potentials)

@@ -12,14 +12,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ccsrp_jax.networks.architecture import Architecture, live_at
-from ccsrp_jax.networks.gradients import Backward, Distances, Surrogate, respond
+from ccsrp_jax.networks.gradients import Backward, Surrogate, SurrogateState, lif_with_backward
 from ccsrp_jax.networks.lowering import LOWERINGS, Run
 from ccsrp_jax.networks.masks import MaskTree, check_fit, gate, kernel
 from ccsrp_jax.networks.nodes import IMAGE
 from ccsrp_jax.utils.errors import InputError
-
-Seen = dict[str, tuple[Distances, ...]]  # by LIF node, the statistics of every step
-
 
 DROPOUT = 2  # folded into the key for draws of nodes in training; the trainer has 1
 
@@ -31,7 +28,7 @@ class Activity(NamedTuple):
 
     spikes: Values  # after the gate
     potentials: Values  # before the reset, before the gate
-    distances: Seen  # for `gradients.AdaptiveSharpness` only
+    distances: SurrogateState  # for `gradients.AdaptiveSharpness` only
 
 
 class SpikingNetwork(nn.Module):
@@ -68,7 +65,7 @@ class SpikingNetwork(nn.Module):
         activity: bool = False,
         per_step: bool = False,
         key: Array | None = None,
-        seen: Seen | None = None,
+        surrogate_state: SurrogateState | None = None,
     ) -> Float[Array, "*T B K"] | tuple[Float[Array, "*T B K"], Activity]:
         """Logits, averaged over time.
 
@@ -81,7 +78,7 @@ class SpikingNetwork(nn.Module):
           activity: also return the spikes and potentials of every LIF layer.
           per_step: the logits of every step, (T, B, K), in place of their mean.
           key: for a stochastic encoding, and for dropout in training.
-          seen: by LIF node, what `gradients.AdaptiveSharpness` has seen before.
+          surrogate_state: of `gradients.AdaptiveSharpness`, from the iteration before.
         """
         values, active = self.walk(
             self.encode(images, key),
@@ -90,7 +87,7 @@ class SpikingNetwork(nn.Module):
             train=train,
             activity=activity,
             key=key,
-            seen=seen,
+            surrogate_state=surrogate_state,
         )
         logits = self.readout(values, per_step=per_step)
         return (logits, active) if activity else logits
@@ -142,7 +139,7 @@ class SpikingNetwork(nn.Module):
         train: bool = False,
         activity: bool = False,
         key: Array | None = None,
-        seen: Seen | None = None,
+        surrogate_state: SurrogateState | None = None,
     ) -> tuple[Values, Activity]:
         """Runs the nodes from `begin` to `end` on the values that they read.
 
@@ -151,7 +148,7 @@ class SpikingNetwork(nn.Module):
 
         Args:
           values: by name, what the nodes read from before `begin`.
-          masks, surrogate, train, activity, key, seen: as in `__call__`.
+          masks, surrogate, train, activity, key, surrogate_state: as in `__call__`.
           begin, end: positions in `architecture.nodes`.
           keep: names of further values to return.
 
@@ -170,7 +167,7 @@ class SpikingNetwork(nn.Module):
         for position, node in enumerate(nodes[begin:end], begin):
             inputs = [values[name] for name in node.inputs]
             if node.spiking:
-                x = self._neurons(node.name, *inputs, masks, surrogate, seen, active, activity)
+                x = self._neurons(node.name, *inputs, masks, surrogate, surrogate_state, active, activity)
             else:
                 run = Run(
                     train,
@@ -195,19 +192,19 @@ class SpikingNetwork(nn.Module):
         x: Float[Array, "S B *N"],
         masks: MaskTree,
         surrogate: Backward,
-        seen: Seen | None,
+        surrogate_state: SurrogateState | None,
         active: Activity,
         activity: bool,
     ) -> Float[Array, "T B *N"]:
         """Gated spikes of a layer of neurons; adds to `active` if activity is asked for."""
         neuron = self.architecture.neuron
-        spikes, potential, distances = respond(
+        spikes, potential, distances = lif_with_backward(
             x,
             neuron,
             surrogate,
             self.architecture.time_steps,
-            (seen or {}).get(name),
-            Leak(neuron.tau, name=name)() if neuron.learned else None,
+            (surrogate_state or {}).get(name),
+            Leak(neuron.membrane_tau, name=name)() if neuron.learned else None,
         )
         spikes = checkpoint_name(spikes, "spikes")
         if (mask := gate(self.architecture, name, masks)) is not None:
