@@ -4,9 +4,24 @@ from ccsrp_jax.networks import cost, gradients, masks
 from ccsrp_jax.networks.architecture import Architecture, groups
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.compaction import compact
+from ccsrp_jax.networks.cuba_lif import CubaLIF
+from ccsrp_jax.networks.lowering import register_node
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.networks.neurons import LIF, Surrogate, lif, spike
-from ccsrp_jax.networks.nodes import Add, Conv, Dense, Flatten, Norm, Pool, Spike
+from ccsrp_jax.networks.neurons import LIF, Neuron, Surrogate, lif, register_neuron, spike
+from ccsrp_jax.networks.nodes import (
+    Add,
+    Concat,
+    Conv,
+    Dense,
+    DepthwiseConv,
+    Dropout,
+    Flatten,
+    GlobalPool,
+    Node,
+    Norm,
+    Pool,
+    Spike,
+)
 from ccsrp_jax.networks.serialization import load, save
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.networks.zoo import MODELS, build, init, plain, residual
@@ -17,10 +32,17 @@ __all__ = [
     "Add",
     "Architecture",
     "Classifier",
+    "Concat",
     "Conv",
+    "CubaLIF",
     "Dense",
+    "DepthwiseConv",
+    "Dropout",
     "Flatten",
+    "GlobalPool",
     "MaskTree",
+    "Neuron",
+    "Node",
     "Norm",
     "Pool",
     "Spike",
@@ -36,6 +58,8 @@ __all__ = [
     "load",
     "masks",
     "plain",
+    "register_neuron",
+    "register_node",
     "residual",
     "save",
     "spike",

@@ -19,10 +19,14 @@ from typing import Any
 from jaxtyping import Array, Float
 
 from ccsrp_jax.networks.architecture import Architecture, shapes
-from ccsrp_jax.networks.gradients import AdaptiveSharpness, Backward, Surrogate
+from ccsrp_jax.networks.gradients import (
+    AdaptiveSharpness,
+    Backward,
+    Surrogate,
+    SurrogateState,
+)
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.networks.nodes import Spike
-from ccsrp_jax.networks.spiking_network import Seen, SpikingNetwork
+from ccsrp_jax.networks.spiking_network import SpikingNetwork
 
 ClassifierFn = Callable[..., Float[Array, "B K"]]
 
@@ -71,10 +75,10 @@ class Classifier:
         self,
         network_state: tuple[dict, MaskTree | None],
         images: Float[Array, "B H W C"],
-        surrogate_state: Seen,
+        surrogate_state: SurrogateState,
         *,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B K"], Seen]:
+    ) -> tuple[Float[Array, "B K"], SurrogateState]:
         """Logits, differentiated with the surrogate state, and the state of the next iteration."""
         variables, masks = network_state
         logits, active = SpikingNetwork(self.architecture).apply(
@@ -84,19 +88,19 @@ class Classifier:
             surrogate=self.surrogate,
             activity=True,
             key=key,
-            seen=surrogate_state,
+            surrogate_state=surrogate_state,
         )
-        return logits, active.distances
+        return logits, active.surrogate_state
 
-    def initial_state(self, count: int) -> Seen:
+    def initial_state(self, count: int) -> SurrogateState:
         """Surrogate state before an attack on `count` images; empty unless stateful."""
         if not isinstance(self.surrogate, AdaptiveSharpness):
             return {}
         a = self.architecture
         return {
-            node.name: self.surrogate.fresh(a.time_steps, (count, *shapes(a)[node.name]))
+            node.name: self.surrogate.initial_state(a.time_steps, (count, *shapes(a)[node.name]))
             for node in a.nodes
-            if isinstance(node, Spike)
+            if node.spiking
         }
 
 

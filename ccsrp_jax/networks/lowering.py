@@ -78,6 +78,11 @@ def register_node(kind: type[Node], lowering: Lowering | None) -> None:
         LOWERINGS[kind] = lowering
 
 
+def lower(node: Node, run: Run, *inputs: Array) -> Array:
+    """The output of a node that is no layer of neurons; called while a network runs."""
+    return LOWERINGS[type(node)](node, run, *inputs)
+
+
 def fold_time(layer: Callable[[Any], Array], x: Array) -> Array:
     """Applies a layer to (S, B, *features) with the steps folded into the batch."""
     folded = layer(x.reshape(-1, *x.shape[2:]))

@@ -85,9 +85,7 @@ class Neuron:
         """The state at rest of a layer of neurons of this shape."""
         raise NotImplementedError(f"define initial_state of {type(self).__name__}.")
 
-    def charge(
-        self, state: State, x: Float[Array, "*N"], leak: Float[Array, ""] | None
-    ) -> State:
+    def charge(self, state: State, x: Float[Array, "*N"], leak: Float[Array, ""] | None) -> State:
         """The state after one step's input, before the neurons fire.
 
         Args:
@@ -158,8 +156,7 @@ class LIF(Neuron):
             raise unknown("reset", self.reset, RESETS)
         if self.learned and not 1 < self.tau < math.inf:
             raise InputError(
-                f"LIF tau {self.tau} cannot be the start of a learned leak: give a finite value "
-                "above 1."
+                f"LIF tau {self.tau} is where a learned leak starts: give a finite value above 1."
             )
 
     @property

@@ -12,8 +12,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ccsrp_jax.networks.architecture import Architecture, live_at
-from ccsrp_jax.networks.gradients import Backward, Surrogate, SurrogateState, lif_with_backward
-from ccsrp_jax.networks.lowering import LOWERINGS, Run
+from ccsrp_jax.networks.gradients import (
+    Backward,
+    Distances,
+    Surrogate,
+    SurrogateState,
+    lif_with_backward,
+)
+from ccsrp_jax.networks.lowering import Run, lower
 from ccsrp_jax.networks.masks import MaskTree, check_fit, gate, kernel
 from ccsrp_jax.networks.nodes import IMAGE
 from ccsrp_jax.utils.errors import InputError
@@ -28,15 +34,15 @@ class Activity(NamedTuple):
 
     spikes: Values  # after the gate
     potentials: Values  # before the reset, before the gate
-    distances: SurrogateState  # for `gradients.AdaptiveSharpness` only
+    surrogate_state: SurrogateState  # for `gradients.AdaptiveSharpness` only
 
 
 class SpikingNetwork(nn.Module):
     """Runs an `Architecture` on images in [0, 1].
 
-    Time is folded into the batch for convolution, dense and batch norm; only the LIF
-    layers run over T. What is constant in time (everything before the first LIF layer) is
-    computed once and not T times.
+    Time is folded into the batch for convolution, dense and batch norm; only the
+    neurons run over T. What is constant in time (everything before the first LIF layer) is
+    computed once instead of T times.
 
     For `jax.checkpoint`'s policies the outputs of its layers are named "layer", and those of its
     neurons "spikes".
@@ -165,22 +171,29 @@ class SpikingNetwork(nn.Module):
         check_fit(self.architecture, masks)
         values, active = dict(values), Activity({}, {}, {})
         for position, node in enumerate(nodes[begin:end], begin):
-            inputs = [values[name] for name in node.inputs]
+            name, inputs = node.name, [values[name] for name in node.inputs]
             if node.spiking:
-                x = self._neurons(node.name, *inputs, masks, surrogate, surrogate_state, active, activity)
+                statistics = (surrogate_state or {}).get(name)
+                x, potential, statistics = self._neurons(
+                    name, *inputs, masks, surrogate, statistics
+                )
+                if activity:
+                    active.spikes[name], active.potentials[name] = x, potential
+                    if statistics is not None:
+                        active.surrogate_state[name] = statistics
             else:
                 run = Run(
                     train,
                     self.dtype,
-                    masks.get(kernel(node.name)),
+                    masks.get(kernel(name)),
                     self.axis,
                     self._key(key, position) if train and node.draws_in_training else None,
                     train and self.split_kernel_gradient,
                 )
-                x = LOWERINGS[type(node)](node, run, *inputs)
+                x = lower(node, run, *inputs)
                 if node.has_kernel:
                     x = checkpoint_name(x, "layer")
-            values[node.name] = x
+            values[name] = x
         wanted = {*live_at(self.architecture, end), *keep}
         if end == len(nodes):
             wanted.add(nodes[-1].name)
@@ -192,28 +205,22 @@ class SpikingNetwork(nn.Module):
         x: Float[Array, "S B *N"],
         masks: MaskTree,
         surrogate: Backward,
-        surrogate_state: SurrogateState | None,
-        active: Activity,
-        activity: bool,
-    ) -> Float[Array, "T B *N"]:
-        """Gated spikes of a layer of neurons; adds to `active` if activity is asked for."""
+        statistics: Sequence[Distances] | None,
+    ) -> tuple[Array, Array, tuple[Distances, ...] | None]:
+        """`lif_with_backward` of a `Spike` node, with its spikes gated by the masks."""
         neuron = self.architecture.neuron
-        spikes, potential, distances = lif_with_backward(
+        spikes, potential, statistics = lif_with_backward(
             x,
             neuron,
             surrogate,
             self.architecture.time_steps,
-            (surrogate_state or {}).get(name),
+            statistics,
             Leak(neuron.membrane_tau, name=name)() if neuron.learned else None,
         )
         spikes = checkpoint_name(spikes, "spikes")
         if (mask := gate(self.architecture, name, masks)) is not None:
             spikes = spikes * mask.astype(spikes.dtype)
-        if activity:
-            active.spikes[name], active.potentials[name] = spikes, potential
-            if distances is not None:
-                active.distances[name] = distances
-        return spikes
+        return spikes, potential, statistics
 
     def _key(self, key: Array | None, position: int) -> Array | None:
         """The key of a node that draws in training; the encoding draws with `key` itself."""

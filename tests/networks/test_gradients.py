@@ -22,7 +22,7 @@ from ccsrp_jax.networks.gradients import (
     RateGradient,
     Relu,
     StraightThrough,
-    respond,
+    lif_with_backward,
 )
 from ccsrp_jax.networks.neurons import LIF, Surrogate, lif
 from ccsrp_jax.networks.nodes import Conv, Dense, Flatten, Norm, Pool, Spike
@@ -70,7 +70,9 @@ def answer(neuron, backward, current, d_spikes, d_potentials, seen=None):
     """Spikes, potentials and the current's gradient; `seen` holds all steps' statistics."""
     if seen is not None:
         seen = tuple(Distances(*step) for step in zip(*seen, strict=True))
-    out, vjp = jax.vjp(lambda x: respond(x, neuron, backward, T, seen)[:2], jnp.asarray(current))
+    out, vjp = jax.vjp(
+        lambda x: lif_with_backward(x, neuron, backward, T, seen)[:2], jnp.asarray(current)
+    )
     return *out, *vjp((jnp.asarray(d_spikes), jnp.asarray(d_potentials)))
 
 
@@ -257,7 +259,7 @@ def test_the_two_lines_of_rga_meet_and_reach_a_rate_of_one_at_twice_the_threshol
     means = np.array([-0.1, 0.1, 1 - k - 0.05, 1 - k + 0.05, 1.0, 1.9, 2.1], np.float32)
 
     def rate(current):
-        return respond(current, neuron, RateGradient("rga"), T)[0].sum() / T
+        return lif_with_backward(current, neuron, RateGradient("rga"), T)[0].sum() / T
 
     slope = jax.jit(jax.grad(rate))(jnp.asarray(0.5 * means)[None])[0] * 0.5
     np.testing.assert_allclose(slope[:3], (0, g, g), rtol=1e-6)
