@@ -376,7 +376,7 @@ def report(folder: Path) -> None:
         record = io.read_json(table)
     else:
         raise InputError(f"{folder} holds no comparison: run one first, without --only-report.")
-    summary = comparison_report.summarise(record)
+    summary = comparison_report.summarize(record)
     said = {"finding": comparison_report.finding(summary)}
     curves = figure_style.to_png(comparison_report.curves(record, summary))
     write_atomic(folder / "curves.png", curves)

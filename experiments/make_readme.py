@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from ccsrp_jax.reporting.comparison_report import DEFAULT, summarise
+from ccsrp_jax.reporting.comparison_report import DEFAULT, summarize
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
@@ -26,7 +26,7 @@ class Comparison:
     """One table of `compare_methods.py`: what the page quotes of it."""
 
     def __init__(self, record: Mapping) -> None:
-        summary = summarise(record)
+        summary = summarize(record)
         self.cells: Sequence[Mapping] = record["cells"]
         self.rows = {(row["method"], row["target"]): row for row in summary["rows"]}
         self.volumes = {volume["method"]: volume for volume in summary["volumes"]}

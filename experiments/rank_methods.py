@@ -47,7 +47,7 @@ def _run(settings: Settings) -> None:
     records = [_read(Path(path)) for path in settings.tables]
     result = {"networks": [path.parent.name for path in map(Path, settings.tables)]}
     for cost in ("macs", "synops"):
-        found = comparison.over_networks(records, DEFAULT, cost)
+        found = comparison.rank_over_networks(records, DEFAULT, cost)
         result[cost] = [_plain(row) for row in found]
         _show(found, cost)
     io.write_json(Path(settings.out), result)
@@ -64,12 +64,12 @@ def _read(path: Path) -> dict:
     return record
 
 
-def _plain(row: comparison.Standing) -> dict:
+def _plain(row: comparison.MethodRank) -> dict:
     """JSON has no nan."""
     return row._asdict() | {"p": None if math.isnan(row.p) else row.p}
 
 
-def _show(found: list[comparison.Standing], cost: str) -> None:
+def _show(found: list[comparison.MethodRank], cost: str) -> None:
     table = Table(title=f"hypervolume with {cost}, over networks")
     for title in ("method", "mean rank", "ranks", f"{DEFAULT} ahead", "its mean lead", "p"):
         table.add_column(title)

@@ -88,7 +88,7 @@ def from_arrays(
     train, test, classes = validated_train_and_test(name, *arrays)
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     source = SourceDataset(
         name=name,
         train=train,

@@ -1,5 +1,7 @@
 """scikit-learn's 8 x 8 handwritten digits."""
 
+from typing import Any
+
 import numpy as np
 
 from ccsrp_jax.data.division import draw_test_split
@@ -12,7 +14,7 @@ def read(options: ReadOptions) -> SourceDataset:
     import sklearn
     from sklearn.datasets import load_digits
 
-    source = load_digits()
+    source: Any = load_digits()
     images = (source.images[..., None] / 16).astype(np.float32)
     whole = Split(images, source.target.astype(np.int32))
     train, test, footnote = draw_test_split(whole, options.seed)

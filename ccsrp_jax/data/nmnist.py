@@ -37,8 +37,8 @@ def read(options: ReadOptions) -> SourceDataset:
         root = root / "N-MNIST"
     train = Split(*read_recordings(root / "Train", options.time_steps))
     test = Split(*read_recordings(root / "Test", options.time_steps))
-    digest = hashlib.sha256(train.images)
-    digest.update(test.images)
+    digest = hashlib.sha256(train.images.data)
+    digest.update(test.images.data)
     return SourceDataset(
         name="nmnist",
         train=train,

@@ -1,6 +1,6 @@
 """Images with class labels, and a data set divided into training, search and test splits."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 from jaxtyping import Array, Float32, Int32, Shaped, UInt8
@@ -45,6 +45,10 @@ class Dataset(NamedTuple):
     encoding: Encoding = "direct"
 
 
+@overload
+def to_unit_range(images: Shaped[Array, "*N"]) -> Float32[Array, "*N"]: ...
+@overload
+def to_unit_range(images: Shaped[np.ndarray, "*N"]) -> Float32[np.ndarray, "*N"]: ...
 def to_unit_range(images: Shaped[Array | np.ndarray, "*N"]) -> Float32[Array | np.ndarray, "*N"]:
     """Images as float32 in [0, 1]: uint8 is divided by 255, floats are only cast."""
     scaled = images.astype(np.float32)

@@ -77,9 +77,9 @@ def read(name: str, data_dir: str | None, other_names: Iterable[str] = ()) -> So
 
 def data_folder(data_dir: str | None) -> Path:
     """The folder of prepared data sets, by default that of TFDS."""
-    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import constants
 
-    return Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    return Path(data_dir or constants.DATA_DIR).expanduser()
 
 
 def check_name(name: str, other_names: Iterable[str] = ()) -> None:
@@ -110,16 +110,19 @@ def _features(name: str, folder: Path, builder: Any) -> tuple[Any, Any]:
     features = builder.info.features
     is_dict = isinstance(features, tfds.features.FeaturesDict)
     features = dict(features.items()) if is_dict else {}
-    image, label = features.get("image"), features.get("label")
+    image: Any = features.get("image")
+    label: Any = features.get("label")
     is_image = isinstance(image, tfds.features.Image)
     if not is_image or not isinstance(label, tfds.features.ClassLabel):
         raise InputError(
             f"{name} in {folder} is no image-classification data set: expected the features image "
             f"and label, found {', '.join(sorted(features)) or 'none'}; choose one that has them."
         )
-    if None in image.shape or image.shape[-1] not in (1, 3) or image.np_dtype != np.uint8:
+    shape: Any = image.shape
+    dtype: Any = image.np_dtype
+    if None in shape or shape[-1] not in (1, 3) or dtype != np.uint8:
         raise InputError(
-            f"{name} has images of shape {image.shape} and type {np.dtype(image.np_dtype)}: "
+            f"{name} has images of shape {shape} and type {np.dtype(dtype)}: "
             "expected 8-bit images of one size with 1 or 3 channels; convert them to an .npz file."
         )
     return image, label

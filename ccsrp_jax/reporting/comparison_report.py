@@ -1,131 +1,122 @@
-"""The page of a comparison of methods: table, curves, and what can be said of them."""
+"""The report of a comparison of pruning methods: summary, finding in words, and HTML page."""
 
-import base64
-from collections.abc import Mapping, Sequence
-from importlib import resources
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
-from ccsrp_jax.reporting import figure_style
-from ccsrp_jax.reporting.comparison import Paired, Spread, hypervolumes, paired, spread
+from ccsrp_jax.reporting import comparison_figure
+from ccsrp_jax.reporting.comparison import (
+    COSTS,
+    PairedTest,
+    Spread,
+    hypervolumes,
+    paired_t_test,
+    spread,
+)
+from ccsrp_jax.reporting.templates import base64_text, render
 
 DEFAULT = "ccsrp"
+SIGNIFICANCE = 0.05
 
 
-CROPPED = 0.08  # share of the networks that may be below a figure
-
-
-SHOWN = 5  # methods with a colour of their own
-
-
-COLOURS = (figure_style.BLUE, figure_style.VERMILION, figure_style.GREEN, "#CC79A7", "#E69F00")
-
-
-def summarise(record: Mapping) -> dict:
-    """What follows from the cells of a comparison.
+def summarize(record: Mapping) -> dict:
+    """The statistics of a comparison.
 
     Args:
-      record: of `experiments/compare_methods.py`: the dense network, and a cell for each method,
-        target and seed.
+      record: written by `experiments/compare_methods.py`: the dense network, and a cell for each
+        method, target and seed.
 
     Returns:
-      `rows`, for each method and target the spreads over seeds; `volumes`, for each method the
-      hypervolumes with MACs (filters only) and with SynOps as the cost, and the default method's
-      lead over it; both in descending order of hypervolume.
+      `rows`: for each method and target, the spread of each quantity over seeds. `volumes`: for
+      each method, its hypervolumes with MACs (only if it removes filters) and with SynOps as the
+      cost, and the lead of the default method over it. Both are in descending order of
+      hypervolume, methods that remove filters first.
     """
     cells, dense = record["cells"], record["dense"]
-    structured = [cell for cell in cells if not cell["weights"]]
-    by_macs, by_synops = (
-        hypervolumes(structured, dense, "macs"),
-        hypervolumes(cells, dense, "synops"),
-    )
-    rows = []
-    for method in dict.fromkeys(cell["method"] for cell in cells):
-        for target in sorted({cell["target"] for cell in cells}, reverse=True):
-            some = [c for c in cells if c["method"] == method and c["target"] == target]
-            if some:
-                rows.append(_row(method, target, some, dense))
-    volumes = []
-    for method in dict.fromkeys(cell["method"] for cell in cells):
-        own_macs, own_synops = by_macs.get(method, {}), by_synops.get(method, {})
-        if own_synops:
-            volumes.append(
-                {
-                    "method": method,
-                    "weights": method not in by_macs,
-                    "macs": spread(own_macs.values()) if own_macs else None,
-                    "synops": spread(own_synops.values()),
-                    "lead": paired(by_macs.get(DEFAULT, {}), own_macs) if own_macs else None,
-                    "lead_synops": paired(by_synops.get(DEFAULT, {}), own_synops),
-                }
-            )
+    filters_only = [cell for cell in cells if not cell["weights"]]
+    by_macs = hypervolumes(filters_only, dense, "macs")
+    by_synops = hypervolumes(cells, dense, "synops")
+    methods = list(dict.fromkeys(cell["method"] for cell in cells))
+    volumes = [_volume(method, by_macs, by_synops) for method in methods if method in by_synops]
     volumes.sort(key=lambda v: (v["weights"], -(v["macs"] or v["synops"]).mean))
     place = {v["method"]: i for i, v in enumerate(volumes)}
-    rows.sort(key=lambda row: (place.get(row["method"], len(place)), -row["target"]))
+    groups: dict[tuple[str, float], list[Mapping]] = {}
+    for cell in cells:
+        groups.setdefault((cell["method"], cell["target"]), []).append(cell)
+    rows = [_row(*group, own, dense) for group, own in groups.items()]
+    order = {method: place.get(method, len(place) + i) for i, method in enumerate(methods)}
+    rows.sort(key=lambda row: (order[row["method"]], -row["target"]))
     return {"rows": rows, "volumes": volumes}
 
 
+def _volume(method: str, by_macs: Mapping[str, dict], by_synops: Mapping[str, dict]) -> dict:
+    macs, default_macs = by_macs.get(method, {}), by_macs.get(DEFAULT, {})
+    return {
+        "method": method,
+        "weights": not macs,
+        "macs": spread(macs.values()) if macs else None,
+        "synops": spread(by_synops[method].values()),
+        "lead": paired_t_test(default_macs, macs) if macs else None,
+        "lead_synops": paired_t_test(by_synops.get(DEFAULT, {}), by_synops[method]),
+    }
+
+
 def _row(method: str, target: float, cells: Sequence[Mapping], dense: Mapping) -> dict:
-    def over(value) -> Spread:
+    def over_seeds(value: Callable[[Mapping], float]) -> Spread:
         return spread(value(cell) for cell in cells)
 
     return {
         "method": method,
         "target": target,
         "weights": cells[0]["weights"],
-        "accuracy": over(lambda c: c["accuracy"]),
-        "robust_accuracy": over(lambda c: c["robust_accuracy"]),
-        "pgd_accuracy": over(lambda c: c["pgd_accuracy"]),
-        **{
-            cost: over(lambda c, cost=cost: c[cost] / dense[cost])
-            for cost in ("macs", "params", "synops")
-        },
-        "forward": over(lambda c: c["search"]["forward"]),
-        "backward": over(lambda c: c["search"]["backward"]),
-        "search_seconds": over(lambda c: c["search"]["seconds"]),
-        "training_seconds": over(lambda c: c["training"]["seconds"]),
+        "accuracy": over_seeds(lambda c: c["accuracy"]),
+        "robust_accuracy": over_seeds(lambda c: c["robust_accuracy"]),
+        "pgd_accuracy": over_seeds(lambda c: c["pgd_accuracy"]),
+        **{cost: over_seeds(lambda c, cost=cost: c[cost] / dense[cost]) for cost in COSTS},
+        "forward": over_seeds(lambda c: c["search"]["forward"]),
+        "backward": over_seeds(lambda c: c["search"]["backward"]),
+        "search_seconds": over_seeds(lambda c: c["search"]["seconds"]),
+        "training_seconds": over_seeds(lambda c: c["training"]["seconds"]),
     }
 
 
 def finding(summary: Mapping) -> str:
-    """Who is ahead in hypervolume, and how surely, in words."""
-    volumes = [v for v in summary["volumes"] if v["macs"]]
-    default = next((v for v in volumes if v["method"] == DEFAULT), None)
-    rivals = [v for v in volumes if v["method"] != DEFAULT and not _ablation(v["method"])]
-    if default is None or not rivals:
+    """The lead of the default method in hypervolume and its significance, in words."""
+    volumes = {v["method"]: v["macs"] for v in summary["volumes"] if v["macs"]}
+    leads: dict[str, PairedTest] = {
+        v["method"]: v["lead"]
+        for v in summary["volumes"]
+        if v["macs"] and v["method"] != DEFAULT and not _is_ablation(v["method"])
+    }
+    if DEFAULT not in volumes or not leads:
         return "The default method and a rival that removes filters are needed for a finding."
-    leads = {v["method"]: v["lead"] for v in rivals}
-    ahead = [name for name, lead in leads.items() if lead.difference > 0]
-    sure = [name for name in ahead if _sure(leads[name])]
-    beaten = [name for name, lead in leads.items() if lead.difference < 0 and lead.p < 0.05]
-    best = max(rivals, key=lambda v: v["macs"].mean)
-    lead = leads[best["method"]]
+    ahead = sum(lead.difference > 0 for lead in leads.values())
+    best = max(leads, key=lambda method: volumes[method].mean)
+    lead = leads[best]
     text = (
-        f"{DEFAULT} has a hypervolume of {_text(default['macs'])}; it is above {len(ahead)} of "
-        f"{len(rivals)} rivals that remove filters. The strongest rival is {best['method']} with "
-        f"{_text(best['macs'])}: the default's lead is {lead.difference:+.4f}"
+        f"{DEFAULT} has a hypervolume of {_spread_text(volumes[DEFAULT])}; it is above {ahead} of "
+        f"{len(leads)} rivals that remove filters. The strongest rival is {best} with "
+        f"{_spread_text(volumes[best])}: the default's lead is {lead.difference:+.4f}"
     )
     if lead.seeds < 2:
-        return text + ". With one seed nothing can be said of chance."
+        return text + ". With one seed its significance cannot be tested."
+    significant = [lead for lead in leads.values() if lead.p < SIGNIFICANCE]
+    worse = sum(lead.difference > 0 for lead in significant)
+    better = sum(lead.difference < 0 for lead in significant)
     return text + (
         f" on average, and it is ahead on {lead.wins} of {lead.seeds} seeds (p = {lead.p:.2g}). By "
-        f"a paired t-test over seeds at 5 %, rivals surely below it: {len(sure)}, surely above it: "
-        f"{len(beaten)}."
+        f"a paired t-test over seeds at {100 * SIGNIFICANCE:.0f} %, rivals significantly below it: "
+        f"{worse}, significantly above it: {better}."
     )
 
 
-def _ablation(method: str) -> bool:
-    """Of the default: it is no rival."""
+def _is_ablation(method: str) -> bool:
+    """Whether it is a variant of the default method, which does not count as a rival."""
     return method.startswith(f"{DEFAULT}: ")
 
 
-def _sure(lead: Paired) -> bool:
-    return bool(lead.difference > 0 and lead.p < 0.05)
-
-
-def _text(value: Spread | None, digits: int = 4) -> str:
+def _spread_text(value: Spread | None, digits: int = 4) -> str:
     if value is None:
         return "–"
     if np.isnan(value.deviation):
@@ -134,59 +125,23 @@ def _text(value: Spread | None, digits: int = 4) -> str:
 
 
 def curves(record: Mapping, summary: Mapping) -> Figure:
-    """Clean and robust accuracy against MACs (methods that remove filters) and SynOps (all)."""
-    figure = Figure(figsize=(9, 6.4), layout="constrained")
-    axes = figure.subplots(2, 2, sharey="row")
-    chosen = [v["method"] for v in summary["volumes"] if not v["weights"]]
-    chosen = ([DEFAULT] if DEFAULT in chosen else []) + [m for m in chosen if m != DEFAULT]
-    colour = dict(zip(chosen[:SHOWN], COLOURS, strict=False))
-    dense = record["dense"]
-    for row, accuracy in enumerate(("accuracy", "robust_accuracy")):
-        for column, cost in enumerate(("macs", "synops")):
-            ax = axes[row][column]
-            for method in dict.fromkeys(r["method"] for r in summary["rows"]):
-                own = [r for r in summary["rows"] if r["method"] == method]
-                if cost == "macs" and own[0]["weights"]:
-                    continue
-                own.sort(key=lambda r: r[cost].mean)
-                ax.errorbar(
-                    [100 * r[cost].mean for r in own],
-                    [r[accuracy].mean for r in own],
-                    [0 if np.isnan(r[accuracy].deviation) else r[accuracy].deviation for r in own],
-                    color=colour.get(method, "#BBBBBB"),
-                    linestyle="--" if own[0]["weights"] else "-",
-                    linewidth=1.8 if method in colour else 0.8,
-                    marker="o",
-                    markersize=4 if method in colour else 2.5,
-                    zorder=3 if method in colour else 1,
-                    label=method if method in colour else None,
-                )
-            ax.axhline(dense[accuracy], color=figure_style.INK, linewidth=0.8, linestyle=":")
-            ax.grid(color="#EBEBEB", linewidth=0.8)
-            ax.spines[["top", "right"]].set_visible(False)
-            if row == 1:
-                ax.set_xlabel(f"{'MACs' if cost == 'macs' else 'SynOps'} left (% of dense)")
-        axes[row][0].set_ylabel("accuracy" if row == 0 else "robust accuracy")
-        heights = [r[accuracy].mean for r in summary["rows"]] + [dense[accuracy]]
-        low, high = np.quantile(heights, CROPPED), max(heights)
-        room = 0.1 * max(high - low, 0.01)
-        axes[row][0].set_ylim(low - room, high + room)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=SHOWN)
-    return figure
+    """Clean and robust accuracy against the remaining MACs and SynOps."""
+    return comparison_figure.curves(record, summary, DEFAULT)
 
 
 def page(record: Mapping, summary: Mapping, picture: bytes) -> str:
-    """The self-contained HTML page, with the curves as PNG in it."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"spread": _text, "surely": lambda lead: bool(lead) and _sure(lead)}
-    source = (
-        resources.files("ccsrp_jax.reporting").joinpath("comparison.html.j2").read_text("utf-8")
-    )
-    return environment.from_string(source).render(
-        record=record,
-        rows=summary["rows"],
-        volumes=summary["volumes"],
-        finding=finding(summary),
-        default=DEFAULT,
-        figure=base64.b64encode(picture).decode(),
-    )
+    """The self-contained HTML page.
+
+    Args:
+      record, summary: as of `summarize`.
+      picture: the curves as PNG.
+    """
+    values = {
+        "record": record,
+        "rows": summary["rows"],
+        "volumes": summary["volumes"],
+        "finding": finding(summary),
+        "default": DEFAULT,
+        "figure": base64_text(picture),
+    }
+    return render("comparison.html.j2", {"spread": _spread_text}, values)

@@ -1,24 +1,39 @@
-"""Colours, markers and text styles that all figures share."""
+"""Colors, markers and text styles that all figures share."""
 
 import io
-from typing import Any
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 Point = tuple[float | int, float | int]
 
-# The palette of Okabe and Ito, distinguishable with the common colour-vision deficiencies.
+# The palette of Okabe and Ito, distinguishable with the common color-vision deficiencies.
 BLUE, VERMILION, GREEN, INK, GREY = "#0072B2", "#D55E00", "#007A5A", "#222222", "#6B6B6B"
 GRID, FRAME = "#EBEBEB", "#999999"
 HALO = [withStroke(linewidth=2.5, foreground="white")]  # keeps text readable on lines
-STAR = {"color": INK, "linestyle": "none", "marker": "*", "markersize": 11, "markeredgecolor": "w"}
-HOLLOW = STAR | {"markerfacecolor": "w", "markeredgecolor": INK}  # an unreliable value
+STAR: dict[str, Any] = {
+    "color": INK,
+    "linestyle": "none",
+    "marker": "*",
+    "markersize": 11,
+    "markeredgecolor": "w",
+}
+HOLLOW_STAR = STAR | {"markerfacecolor": "w", "markeredgecolor": INK}  # an unreliable value
+LEGEND: dict[str, Any] = {
+    "frameon": False,
+    "fontsize": 8.5,
+    "labelcolor": INK,
+    "columnspacing": 1.2,
+}
 
 
 def style_axes(ax: Axes, title: str) -> None:
-    """Sets the title, and the look of spines, ticks and horizontal grid lines."""
+    """Sets the title, and the style of spines, ticks and horizontal grid lines."""
     ax.set_title(
         title, loc="left", fontsize=9.5, color=INK, weight="bold", pad=14, parse_math=False
     )
@@ -29,10 +44,39 @@ def style_axes(ax: Axes, title: str) -> None:
     ax.set_axisbelow(True)
 
 
+def set_share_limits(ax: Axes, direction: Literal["x", "y"], limits: Point) -> None:
+    """Limits an axis that shows shares, with ticks in [0, 1] and within the limits only."""
+    low, high = max(limits[0], 0), min(limits[1], 1)
+    ax.set(**{f"{direction}lim": limits})
+    axis = ax.xaxis if direction == "x" else ax.yaxis
+    axis.set_ticks([tick for tick in axis.get_ticklocs() if low <= tick <= high])
+    ax.set(**{f"{direction}lim": limits})  # setting the ticks may have changed it
+
+
 def annotate(ax: Axes, text: str, at: Point, offset: Point, **style: Any) -> None:
     """Writes small text at an offset in points from `at`; it may lie outside the axes."""
     style = {"textcoords": "offset points", "annotation_clip": False, "fontsize": 8.5} | style
     ax.annotate(text, at, offset, path_effects=HALO, parse_math=False, **style)
+
+
+def finite_range(values: Iterable[float]) -> tuple[float, float]:
+    """Minimum and maximum of the finite values; zeros if there are none."""
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    return min(finite), max(finite)
+
+
+def integer_ticks(low: float, high: float) -> list[float]:
+    """About eight round integer ticks that cover the range."""
+    return list(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True).tick_values(low, high))
+
+
+def spaced_labels(places: Sequence[float], room: float, order: Iterable[int]) -> list[int]:
+    """Indices of the places to label, no two closer than `room`; earlier in `order` goes first."""
+    shown: list[int] = []
+    for i in order:
+        if math.isfinite(places[i]) and all(abs(places[i] - places[k]) >= room for k in shown):
+            shown.append(i)
+    return shown
 
 
 def to_png(figure: Figure) -> bytes:

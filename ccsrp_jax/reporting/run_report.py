@@ -1,29 +1,27 @@
-"""The self-contained HTML page of one pruning run, from its directory alone."""
+"""The report of a pruning run, as a self-contained HTML page made from its directory alone."""
 
-import base64
 import json
-from importlib import resources
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
-from ccsrp_jax.reporting import run_figures
 from ccsrp_jax.reporting.figure_style import to_png
 from ccsrp_jax.reporting.robustness_figure import robustness_figure
+from ccsrp_jax.reporting.run_figures import filters_figure, training_figure
 from ccsrp_jax.reporting.run_summary import (
     DASH,
     Row,
-    assessments,
     attack_text,
     finding,
     format_number,
-    macs_left,
     number,
     ratio,
+    remaining_macs,
+    robustness_records,
     round_name,
     search_attack,
     test_attack,
 )
+from ccsrp_jax.reporting.templates import base64_text, render
+from ccsrp_jax.reporting.tradeoff_figure import tradeoff_figure
 from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.io import write_atomic
 from ccsrp_jax.utils.stats import wilson_interval
@@ -32,26 +30,31 @@ QUANTITIES = (  # key of a network's measurements, name, unit, format
     ("accuracy", "Accuracy", "fraction of test images", ".3f"),
     ("robust_accuracy", "Robust accuracy", "fraction of test images, attacked", ".3f"),
     ("pgd_accuracy", "Under PGD alone", "fraction of test images", ".3f"),
-    ("macs", "MACs", "an image and time step", ",.0f"),
+    ("macs", "MACs", "per image and time step", ",.0f"),
     ("params", "Parameters", "", ",.0f"),
-    ("synops", "SynOps", "an image, all time steps", ",.0f"),
-    ("energy_nj", "Energy", "nJ an image, estimated for 45 nm", ",.1f"),
+    ("synops", "SynOps", "per image, all time steps", ",.0f"),
+    ("energy_nj", "Energy", "nJ per image, estimated for 45 nm", ",.1f"),
     ("latency_ms", "Latency", "ms", ",.2f"),
 )
+FILTERS = {
+    "number": format_number,
+    "known": lambda x: DASH if x is None else x,
+    "figure": lambda x: DASH if x is None else format(x, ".3g"),  # also of inf and nan
+}
 
 
 def write(run_dir: Path) -> Path:
     """Writes tradeoff.png, filters.png, training.png and report.html into a run directory.
 
-    And robustness.png, if the networks were assessed. Reads config.json, summary.json,
-    metrics.jsonl and archive.jsonl. All results are made before the first is written, and
-    each appears whole or not at all.
+    Also robustness.png, if robustness was evaluated. Reads config.json, summary.json,
+    metrics.jsonl and archive.jsonl. All results are complete before the first is written, and
+    each is written atomically.
 
     Returns:
       The path of report.html.
 
     Raises:
-      InputError: a file is missing or is not JSON, or the archive holds no point.
+      InputError: a file is missing or is not JSON, or the archive is empty.
     """
     [config] = _read(run_dir / "config.json", lines=False)
     [summary] = _read(run_dir / "summary.json", lines=False)
@@ -64,49 +67,45 @@ def write(run_dir: Path) -> Path:
         )
     archive.sort(key=lambda row: row.get("round") or 0)
     pictures = {
-        "tradeoff": to_png(run_figures.tradeoff_figure(archive, summary)),
-        "filters": to_png(run_figures.filters_figure(archive)),
-        "training": to_png(run_figures.training_figure(metrics)),
+        "tradeoff": to_png(tradeoff_figure(archive, summary)),
+        "filters": to_png(filters_figure(archive)),
+        "training": to_png(training_figure(metrics)),
     }
-    if records := assessments(summary):
+    if records := robustness_records(summary):
         pictures["robustness"] = to_png(robustness_figure(records))
-    page = _html(config, summary, archive, pictures)
+    page = _to_html(config, summary, archive, pictures)
     for name, data in pictures.items():
         write_atomic(run_dir / f"{name}.png", data)
     write_atomic(run_dir / "report.html", page.encode())
     return run_dir / "report.html"
 
 
-def _html(config: Row, summary: Row, archive: list[Row], pictures: dict[str, bytes]) -> str:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {
-        "number": format_number,
-        "known": lambda x: DASH if x is None else x,
-        "figure": lambda x: DASH if x is None else format(x, ".3g"),  # inf and nan are figures
+def _to_html(config: Row, summary: Row, archive: list[Row], pictures: dict[str, bytes]) -> str:
+    values = {
+        "summary": summary,
+        "dense": summary.get("dense") or {},
+        "pruned": summary.get("pruned") or {},
+        "attack": test_attack(summary),
+        "attack_text": attack_text(test_attack(summary)),
+        "search_attack": search_attack(summary),
+        "search_text": attack_text(search_attack(summary)),
+        "records": robustness_records(summary),
+        "gaps": any("shared_gap" in row for row in archive),
+        "finding": finding(summary),
+        "quantities": QUANTITIES,
+        "ratio": ratio,
+        "interval": lambda share, images: wilson_interval(number(share), number(images)),
+        "points": list(
+            zip(map(round_name, archive), remaining_macs(archive), archive, strict=True)
+        ),
+        "figures": {name: base64_text(png) for name, png in pictures.items()},
+        "config": json.dumps(config, indent=2, ensure_ascii=False),
     }
-    source = resources.files("ccsrp_jax.reporting").joinpath("report.html.j2").read_text("utf-8")
-    return environment.from_string(source).render(
-        summary=summary,
-        dense=summary.get("dense") or {},
-        pruned=summary.get("pruned") or {},
-        attack=test_attack(summary),
-        attack_text=attack_text(test_attack(summary)),
-        search_attack=search_attack(summary),
-        search_text=attack_text(search_attack(summary)),
-        records=assessments(summary),
-        gaps=any("shared_gap" in row for row in archive),
-        finding=finding(summary),
-        quantities=QUANTITIES,
-        ratio=ratio,
-        interval=lambda share, images: wilson_interval(number(share), number(images)),
-        points=list(zip(map(round_name, archive), macs_left(archive), archive, strict=True)),
-        figures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
-        config=json.dumps(config, indent=2, ensure_ascii=False),
-    )
+    return render("report.html.j2", FILTERS, values)
 
 
 def _read(path: Path, lines: bool) -> list[Row]:
-    """The JSON object that a file holds, or one from each of its lines."""
+    """The JSON object in a file, or that in each of its lines."""
     if not path.is_file():
         raise InputError(f"{path} is missing: give the directory of a finished run.")
     try:

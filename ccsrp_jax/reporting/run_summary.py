@@ -1,6 +1,6 @@
-"""What a run's records say: ratios, intervals and the finding in words.
+"""Quantities and sentences derived from the records of a run.
 
-What a run did not record is nan as a number and a dash as text.
+A value that the run did not record is nan as a number and a dash as text.
 """
 
 import math
@@ -8,54 +8,60 @@ from typing import Any
 
 Row = dict[str, Any]
 
-
 DASH = "\N{EN DASH}"
 
 
 def number(value: Any) -> float:
-    """A finite number as it is, anything else as nan."""
+    """The value if it is a finite number, else nan."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 
 
 def ratio(network: Row, reference: Row, key: str) -> float:
+    """A quantity of a network as a share of that of another; nan if either is unknown."""
     base = number(reference.get(key))
     return number(network.get(key)) / base if base else math.nan
 
 
-def macs_left(archive: list[Row]) -> list[float]:
-    """Percent of the first point's MACs, which is the dense network's."""
+def remaining_macs(archive: list[Row]) -> list[float]:
+    """MACs of each network, in percent of those of the first, the dense network."""
     return [100 * ratio(row, archive[0], "macs") for row in archive]
 
 
 def round_name(row: Row) -> str:
+    """How a network of the archive is labelled: by its round, or as dense."""
     number = row.get("round")
     return "dense" if number == 0 else DASH if number is None else str(number)
 
 
+def chosen_first(archive: list[Row]) -> list[int]:
+    """Indices of the archive, the chosen network first."""
+    return sorted(range(len(archive)), key=lambda i: not archive[i].get("chosen"))
+
+
 def format_number(value: Any, pattern: str) -> str:
-    """A number by a format specification, or a dash where there is none."""
+    """A number in a format specification, or a dash if it is unknown."""
     return format(value, pattern) if math.isfinite(number(value)) else DASH
 
 
-def assessments(summary: Row) -> dict[str, Row]:
-    """Records of robustness by network, dense first; none of runs that assessed none."""
+def robustness_records(summary: Row) -> dict[str, Row]:
+    """Robustness records of the dense and the pruned network; empty if not evaluated."""
     found = summary.get("robustness") or {}
     names = ("dense",) if summary.get("chosen_round") == 0 else ("dense", "pruned")
     return {name: found[name] for name in names if found.get(name)}
 
 
 def test_attack(summary: Row) -> Row:
-    """What the test images met: a suite of attacks, or one attack in runs without a suite."""
+    """The attack on the test images: a suite, or one attack if the run used no suite."""
     return summary.get("attack") or {}
 
 
 def search_attack(summary: Row) -> Row:
-    """What the search images met: always one attack."""
+    """The attack on the search images, which is always a single one."""
     return summary.get("search_attack") or test_attack(summary)
 
 
 def attack_text(attack: Row) -> str:
-    """In short: PGD, linf, eps 0.1, 20 steps, ...; or quick suite of 7 attacks (linf, eps 0.1)."""
+    """Text as `PGD, linf, eps 0.1, 20 steps` or `quick suite of 7 attacks (linf, eps 0.1)`."""
     name, words = str(attack.get("name") or DASH), []
     if attack.get("norm"):
         words.append(str(attack["norm"]))
@@ -63,23 +69,24 @@ def attack_text(attack: Row) -> str:
         words.append(f"eps {format_number(attack['eps'], '.4g')}")
     for key in ("steps", "restarts"):
         if attack.get(key) is not None:
-            words.append(_counted(attack[key], key))
+            words.append(_count_text(attack[key], key))
     if attack.get("attacks") is not None:
-        return f"{name} of {_counted(attack['attacks'], 'attacks')} ({', '.join(words)})"
+        return f"{name} of {_count_text(attack['attacks'], 'attacks')} ({', '.join(words)})"
     return ", ".join([name.upper(), *words])
 
 
-def _counted(count: int, things: str) -> str:
-    return f"{count} {things if count != 1 else things[:-1]}"
+def _count_text(count: int, plural: str) -> str:
+    return f"{count} {plural if count != 1 else plural[:-1]}"
 
 
 def finding(summary: Row) -> str:
-    """What the run found on the test images: first which figures to doubt, then all of them."""
+    """The result on the test images in words, after any warning about unreliable values."""
     dense, pruned = summary.get("dense") or {}, summary.get("pruned") or {}
-    where = f"{_doubts(summary)}On the {format_number(summary.get('test_images'), ',')} test images"
+    images = format_number(summary.get("test_images"), ",")
+    where = f"{_warnings(summary)}On the {images} test images"
     names = {"accuracy": "accuracy", "robust_accuracy": "robust accuracy"}
     under = ""
-    if assessments(summary):
+    if robustness_records(summary):
         names["robust_accuracy"] = "worst-case robust accuracy"
         under = f" under the {attack_text(test_attack(summary))}"
     if not pruned or summary.get("chosen_round") == 0:
@@ -98,9 +105,9 @@ def finding(summary: Row) -> str:
     return f"{where} the pruned network has {' and '.join(has)}{under}{cost if parts else ''}."
 
 
-def _doubts(summary: Row) -> str:
+def _warnings(summary: Row) -> str:
     return "".join(
         f"The robust accuracy of the {name} network is unreliable: {'; '.join(record['reasons'])}. "
-        for name, record in assessments(summary).items()
+        for name, record in robustness_records(summary).items()
         if not record["reliable"]
     )

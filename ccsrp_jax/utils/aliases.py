@@ -22,8 +22,8 @@ def keyword_aliases(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 if earlier in kwargs:
                     if current in kwargs:
                         raise TypeError(
-                            f"{function.__name__} got {current!r} and its earlier name {earlier!r}: "
-                            f"give {current!r} alone."
+                            f"{function.__name__} got {current!r} and its earlier name "
+                            f"{earlier!r}: give {current!r} only."
                         )
                     kwargs[current] = kwargs.pop(earlier)
             return function(*args, **kwargs)

@@ -9,8 +9,8 @@ from conftest import experiment
 from ccsrp_jax.networks import cost, serialization
 from ccsrp_jax.pipeline import config
 from ccsrp_jax.pruning import FILTER_METHODS, WEIGHT_METHODS
-from ccsrp_jax.reporting.comparison import over_networks
-from ccsrp_jax.reporting.comparison_report import summarise
+from ccsrp_jax.reporting.comparison import rank_over_networks
+from ccsrp_jax.reporting.comparison_report import summarize
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 RESULTS, README = EXPERIMENTS / "results", EXPERIMENTS / "README.md"
@@ -172,7 +172,7 @@ def test_compared_methods_keep_their_names_in_the_library():
 
 
 def test_ccsrp_is_above_every_rival_on_every_seed_on_mnist():
-    summary = summarise(json.loads((RESULTS / "methods" / "mnist" / "methods.json").read_text()))
+    summary = summarize(json.loads((RESULTS / "methods" / "mnist" / "methods.json").read_text()))
     leads = {row["method"]: row["lead"] for row in summary["volumes"] if row["macs"]}
     assert leads.keys() >= COMPARED_FILTERS
     for name in COMPARED_FILTERS - {"ccsrp"}:
@@ -198,7 +198,7 @@ def test_the_readme_says_how_methods_rank_over_networks():
     assert set(tables) == set((RESULTS / "methods").glob("*/methods.json"))
     records = [json.loads(path.read_text()) for path in tables]
     for measure in ("macs", "synops"):
-        standings = over_networks(records, "ccsrp", measure)
+        standings = rank_over_networks(records, "ccsrp", measure)
         assert [row["method"] for row in found[measure]] == [s.method for s in standings]
         for row, standing in zip(found[measure], standings, strict=True):
             assert tuple(row["ranks"]) == standing.ranks
@@ -213,7 +213,7 @@ def test_the_readme_says_how_methods_rank_over_networks():
 
 @pytest.mark.parametrize("name", ["digits", "mnist"])
 def test_no_rival_is_above_ccsrp_beyond_chance(name):
-    summary = summarise(json.loads((RESULTS / "methods" / name / "methods.json").read_text()))
+    summary = summarize(json.loads((RESULTS / "methods" / name / "methods.json").read_text()))
     leads = [row["lead"] for row in summary["volumes"] if row["macs"]]
     assert not [lead for lead in leads if lead.difference < 0 and lead.p < 0.05]
 
@@ -234,7 +234,7 @@ def test_the_readme_says_what_methods_reached():
     lines = text[start : text.index("###", start + 1)].splitlines()
     said = {line.split("`")[1]: line.split(" | ")[1:10] for line in lines if line.startswith("| `")}
     for place, name in enumerate(("mnist", "digits", "cifar10")):
-        summary = summarise(json.loads((RESULTS / "methods" / name / "methods.json").read_text()))
+        summary = summarize(json.loads((RESULTS / "methods" / name / "methods.json").read_text()))
         volumes = {row["method"]: row["macs"] for row in summary["volumes"]}
         rows = {(row["method"], row["target"]): row for row in summary["rows"]}
         for method, cells in said.items():

@@ -11,7 +11,10 @@ from matplotlib.image import imread
 from scipy.stats import binomtest
 from test_robustness_figure import QUICK, REASONS, record
 
-from ccsrp_jax.reporting import figure_style, run_figures, run_report, run_summary
+from ccsrp_jax.reporting import run_report, run_summary
+from ccsrp_jax.reporting.figure_style import INK
+from ccsrp_jax.reporting.run_figures import filters_figure, training_figure
+from ccsrp_jax.reporting.tradeoff_figure import tradeoff_figure
 from ccsrp_jax.utils import stats
 from ccsrp_jax.utils.errors import InputError
 
@@ -332,7 +335,7 @@ def lines_of(ax) -> list[tuple[list[float], list[float]]]:
 
 
 def test_tradeoff_figure_draws_the_archive_and_the_test_results():
-    top, bottom = run_figures.tradeoff_figure(ARCHIVE, SUMMARY).axes
+    top, bottom = tradeoff_figure(ARCHIVE, SUMMARY).axes
     left = pytest.approx([100, 50, 25])
     assert (left, [0.98, 0.97, 0.93]) in lines_of(top)
     assert (left, [0.72, 0.69, 0.58]) in lines_of(bottom)
@@ -353,24 +356,24 @@ def test_tradeoff_figure_names_the_attack_of_the_line_and_that_of_the_stars():
             "stars: worst case of the quick suite of 5 attacks (linf, eps 0.1)",
         ),
     ):
-        _, bottom = run_figures.tradeoff_figure(ARCHIVE, summary).axes
+        _, bottom = tradeoff_figure(ARCHIVE, summary).axes
         assert bottom.get_title("left") == title
 
 
 def test_tradeoff_figure_marks_unreliable_stars():
-    top, bottom = run_figures.tradeoff_figure(ARCHIVE, ASSESSED).axes
+    top, bottom = tradeoff_figure(ARCHIVE, ASSESSED).axes
     faces = {
         ax: [line.get_markerfacecolor() for line in ax.get_lines() if line.get_marker() == "*"]
         for ax in (top, bottom)
     }
-    assert faces == {top: [figure_style.INK] * 2, bottom: [figure_style.INK, "w"]}
+    assert faces == {top: [INK] * 2, bottom: [INK, "w"]}
     words = [text.get_text() for text in bottom.texts]
     assert words == ["dense, test\n0.650", "chosen, test\n0.595 unreliable"]
     assert not any("unreliable" in text.get_text() for text in top.texts)
 
 
 def test_filters_figure_writes_the_kept_filters():
-    [ax] = run_figures.filters_figure(ARCHIVE).axes
+    [ax] = filters_figure(ARCHIVE).axes
     cells = {(*text.get_position(), text.get_text()) for text in ax.texts}
     for column, row in enumerate(ARCHIVE):
         for line, name in enumerate(FILTERS):
@@ -379,7 +382,7 @@ def test_filters_figure_writes_the_kept_filters():
 
 
 def test_training_figure_counts_epochs_on_through_fine_tuning():
-    top, bottom = run_figures.training_figure(METRICS).axes
+    top, bottom = training_figure(METRICS).axes
     assert lines_of(top) == [
         ([1, 2], [1.5, 0.5]),
         ([3, 4], [0.7, 0.3]),

@@ -1,0 +1,178 @@
+"""Trade-off figure of a pruning run: accuracies against the remaining MACs."""
+
+import math
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
+
+from ccsrp_jax.reporting.figure_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    GRID,
+    HOLLOW_STAR,
+    INK,
+    LEGEND,
+    STAR,
+    VERMILION,
+    annotate,
+    finite_range,
+    integer_ticks,
+    set_share_limits,
+    spaced_labels,
+    style_axes,
+)
+from ccsrp_jax.reporting.run_summary import (
+    Row,
+    attack_text,
+    chosen_first,
+    number,
+    ratio,
+    remaining_macs,
+    robustness_records,
+    round_name,
+    search_attack,
+    test_attack,
+)
+from ccsrp_jax.utils.stats import wilson_interval
+
+SHARED: dict[str, Any] = {
+    "color": GREEN,
+    "linestyle": "--",
+    "linewidth": 1.2,
+    "marker": "D",
+    "markersize": 3.5,
+}
+RING: dict[str, Any] = {
+    "color": INK,
+    "linestyle": "none",
+    "marker": "o",
+    "markersize": 12,
+    "markerfacecolor": "none",
+    "markeredgewidth": 1.3,
+    "zorder": 4,
+}
+
+
+class Star(NamedTuple):
+    """A network measured on the test images."""
+
+    label: str
+    network: str  # its key in the summary
+    macs: float  # in percent of the dense network's
+    offset: float  # in points, so that the star hides no point of the line
+
+
+def tradeoff_figure(archive: list[Row], summary: Row) -> Figure:
+    """Accuracy and robust accuracy against the remaining MACs, on search and on test images.
+
+    Lines show the search images; stars show the test images, beside their MACs rather than at
+    them, and are hollow where the audit found the robust accuracy unreliable.
+
+    Args:
+      archive: rows of archive.jsonl in the order of their rounds, the dense network first.
+      summary: content of summary.json.
+    """
+    macs = remaining_macs(archive)
+    stars = _stars(summary)
+    low, high = finite_range(macs + [star.macs for star in stars])
+    low = min(low, high - 10)
+    figure = Figure(figsize=(7, 5.6), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
+    _style_macs_axis(axes[1], low, high)
+    records = robustness_records(summary)
+    unreliable = {name for name, record in records.items() if not record["reliable"]}
+    keys, colors = ("accuracy", "robust_accuracy"), (BLUE, VERMILION)
+    for ax, key, color in zip(axes, keys, colors, strict=True):
+        style_axes(ax, "Accuracy" if key == "accuracy" else _robust_title(summary))
+        heights = _plot_archive(ax, archive, macs, key, color)
+        for star in stars:
+            hollow = key == "robust_accuracy" and star.network in unreliable
+            heights += _plot_star(ax, star, key, summary, hollow)
+        bottom, top = finite_range(heights)
+        span = max(top - bottom, 0.1)  # so that a difference of one image stays small
+        set_share_limits(ax, "y", (bottom - 0.36 * span, min(top + 0.12 * span, 1.01)))
+    for i in spaced_labels(macs, 0.05 * (high - low), chosen_first(archive)):
+        place = {"xycoords": axes[0].get_xaxis_transform(), "ha": "center", "color": GREY}
+        annotate(axes[0], round_name(archive[i]), (macs[i], 1), (0, 3), **place)
+    figure.legend(
+        handles=_legend_handles(archive),
+        loc="outside upper left",
+        ncols=4,
+        handletextpad=0.5,
+        **LEGEND,
+    )
+    return figure
+
+
+def _stars(summary: Row) -> list[Star]:
+    stars = [Star("dense", "dense", 100.0, -9.0)]
+    if summary.get("chosen_round") != 0:
+        share = ratio(summary.get("pruned") or {}, summary.get("dense") or {}, "macs")
+        stars.append(Star("chosen", "pruned", 100 * share, 9.0))
+    return stars
+
+
+def _style_macs_axis(ax: Axes, low: float, high: float) -> None:
+    margin = 0.1 * (high - low)  # room for the text below the stars
+    ax.set_xticks([x for x in integer_ticks(low, high) if 0 <= x <= 100])
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_xlim(high + margin, low - margin)  # pruning proceeds to the right
+    ax.set_xlabel("remaining MACs (% of the dense network's)", color=INK, fontsize=9)
+
+
+def _robust_title(summary: Row) -> str:
+    searched = attack_text(search_attack(summary))
+    if not robustness_records(summary):
+        return f"Robust accuracy: {searched}"
+    tested = attack_text(test_attack(summary))
+    return f"Robust accuracy; line: {searched};\nstars: worst case of the {tested}"
+
+
+def _plot_archive(
+    ax: Axes, archive: list[Row], macs: list[float], key: str, color: str
+) -> list[float]:
+    """Draws the networks on the search images; returns the values that have to be visible."""
+    values = [number(row.get(key)) for row in archive]
+    ax.plot(macs, values, color=color, linewidth=1.6, marker="o", markersize=5)
+    for row, x in zip(archive, macs, strict=True):
+        ax.axvline(x, color=GRID, linewidth=0.8, zorder=0)
+        if row.get("chosen"):
+            ax.plot(x, number(row.get(key)), **RING)
+    if key == "accuracy":
+        return values
+    shared = [number(row.get("shared_accuracy")) for row in archive]
+    ax.plot(macs, shared, **SHARED)
+    return values + shared
+
+
+def _plot_star(ax: Axes, star: Star, key: str, summary: Row, hollow: bool) -> list[float]:
+    """Draws a network on the test images; returns the values that have to be visible."""
+    share = number((summary.get(star.network) or {}).get(key))
+    if not math.isfinite(star.macs + share):
+        return []
+    low, high = wilson_interval(share, number(summary.get("test_images")))
+    points = ScaledTranslation(star.offset / 72, 0, ax.figure.dpi_scale_trans)
+    aside: dict[str, Any] = {"transform": ax.transData + points}
+    x = [star.macs, star.macs]
+    ax.plot(x, [low, high], color=INK, linewidth=1, **aside)
+    ax.plot(x, [-1, share], color=GREY, linewidth=0.7, linestyle=":", **aside)
+    ax.plot(star.macs, share, **HOLLOW_STAR if hollow else STAR, **aside)
+    place = {"xycoords": ax.get_xaxis_transform(), "ha": "center", "color": INK}
+    text = f"{star.label}, test\n{share:.3f}" + " unreliable" * hollow
+    annotate(ax, text, (star.macs, 0), (star.offset, 3), **place)  # below all points
+    return [share, low, high]
+
+
+def _legend_handles(archive: list[Row]) -> list[Line2D]:
+    handles = [
+        Line2D([], [], color=GREY, marker="o", markersize=5, label="search images, by round"),
+        Line2D([], [], **RING, label="chosen"),
+        Line2D([], [], **STAR, label="test images, 95 % interval"),
+    ]
+    if any(row.get("shared_accuracy") is not None for row in archive):
+        handles.append(Line2D([], [], **SHARED, label="shared images, before fine-tuning"))
+    return handles
