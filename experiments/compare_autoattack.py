@@ -135,14 +135,14 @@ def compare(name: str, options: argparse.Namespace) -> dict:
         "autoattack": theirs,
         "ours_above_autoattack": outcome.robust_accuracy - theirs,
         "ours_below_pgd_20": outcome.alone("PGD 20") - outcome.robust_accuracy,
-        "broken_only_by_ours": float((hits & ~outcome.standing).mean()),
-        "broken_only_by_autoattack": float((outcome.standing & ~hits).mean()),
+        "broken_only_by_ours": float((hits & ~outcome.robust).mean()),
+        "broken_only_by_autoattack": float((outcome.robust & ~hits).mean()),
         "largest_logit_difference": difference,
         "largest_gradient_difference": gap,  # beside the largest gradient
         "ours_seconds": ours_seconds,
         "autoattack_seconds": theirs_seconds,
         "headline": ours.headline,
-        "attacks": [row._asdict() for row in outcome.rows],
+        "attacks": [result.record() for result in outcome.results],
         "checks": [check._asdict() for check in ours.verdict.checks],
     }
 

@@ -42,6 +42,7 @@ import jax
 import tyro
 
 from ccsrp_jax import cli
+from ccsrp_jax.attacks.threat_model import ThreatModel
 from ccsrp_jax.data import splits
 from ccsrp_jax.networks import compaction, cost, masks, serialization
 from ccsrp_jax.networks.architecture import Architecture
@@ -51,8 +52,10 @@ from ccsrp_jax.pruning import METHODS, WEIGHT_METHODS, best_of, ccsrp, ccsrp_wid
 from ccsrp_jax.pruning.budget import Target
 from ccsrp_jax.pruning.problem import Callbacks, timed
 from ccsrp_jax.reporting import comparison_report, figure_style
-from ccsrp_jax.robustness.run_suite import Outcome, attack_all
-from ccsrp_jax.robustness.suites import PRESETS, entries_of, views
+from ccsrp_jax.robustness.accuracy import Evaluator
+from ccsrp_jax.robustness.gradient_sources import gradient_sources
+from ccsrp_jax.robustness.run_suite import attack_all
+from ccsrp_jax.robustness.suites import PRESETS, build_suite
 from ccsrp_jax.training.batches import steps_per_epoch
 from ccsrp_jax.utils import compilation, devices, io
 from ccsrp_jax.utils.console import Terminal
@@ -345,19 +348,11 @@ def _measure(stage: Stage, variables: dict, chosen: masks.MaskTree) -> dict:
     spent = cost.costs(architecture, variables, chosen, stage.data.search, jax.random.key(0))
     network, filters = masks.fold(variables, chosen), masks.filters(architecture, chosen)
     classifier = Classifier(architecture, stage.job.surrogate)
-    available = views(classifier, (network, filters))
-    entries = entries_of(settings.suite, stage.job.attack.eps, available)
-    used = {entry.through for entry in entries}
-    outcome: Outcome = attack_all(
-        classifier,
-        (network, filters),
-        stage.data.test,
-        entries,
-        {name: view for name, view in available.items() if name in used},
-        jax.random.key(4000),
-        eps=stage.job.attack.eps,
-        batch_size=128,
-    )
+    threat = ThreatModel("linf", stage.job.attack.eps)
+    sources = gradient_sources(classifier, (network, filters))
+    specs = build_suite(settings.suite, threat, sources)
+    evaluator = Evaluator(classifier, (network, filters), stage.data.test)
+    outcome = attack_all(evaluator, specs, sources, jax.random.key(4000), threat=threat)
     return {
         "accuracy": outcome.accuracy,
         "robust_accuracy": outcome.robust_accuracy,

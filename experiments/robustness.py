@@ -25,6 +25,7 @@ import numpy as np
 import tyro
 
 from ccsrp_jax import cli
+from ccsrp_jax.attacks.threat_model import ThreatModel
 from ccsrp_jax.data.datasets import load
 from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import serialization
@@ -33,10 +34,10 @@ from ccsrp_jax.networks.neurons import Surrogate
 from ccsrp_jax.pipeline.config import read_flags
 from ccsrp_jax.reporting import figure_style
 from ccsrp_jax.reporting.robustness_figure import robustness_figure
-from ccsrp_jax.robustness import suites as suite
 from ccsrp_jax.robustness.evaluation import Assessment, evaluate
+from ccsrp_jax.robustness.gradient_sources import GradientSource
 from ccsrp_jax.robustness.smoothing import Smoothing, certified_accuracy, certify
-from ccsrp_jax.robustness.suites import View
+from ccsrp_jax.robustness.suites import EOT_SAMPLES, parse_attack
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError, check_number
 from ccsrp_jax.utils.io import write_atomic
@@ -51,7 +52,7 @@ class Settings:
       dataset: `digits`, a TFDS set or an .npz, as for the main job.
       data_dir: where TFDS sets lie prepared.
       suite: `quick`, `standard`, or `pgd` alone.
-      attacks: a list of one's own instead, each ATTACK or ATTACK:VIEW.
+      attacks: a list of one's own instead, each ATTACK or ATTACK:SOURCE.
       others: other networks that transfer attacks start from, each NAME=FILE.
       eps: radius in pixel units, where images span 0 to 1.
       norm: of the ball.
@@ -114,13 +115,12 @@ def run(settings: Settings, terminal: Terminal) -> dict:
         if not separator:
             raise InputError(f"other network {text!r} has no name: give NAME=FILE.")
         source, weights = serialization.load(Path(path))
-        others[name] = View(Classifier(source, settings.surrogate), (weights, None))
+        others[name] = GradientSource(Classifier(source, settings.surrogate), (weights, None))
     wanted = settings.suite
     if settings.attacks:
-        draws = (settings.samples or suite.EOT["standard"]) if classifier.stochastic else 1
-        wanted = [
-            suite.named(text, settings.eps, draws, settings.norm) for text in settings.attacks
-        ]
+        draws = (settings.samples or EOT_SAMPLES["standard"]) if classifier.stochastic else 1
+        threat = ThreatModel(settings.norm, settings.eps)
+        wanted = [parse_attack(text, threat, draws) for text in settings.attacks]
     folder = settings.out or settings.network.parent
     folder.mkdir(parents=True, exist_ok=True)
     # named by the settings, so that no other suite on this network is in its way
@@ -182,14 +182,14 @@ def show(terminal: Terminal, found: Assessment, record: dict) -> None:
         [
             [
                 row.name,
-                row.through,
+                row.source,
                 str(row.attacked),
                 str(row.broken),
                 f"{row.accuracy:.3f}",
                 "" if row.alone is None else f"{row.alone:.3f}",
                 f"{row.seconds:.1f}",
             ]
-            for row in found.outcome.rows
+            for row in found.outcome.results
         ],
     )
     terminal.table(

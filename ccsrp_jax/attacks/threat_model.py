@@ -2,9 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from functools import partial
-from numbers import Real
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +16,7 @@ NORMS: tuple[Norm, ...] = get_args(Norm)
 MAX_EPS: dict[Norm, int] = {"linf": 1, "l2": 1000}
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["eps"], meta_fields=["norm"])
+@jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True)
 class ThreatModel:
     """A ball around every image, intersected with the box [0, 1] of valid pixels.
@@ -35,15 +33,27 @@ class ThreatModel:
     """
 
     norm: Norm
-    eps: Float[Array, ""] | float | int
+    eps: float | int
 
     def __post_init__(self) -> None:
         check_norm(self.norm)
-        if isinstance(self.eps, Real) and not 0 <= self.eps <= MAX_EPS[self.norm]:
+        if not 0 <= self.eps <= MAX_EPS[self.norm]:
             raise InputError(
                 f"attack eps {self.eps} is outside [0, {MAX_EPS[self.norm]}]: give the radius "
                 "in pixel units, where images span 0 to 1 (8/255 is 0.0314)."
             )
+
+    def tree_flatten(self) -> tuple[tuple[Any], Norm]:
+        """The radius, a leaf, and the norm, which is static."""
+        return (self.eps,), self.norm
+
+    @classmethod
+    def tree_unflatten(cls, norm: Norm, leaves: tuple[Any]) -> "ThreatModel":
+        """Inverse of `tree_flatten`, without checks: under jit the radius is a tracer."""
+        threat = object.__new__(cls)
+        object.__setattr__(threat, "norm", norm)
+        object.__setattr__(threat, "eps", leaves[0])
+        return threat
 
     def project(
         self, x: Float[Array, "B H W C"], images: Float[Array, "B H W C"]

@@ -15,7 +15,7 @@ from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.cost import costs
 from ccsrp_jax.pipeline.config import Config
 from ccsrp_jax.robustness.evaluation import evaluate
-from ccsrp_jax.robustness.suites import View
+from ccsrp_jax.robustness.gradient_sources import GradientSource
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.devices import machine
 
@@ -51,8 +51,8 @@ def measure(
       The part of the run's summary that follows from the test images.
     """
     test, loaded = data.test, {name: serialization.load(path) for name, path in networks.items()}
-    views = {
-        name: View(Classifier(architecture, config.surrogate), (variables, None))
+    sources = {
+        name: GradientSource(Classifier(architecture, config.surrogate), (variables, None))
         for name, (architecture, variables) in loaded.items()
     }
     key_costs, key_latency = jax.random.split(jax.random.fold_in(key, 10**6))
@@ -60,13 +60,13 @@ def measure(
     for name, (architecture, variables) in loaded.items():
         terminal.line(f"{name:<9} {config.attack.suite} suite on the test images")
         found = evaluate(
-            *views[name],
+            *sources[name],
             test,
             eps=config.attack.eps,
             key=key,
             suite=config.attack.suite,
             natural=(),
-            others={} if name == "dense" else {"dense": views["dense"]},
+            others={} if name == "dense" else {"dense": sources["dense"]},
             record=folder / f"suite-{name}.json",
             terminal=terminal,
         )

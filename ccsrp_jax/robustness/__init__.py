@@ -1,21 +1,28 @@
-"""How robust a network is, and whether the figure can be believed."""
+"""Robustness of a network, and whether the measured figure is reliable."""
 
-from ccsrp_jax.robustness.accuracy import correct, predict
+from ccsrp_jax.robustness.accuracy import Evaluator, correct, predict
 from ccsrp_jax.robustness.corruptions import corrupt
 from ccsrp_jax.robustness.evaluation import Assessment, evaluate
-from ccsrp_jax.robustness.run_suite import Outcome, attack_all
+from ccsrp_jax.robustness.gradient_sources import GradientSource, gradient_sources
+from ccsrp_jax.robustness.outcome import Outcome
+from ccsrp_jax.robustness.run_suite import attack_all
 from ccsrp_jax.robustness.smoothing import Smoothing, certify
-from ccsrp_jax.robustness.suites import View
+from ccsrp_jax.robustness.suites import AttackSpec, build_suite, parse_attack
 
 __all__ = [
     "Assessment",
+    "AttackSpec",
+    "Evaluator",
+    "GradientSource",
     "Outcome",
     "Smoothing",
-    "View",
     "attack_all",
+    "build_suite",
     "certify",
     "correct",
     "corrupt",
     "evaluate",
+    "gradient_sources",
+    "parse_attack",
     "predict",
 ]

@@ -1,56 +1,44 @@
-"""Whether a robust accuracy can be believed: checks for masked gradients, each with its figure.
+"""Whether a robust accuracy is reliable: checks for masked gradients, each with its figure.
 
-A network whose gradients say little about its loss looks robust to whoever follows them.
-The symptoms are known (Athalye et al., ICML 2018; Carlini et al., arXiv 1902.06705; the flags
-of AutoAttack), and every check here is one of them, most on the gradient that the network
-itself offers. The limits are ours: between honestly trained networks and planted frauds on the
-digits, and not yet tried on large networks.
+A network whose gradients say little about its loss looks robust to attacks that follow them. The
+symptoms are known (Athalye et al., ICML 2018; Carlini et al., arXiv 1902.06705; the flags of
+AutoAttack). Every check here tests one of them, most on the network's own gradient. The limits
+are ours: they separate honestly trained networks from constructed failures on the digits, and
+have not been tried on large networks.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ccsrp_jax.attacks.gradients import loss_and_gradient
-from ccsrp_jax.attacks.noise import Noise
-from ccsrp_jax.attacks.pgd import PGD
-from ccsrp_jax.data.batching import padded_batches
-from ccsrp_jax.data.splits import Split, to_unit_range
-from ccsrp_jax.networks.classifier import ClassifierFn, initial_state, is_stochastic, key_kwargs
-from ccsrp_jax.robustness.accuracy import VOTES, correct
-from ccsrp_jax.robustness.run_suite import Outcome
-from ccsrp_jax.robustness.suites import View
+from ccsrp_jax.robustness.accuracy import Evaluator
+from ccsrp_jax.robustness.gradient_sources import GradientSource
+from ccsrp_jax.robustness.outcome import Outcome
+from ccsrp_jax.robustness.sweeps import Sweeps, run_sweeps
 from ccsrp_jax.utils.errors import check_number
 
-STEPS = (1, 5, 20)
+ROUNDING = 1e-6  # distance to the ball that float32 explains
 
+MIN_DRAWS = 10  # over which a stochastic network's gradient should be averaged
 
-EPS_TIMES = (0.5, 1.0, 2.0, 4.0)  # and the largest there is
-
-
-WIDTHS = ("atan:0.5", "atan:1", "atan:2")
-
-
-OVERSTEP = 1e-6  # float32 rounding at the border of the ball
-
-
-LEAST_DRAWS = 10  # over which a stochastic network's gradient must be averaged
-
-
-LEAST_IMAGES = 50  # below, one image is worth more than the limits
+MIN_IMAGES = 50  # with fewer, a single image exceeds the limits
 
 
 class Check(NamedTuple):
-    """One symptom: its figure, the limit, and what a figure beyond it means."""
+    """One symptom.
+
+    Attributes:
+      name: what should hold.
+      passed: whether it does; None where there was nothing to check.
+      figure, limit: the figure that was measured, and its limit.
+      reason: what a figure beyond the limit means.
+    """
 
     name: str
-    passed: bool | None  # None where there was nothing to check
+    passed: bool | None
     figure: float
     limit: float
     reason: str
@@ -62,10 +50,10 @@ class Verdict:
 
     Attributes:
       checks: all of them.
-      images: how many they were made on.
-      eps_curve: (eps, accuracy) pairs, sample-wise worst of two short attacks.
+      images: number of images that the sweeps used.
+      eps_curve: (eps, accuracy) pairs, sample-wise worst case of two short attacks.
       steps_curve: (steps, accuracy) pairs of PGD through the network's own gradient.
-      width_curve: (backward pass, accuracy) pairs of PGD-10.
+      width_curve: (gradient source, accuracy) pairs of PGD-10.
     """
 
     checks: tuple[Check, ...]
@@ -86,197 +74,179 @@ class Verdict:
 
     @property
     def unchecked(self) -> list[str]:
-        """Checks for which there was nothing to look at."""
+        """Names of the checks for which there was nothing to check."""
         return [check.name for check in self.checks if check.passed is None]
 
 
 def audit(
-    logits: ClassifierFn,
-    params: Any,
-    split: Split,
+    evaluator: Evaluator,
     outcome: Outcome,
-    available: Mapping[str, View],
+    sources: Mapping[str, GradientSource],
     key: Array,
     *,
     images: int = 128,
     samples: int = 1,
-    votes: int = VOTES,
-    batch_size: int = 128,
 ) -> Verdict:
-    """Checks a network and what a suite of attacks said of it.
+    """Checks a network and its outcome under a suite of attacks.
 
     Args:
-      logits, params, split: what the suite ran on.
-      outcome: what it found.
-      available: its views; widths are swept if they are among them.
-      key: of all random draws.
-      images: the sweeps use so many, spread over the split.
+      evaluator: the network and the images that the suite was run on.
+      outcome: of the suite.
+      sources: its gradient sources; surrogate widths are swept if they are among them.
+      key: for all random draws.
+      images: number of images for the sweeps, evenly spaced over the split.
       samples: draws over which the suite averaged a stochastic network's gradient.
-      votes, batch_size: as for the suite.
     """
     check_number("audit_images", images, 1)
-    count = min(images, len(split.labels))
-    places = np.arange(count) * len(split.labels) // count
-    some = Split(split.images[places], split.labels[places])
-    eps, norm, own = outcome.eps, outcome.norm, View(logits, params)
-    slack = max(0.02, 4 / len(some.labels))  # four images are no trend
-    key_clean, key_attack, key_slope, key_again = jax.random.split(key, 4)
-
-    def hits(attack, view: View = own, key: Array = key_attack) -> np.ndarray:
-        """Images classified correctly after an attack on a view."""
-
-        def through(_logits, _params, x, y, key_batch):
-            return attack(*view, x, y, key_batch)
-
-        return correct(
-            logits,
-            params,
-            some,
-            attack=through,
-            key=key,
-            batch_size=batch_size,
-            votes=votes,
-        )
-
-    def pgd(radius: float, steps: int) -> PGD:
-        return PGD(radius, steps, random_start=False, norm=norm, samples=samples)
-
-    clean = correct(logits, params, some, key=key_clean, batch_size=batch_size, votes=votes)
-    at_zero = hits(pgd(0.0, 2), key=key_clean)
-    noise = (clean & hits(Noise(eps, norm))).mean()
-    by_steps = [(clean & hits(pgd(eps, steps))).mean() for steps in STEPS]
-    best = available.get("atan:0.5", own)
-    largest = 1.0 if norm == "linf" else math.sqrt(some.images[0].size)
-    radii = sorted({min(times * eps, largest) for times in EPS_TIMES} | {largest})
-    by_eps = [clean.mean()] + [
-        (clean & hits(pgd(radius, 10)) & hits(pgd(radius, 10), best)).mean() for radius in radii
-    ]
-    widths = {"own": own} | {name: available[name] for name in WIDTHS if name in available}
-    by_width = [(clean & hits(pgd(eps, 10), view)).mean() for view in widths.values()]
-    vanished = _vanished(own, some, clean, pgd(eps, 10), key_slope, batch_size)
-    changed = _changed(own, some, key_again, batch_size)
-    stochastic, total = is_stochastic(logits), len(outcome.clean)
-    checks = (
-        _below(
-            "eps 0 is clean accuracy",
-            (at_zero != clean).mean(),
-            slack if stochastic else 0.0,
-            "an attack of radius 0 changes answers",
-        ),
-        _below(
-            "accuracy falls to 0 with eps",
-            by_eps[-1],
-            0.05,
-            f"even at eps {largest:g}, where images can become anything, attacks fail",
-        ),
-        _below("never rises with eps", _rise(by_eps), slack, "larger balls seem safer"),
-        _below("never rises with steps", _rise(by_steps), slack, "more steps break fewer images"),
-        _below(
-            "black-box attacks add nothing",
-            outcome.broken("transfer", "black box") / total,
-            max(0.02, 2 / total),
-            "attacks without this network's gradients break images that those with them leave",
-            done=outcome.ran("white box") and outcome.ran("transfer", "black box"),
-        ),
-        _below(
-            "noise is weaker",
-            by_steps[-1] - noise,
-            slack,
-            "random noise breaks more than the gradient's direction does",
-        ),
-        _below(
-            "gradients do not vanish",
-            vanished,
-            0.05,
-            "for too many images the gradient is zero or too small to move the decision",
-        ),
-        _below(
-            "the surrogate's width matters little",
-            _missed(clean.mean(), by_width, slack),
-            2 / 3,
-            "through a surrogate of another width the same attack breaks three times as many",
-            done=len(widths) > 1,
-        ),
-        Check(
-            f"gradient averaged over {LEAST_DRAWS} draws or more",
-            samples >= LEAST_DRAWS,
-            float(samples),
-            float(LEAST_DRAWS),
-            f"the network draws at random (two passes differ by {changed:.0%}), and its "
-            "gradient was not averaged over enough draws",
-        )
-        if stochastic
-        else _below("same answer twice", changed, 1e-4, "two passes over an image differ"),
-        _below(
-            "inside ball and box", outcome.overstep, OVERSTEP, "adversarial images left the ball"
-        ),
-        Check(
-            f"{LEAST_IMAGES} images or more",
-            total >= LEAST_IMAGES,
-            float(total),
-            float(LEAST_IMAGES),
-            "so few images show too little",
-        ),
-    )
+    options = {"images": images, "samples": samples}
+    sweeps = run_sweeps(evaluator, outcome.threat, sources, key, **options)
     return Verdict(
-        checks,
-        len(some.labels),
-        tuple(zip([0.0, *radii], map(float, by_eps), strict=True)),
-        tuple(zip(STEPS, map(float, by_steps), strict=True)),
-        tuple(zip(widths, map(float, by_width), strict=True)),
+        tuple(check(sweeps, outcome) for check in CHECKS),
+        sweeps.images,
+        sweeps.by_eps,
+        sweeps.by_steps,
+        sweeps.by_width,
     )
 
 
-def _below(name: str, figure: Any, limit: float, reason: str, *, done: bool = True) -> Check:
-    return Check(name, bool(figure <= limit) if done else None, float(figure), limit, reason)
+def zero_radius(sweeps: Sweeps, outcome: Outcome) -> Check:
+    """An attack of radius 0 must not change a prediction, except by a stochastic network's draw."""
+    return _at_most(
+        "eps 0 is clean accuracy",
+        float((sweeps.at_zero != sweeps.clean).mean()),
+        sweeps.slack if sweeps.stochastic else 0.0,
+        "an attack of radius 0 changes answers",
+    )
 
 
-def _rise(accuracies: list) -> float:
-    """Largest rise above any value before it."""
+def largest_radius(sweeps: Sweeps, outcome: Outcome) -> Check:
+    """In the largest ball every image can become any other, so attacks must succeed."""
+    eps, accuracy = sweeps.by_eps[-1]
+    return _at_most(
+        "accuracy falls to 0 with eps",
+        accuracy,
+        0.05,
+        f"even at eps {eps:g}, where images can become anything, attacks fail",
+    )
+
+
+def monotone_in_eps(sweeps: Sweeps, outcome: Outcome) -> Check:
+    """A larger ball contains the smaller one."""
+    rise = largest_rise([accuracy for _, accuracy in sweeps.by_eps])
+    return _at_most("never rises with eps", rise, sweeps.slack, "larger balls seem safer")
+
+
+def monotone_in_steps(sweeps: Sweeps, outcome: Outcome) -> Check:
+    """More gradient steps should not be weaker."""
+    rise = largest_rise([accuracy for _, accuracy in sweeps.by_steps])
+    return _at_most("never rises with steps", rise, sweeps.slack, "more steps break fewer images")
+
+
+def black_box(sweeps: Sweeps, outcome: Outcome) -> Check:
+    """Attacks without the network's gradients should break nothing that those with them do not."""
+    total, others = len(outcome.clean), ("transfer", "black box")
+    return _at_most(
+        "black-box attacks add nothing",
+        outcome.broken(*others) / total,
+        max(0.02, 2 / total),
+        "attacks without this network's gradients break images that those with them leave",
+        applies=outcome.ran("white box") and outcome.ran(*others),
+    )
+
+
+def noise(sweeps: Sweeps, outcome: Outcome) -> Check:
+    """Random noise should break less than PGD."""
+    _, accuracy = sweeps.by_steps[-1]
+    return _at_most(
+        "noise is weaker",
+        accuracy - sweeps.noise,
+        sweeps.slack,
+        "random noise breaks more than the gradient's direction does",
+    )
+
+
+def vanishing_gradients(sweeps: Sweeps, outcome: Outcome) -> Check:
+    """Gradients should be large enough to change the decision."""
+    return _at_most(
+        "gradients do not vanish",
+        sweeps.vanished,
+        0.05,
+        "for too many images the gradient is zero or too small to move the decision",
+    )
+
+
+def surrogate_width(sweeps: Sweeps, outcome: Outcome) -> Check:
+    """Of what the best width breaks, the network's own gradient should break a third or more."""
+    accuracies = [accuracy for _, accuracy in sweeps.by_width]
+    best, missed = sweeps.accuracy - min(accuracies), accuracies[0] - min(accuracies)
+    return _at_most(
+        "the surrogate's width matters little",
+        missed / best if best > sweeps.slack else 0.0,
+        2 / 3,
+        "through a surrogate of another width the same attack breaks three times as many",
+        applies=len(accuracies) > 1,
+    )
+
+
+def randomness(sweeps: Sweeps, outcome: Outcome) -> Check:
+    """Two passes must agree, or else gradients must be averaged over enough draws."""
+    difference = sweeps.pass_difference
+    if not sweeps.stochastic:
+        reason = "two passes over an image differ"
+        return _at_most("same answer twice", difference, 1e-4, reason)
+    return _at_least(
+        f"gradient averaged over {MIN_DRAWS} draws or more",
+        sweeps.samples,
+        MIN_DRAWS,
+        f"the network draws at random (two passes differ by {difference:.0%}), and its "
+        "gradient was not averaged over enough draws",
+    )
+
+
+def inside_ball(sweeps: Sweeps, outcome: Outcome) -> Check:
+    """Adversarial images must lie in the ball and in the box, up to rounding."""
+    return _at_most(
+        "inside ball and box",
+        outcome.max_violation,
+        ROUNDING,
+        "adversarial images left the ball",
+    )
+
+
+def enough_images(sweeps: Sweeps, outcome: Outcome) -> Check:
+    """The limits assume that one image weighs little."""
+    return _at_least(
+        f"{MIN_IMAGES} images or more",
+        len(outcome.clean),
+        MIN_IMAGES,
+        "so few images show too little",
+    )
+
+
+CHECKS: tuple[Callable[[Sweeps, Outcome], Check], ...] = (
+    zero_radius,
+    largest_radius,
+    monotone_in_eps,
+    monotone_in_steps,
+    black_box,
+    noise,
+    vanishing_gradients,
+    surrogate_width,
+    randomness,
+    inside_ball,
+    enough_images,
+)
+
+
+def largest_rise(accuracies: list[float]) -> float:
+    """Largest rise of a curve above any earlier value."""
     return float((np.array(accuracies) - np.minimum.accumulate(accuracies)).max())
 
 
-def _missed(clean: Any, by_width: list, slack: float) -> float:
-    """Share of what the best width breaks that the network's own gradient leaves."""
-    best = clean - min(by_width)
-    return float((by_width[0] - min(by_width)) / best) if best > slack else 0.0
+def _at_most(name: str, figure: float, limit: float, reason: str, *, applies: bool = True) -> Check:
+    passed = bool(figure <= limit) if applies else None
+    return Check(name, passed, float(figure), limit, reason)
 
 
-def _vanished(view, split, clean, attack, key, batch_size) -> float:
-    """Share of correctly classified images whose gradient is of no use.
-
-    That is where the cross-entropy's is exactly zero everywhere, or where following the
-    margin's through the whole ball would, to first order, take off less than a hundredth
-    of the margin.
-    """
-    useless = []
-    for images, labels, real in padded_batches(split, batch_size):
-        found = {
-            loss: loss_and_gradient(
-                view.logits,
-                view.params,
-                images,
-                labels,
-                loss=loss,
-                key=key,
-                samples=attack.samples,
-                surrogate_state=initial_state(view.logits, len(images)),
-            )
-            for loss in ("ce", "margin")
-        }
-        zero = (found["ce"].gradient == 0).all((1, 2, 3))
-        flat = jnp.abs(found["margin"].gradient).reshape(len(images), -1)
-        reach = flat.sum(-1) if attack.norm == "linf" else jnp.sqrt((flat**2).sum(-1))
-        eps = max(attack.eps, 1 / 255)  # a radius of 0 is no fault of the gradient
-        small = eps * reach < 0.01 * jnp.abs(found["margin"].loss)
-        useless.append(np.asarray(zero | small)[:real])
-    return float(np.concatenate(useless)[clean].mean()) if clean.any() else 0.0
-
-
-def _changed(view, split, key, batch_size) -> float:
-    """Largest difference between the logits of two passes, beside the largest logit."""
-    images, _, _ = next(padded_batches(split, batch_size))
-    extra = [key_kwargs(view.logits, each) for each in jax.random.split(key)]
-    run = jax.jit(view.logits)
-    first, second = (run(view.params, to_unit_range(images), **each) for each in extra)
-    return float(jnp.abs(first - second).max() / jnp.maximum(jnp.abs(first).max(), 1e-12))
+def _at_least(name: str, figure: int, limit: int, reason: str) -> Check:
+    return Check(name, figure >= limit, float(figure), float(limit), reason)

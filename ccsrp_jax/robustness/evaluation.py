@@ -1,7 +1,7 @@
-"""The robustness of one network: suite, audit, natural and certified robustness, as one record."""
+"""Robustness of one network: suite, audit and natural robustness, as one record."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from jaxtyping import Array
 
 from ccsrp_jax.attacks.threat_model import Norm, ThreatModel
 from ccsrp_jax.data.splits import Split, to_unit_range
-from ccsrp_jax.networks.classifier import ClassifierFn, is_stochastic
-from ccsrp_jax.robustness.accuracy import VOTES, correct
+from ccsrp_jax.networks.classifier import ClassifierFn
+from ccsrp_jax.robustness.accuracy import VOTES, Evaluator
 from ccsrp_jax.robustness.audit import Verdict, audit
 from ccsrp_jax.robustness.corruptions import check_corruption, corrupt, names
-from ccsrp_jax.robustness.run_suite import Outcome, attack_all
-from ccsrp_jax.robustness.suites import BACKWARDS, EOT, Entry, View, entries_of, views
+from ccsrp_jax.robustness.gradient_sources import BACKWARDS, OWN, GradientSource, gradient_sources
+from ccsrp_jax.robustness.outcome import Outcome
+from ccsrp_jax.robustness.run_suite import attack_all
+from ccsrp_jax.robustness.suites import EOT_SAMPLES, AttackSpec, build_suite
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError, check_number
 from ccsrp_jax.utils.stats import wilson_interval
@@ -26,11 +28,11 @@ from ccsrp_jax.utils.stats import wilson_interval
 
 @dataclass(frozen=True)
 class Assessment:
-    """What is known of a network's robustness.
+    """Robustness of a network.
 
     Attributes:
       outcome: accuracies under a suite of attacks.
-      verdict: whether they can be believed.
+      verdict: whether they are reliable.
       natural: accuracy under corruptions, by name and severity.
     """
 
@@ -40,13 +42,14 @@ class Assessment:
 
     @property
     def headline(self) -> str:
-        """The worst case with its interval, or why there is none."""
-        low, high = wilson_interval(self.outcome.robust_accuracy, len(self.outcome.clean))
-        attacks = sum(row.kind != "noise" for row in self.outcome.rows)
-        ball = f"{self.outcome.norm} eps {self.outcome.eps:.4g}"
+        """Robust accuracy with its confidence interval, and why it is unreliable, if it is."""
+        outcome, images = self.outcome, len(self.outcome.clean)
+        low, high = wilson_interval(outcome.robust_accuracy, images)
+        attacks = sum(result.kind != "noise" for result in outcome.results)
+        ball = f"{outcome.threat.norm} eps {outcome.threat.eps:.4g}"
         figure = (
-            f"robust accuracy {self.outcome.robust_accuracy:.3f} [{low:.3f}, {high:.3f}], worst "
-            f"case of {attacks} attacks, {ball}, {len(self.outcome.clean)} images"
+            f"robust accuracy {outcome.robust_accuracy:.3f} [{low:.3f}, {high:.3f}], worst "
+            f"case of {attacks} attacks, {ball}, {images} images"
         )
         if self.verdict.unchecked:
             figure += f"; not checked: {', '.join(self.verdict.unchecked)}"
@@ -56,8 +59,8 @@ class Assessment:
 
     def record(self) -> dict:
         """All of it as JSON-able data."""
-        outcome, verdict = self.outcome, self.verdict
-        share = {
+        outcome, verdict, images = self.outcome, self.verdict, len(self.outcome.clean)
+        accuracies = {
             "accuracy": outcome.accuracy,
             "robust_accuracy": outcome.robust_accuracy,
         }
@@ -65,20 +68,20 @@ class Assessment:
             "headline": self.headline,
             "reliable": verdict.reliable,
             "reasons": verdict.reasons,
-            "eps": outcome.eps,
-            "norm": outcome.norm,
-            "images": len(outcome.clean),
-            **share,
+            "eps": outcome.threat.eps,
+            "norm": outcome.threat.norm,
+            "images": images,
+            **accuracies,
             "intervals": {
-                name: wilson_interval(value, len(outcome.clean)) for name, value in share.items()
+                name: wilson_interval(value, images) for name, value in accuracies.items()
             },
             "attacks": [
-                row._asdict() | {"interval": wilson_interval(row.accuracy, len(outcome.clean))}
-                for row in outcome.rows
+                result.record() | {"interval": wilson_interval(result.accuracy, images)}
+                for result in outcome.results
             ],
-            "gradients": sum(row.gradients for row in outcome.rows),
-            "queries": sum(row.queries for row in outcome.rows),
-            "seconds": sum(row.seconds for row in outcome.rows),
+            "gradients": sum(result.gradients for result in outcome.results),
+            "queries": sum(result.queries for result in outcome.results),
+            "seconds": sum(result.seconds for result in outcome.results),
             "audit": {
                 "images": verdict.images,
                 "checks": [
@@ -94,15 +97,15 @@ class Assessment:
 
 
 def evaluate(
-    logits: ClassifierFn,
-    params: Any,
+    classifier: ClassifierFn,
+    network_state: Any,
     split: Split,
     *,
     eps: float,
     key: Array,
-    suite: str | Sequence[Entry] = "standard",
+    suite: str | Sequence[AttackSpec] = "standard",
     norm: Norm = "linf",
-    others: Mapping[str, View] | None = None,
+    others: Mapping[str, GradientSource] | None = None,
     samples: int | None = None,
     votes: int = VOTES,
     batch_size: int = 128,
@@ -111,100 +114,89 @@ def evaluate(
     record: Path | None = None,
     terminal: Terminal | None = None,
 ) -> Assessment:
-    """Attacks a classifier with a suite, audits the figure, and adds natural robustness.
+    """Attacks a classifier with a suite, audits the result, and measures natural robustness.
 
-    It needs nothing but a hashable `logits(params, images)` on images in [0, 1] that can be
-    differentiated; `attacks` says what else it may offer.
+    It needs only a hashable, differentiable `classifier(network_state, images)` on images in
+    [0, 1]; `networks.classifier` says what else it may have.
 
     Args:
-      logits, params: the classifier and its parameters.
+      classifier: returns logits (B, K).
+      network_state: its first argument, such as (variables, masks).
       split: images and labels.
       eps: radius in pixel units, where images span [0, 1].
-      key: of all random draws.
-      suite: `pgd` (which the audit follows through the network's own gradient only),
-        `quick`, `standard`, or a list of one's own.
+      key: for all random draws.
+      suite: `pgd` (for which the audit uses only the network's own gradient), `quick`,
+        `standard`, or a list of attacks.
       norm: `linf` or `l2`.
       others: other networks by name, for transfer attacks.
-      samples: draws that a stochastic network's gradient is averaged over; by default 10
-        for `pgd` and `quick`, and 20 otherwise.
-      votes: passes over an image for a stochastic network's answer.
-      batch_size: images a call.
-      audit_images: how many of the images the audit's sweeps use.
-      natural: (corruption, severity) pairs; by default the preset's.
-      record: file to continue from, see `robustness.attack_all`.
+      samples: draws over which a stochastic network's gradient is averaged; by default 10 for
+        `pgd` and `quick`, and 20 otherwise.
+      votes: passes per image for a stochastic network's prediction.
+      batch_size: images per call.
+      audit_images: number of images that the audit's sweeps use.
+      natural: (corruption, severity) pairs; by default those of the preset.
+      record: file from which the suite is continued, see `robustness.attack_all`.
       terminal: for progress bars.
 
     Raises:
-      InputError: any of them cannot be used.
+      InputError: one of them cannot be used.
     """
-    ThreatModel(norm, eps)
+    threat = ThreatModel(norm, eps)
     check_number("audit_images", audit_images, 1)
-    if taken := {"own", *BACKWARDS} & set(others or {}):
-        raise InputError(
-            f"another network is called {min(taken)!r}, which is a view of this one: give it "
-            "another name."
-        )
+    check_names(others or {})
     split = Split(split.images, split.labels.astype(np.int32))
-    preset = suite if isinstance(suite, str) else None
-    stochastic = is_stochastic(logits)
-    samples = (samples or EOT.get(preset, EOT["standard"])) if stochastic else 1
-    wanted = _natural(preset, split) if natural is None else natural
-    for name, severity in wanted:
+    evaluator = Evaluator(classifier, network_state, split, batch_size, votes)
+    preset = suite if isinstance(suite, str) else "custom"
+    corruptions = default_corruptions(preset, split) if natural is None else natural
+    for name, severity in corruptions:
         check_corruption(name, severity, split.images.shape[-1])
-    available = views(logits, params) | dict(others or {})
+    draws = samples or EOT_SAMPLES.get(preset, EOT_SAMPLES["standard"])
+    sources = gradient_sources(classifier, network_state) | dict(others or {})
     if preset == "pgd":
-        available = {"own": available["own"]}
-    entries = entries_of(suite, eps, available, samples=samples, norm=norm)
+        sources = {OWN: sources[OWN]}
+    specs = build_suite(suite, threat, sources, samples=draws if evaluator.stochastic else 1)
     key_suite, key_audit, key_natural = jax.random.split(key, 3)
     outcome = attack_all(
-        logits,
-        params,
-        split,
-        entries,
-        available,
-        key_suite,
-        eps=eps,
-        norm=norm,
-        batch_size=batch_size,
-        votes=votes,
-        record=record,
-        terminal=terminal,
+        evaluator, specs, sources, key_suite, threat=threat, record=record, terminal=terminal
     )
-    verdict = audit(
-        logits,
-        params,
-        split,
-        outcome,
-        available,
-        key_audit,
-        images=audit_images,
-        samples=max(
-            [getattr(e.attack, "samples", 1) for e in entries if e.kind == "white box"], default=1
-        ),
-        votes=votes,
-        batch_size=batch_size,
-    )
-    accuracies = {}
-    for number, (name, severity) in enumerate(wanted):
-        key_corrupt, key_votes = jax.random.split(jax.random.fold_in(key_natural, number))
-        worse = corrupt(to_unit_range(jnp.asarray(split.images)), name, severity, key_corrupt)
-        hits = correct(
-            logits,
-            params,
-            Split(np.asarray(worse), split.labels),
-            key=key_votes,
-            batch_size=batch_size,
-            votes=votes,
+    options = {"images": audit_images, "samples": gradient_samples(specs)}
+    verdict = audit(evaluator, outcome, sources, key_audit, **options)
+    return Assessment(outcome, verdict, natural_accuracies(evaluator, corruptions, key_natural))
+
+
+def check_names(others: Mapping[str, GradientSource]) -> None:
+    """Raises InputError for another network with the name of a gradient source of this one."""
+    if taken := {OWN, *BACKWARDS} & set(others):
+        raise InputError(
+            f"another network is called {min(taken)!r}, which is a gradient source of this one: "
+            "give it another name."
         )
-        accuracies[f"{name} {severity}"] = float(hits.mean())
-    return Assessment(outcome, verdict, accuracies)
 
 
-def _natural(preset: str | None, split: Split) -> list[tuple[str, int]]:
-    """Noise for a first opinion, every corruption for the headline, at the middle severity."""
+def gradient_samples(specs: Sequence[AttackSpec]) -> int:
+    """Most draws over which a white-box attack of the suite averages its gradient."""
+    white_box = [spec.attack for spec in specs if spec.kind == "white box"]
+    return max([getattr(attack, "samples", 1) for attack in white_box], default=1)
+
+
+def default_corruptions(preset: str, split: Split) -> list[tuple[str, int]]:
+    """Corruptions of severity 3: all for the standard suite, else two kinds of noise."""
     channels = split.images.shape[-1]
     if channels not in (1, 3):
         return []
-    if preset != "standard":
-        return [("gaussian_noise", 3), ("impulse_noise", 3)]
-    return [(name, 3) for name in names(channels)]
+    chosen = names(channels) if preset == "standard" else ("gaussian_noise", "impulse_noise")
+    return [(name, 3) for name in chosen]
+
+
+def natural_accuracies(
+    evaluator: Evaluator, corruptions: Sequence[tuple[str, int]], key: Array
+) -> dict[str, float]:
+    """Accuracy under every corruption, by its name and severity."""
+    images, accuracies = to_unit_range(jnp.asarray(evaluator.split.images)), {}
+    for number, (name, severity) in enumerate(corruptions):
+        key_corrupt, key_votes = jax.random.split(jax.random.fold_in(key, number))
+        corrupted = np.asarray(corrupt(images, name, severity, key_corrupt))
+        split = Split(corrupted, evaluator.split.labels)
+        hits = replace(evaluator, split=split).correct(key_votes)
+        accuracies[f"{name} {severity}"] = float(hits.mean())
+    return accuracies

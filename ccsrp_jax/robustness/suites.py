@@ -1,250 +1,212 @@
-"""Attack suites: which attacks, and through which gradients."""
+"""Attack suites: which attacks are run, and which gradient sources they differentiate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, get_args
 
 from ccsrp_jax.attacks.apgd import APGD
 from ccsrp_jax.attacks.base import Attack
 from ccsrp_jax.attacks.noise import Noise
 from ccsrp_jax.attacks.pgd import PGD, fgsm
+from ccsrp_jax.attacks.registry import named_attack
 from ccsrp_jax.attacks.sapgd import SAPGD
 from ccsrp_jax.attacks.square import Square
-from ccsrp_jax.attacks.threat_model import Norm
-from ccsrp_jax.networks.classifier import ClassifierFn
-from ccsrp_jax.networks.gradients import (
-    AdaptiveSharpness,
-    Backward,
-    Hart,
-    RateGradient,
-    Relu,
-    StraightThrough,
-    Surrogate,
+from ccsrp_jax.attacks.threat_model import ThreatModel
+from ccsrp_jax.robustness.gradient_sources import (
+    BACKWARDS,
+    OWN,
+    RELU,
+    GradientSource,
+    gradient_sources,
+    is_transfer,
 )
 from ccsrp_jax.utils.errors import InputError, unknown
 
-KINDS = ("noise", "white box", "transfer", "black box")  # in the order of a suite
+__all__ = [
+    "BACKWARDS",
+    "EOT_SAMPLES",
+    "PRESETS",
+    "AttackSpec",
+    "GradientSource",
+    "build_suite",
+    "gradient_sources",
+    "parse_attack",
+]
 
-
-class View(NamedTuple):
-    """A classifier to differentiate: the network's own, or a stand-in for it."""
-
-    logits: ClassifierFn
-    params: Any
+Kind = Literal["noise", "white box", "transfer", "black box"]
+KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which a suite runs them
 
 
 @dataclass(frozen=True)
-class Entry:
+class AttackSpec:
     """One attack of a suite.
 
     Attributes:
       name: as it is reported.
-      attack: see `attacks`; its `parts`, where it has them, are run one after another on
+      attack: see `attacks.base`; its `parts`, where it has them, are run one after another on
         the images that are left.
-      through: name of the view that it differentiates.
-      kind: `white box`, `transfer` (the view is another network), `black box` (no
-        gradients) or `noise`.
-      everywhere: run on all correctly classified images, as a reference.
+      source: name of the gradient source that it differentiates.
+      run_on_all: run on all correctly classified images, as a reference, and not only on those
+        that no attack has broken yet.
     """
 
     name: str
     attack: Attack
-    through: str = "own"
-    kind: Literal["noise", "white box", "transfer", "black box"] = "white box"
-    everywhere: bool = False
+    source: str = OWN
+    run_on_all: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        """The attack's own kind, or `transfer` if it differentiates another network."""
+        kind = getattr(self.attack, "kind", "white box")
+        return "transfer" if kind == "white box" and is_transfer(self.source) else kind
 
 
-# ATan is SpikingJelly's shape; the others and the widths are those of the ensemble of
+Sources = Mapping[str, GradientSource]
+Preset = Callable[[ThreatModel, Sources, int], list[AttackSpec]]  # threat, sources, samples
+
+# ATan is SpikingJelly's shape; the other shapes and the widths are those of the ensemble of
 # Oezdenizci and Legenstein, TMLR 2024.
-WIDTHS = (0.25, 0.5, 2.0, 4.0)
+ENSEMBLE_WIDTHS = (0.25, 0.5, 2.0, 4.0)
 
 
-BACKWARDS: dict[str, Backward] = {
-    "assg": AdaptiveSharpness(),
-    "bptr": RateGradient("bptr"),
-    "rga": RateGradient("rga"),
-    "hart": Hart(),
-    "hart:0.5": Hart(Surrogate("triangle", 0.5)),
-    "hart:2": Hart(Surrogate("triangle", 2.0)),
-    "straight": StraightThrough(),
-    "relu": Relu(),
-} | {
-    f"{name}:{width:g}": Surrogate(name, width)
-    for name in ("atan", "triangle", "rectangle", "sigmoid")
-    for width in (0.25, 0.5, 1.0, 2.0, 4.0)
-}
+def pgd(threat: ThreatModel, sources: Sources, samples: int) -> list[AttackSpec]:
+    """PGD alone, as most papers report it: for quick trials, unreliable by itself."""
+    return [_noise(threat), _reference(threat, samples, restarts=2)]
 
 
-def views(logits: ClassifierFn, params: Any) -> dict[str, View]:
-    """What attacks may differentiate: the network itself, `own`, and other backward passes.
-
-    The others need a classifier with a method `with_backward`, like `network.Classifier`.
-    """
-    known = {"own": View(logits, params)}
-    if hasattr(logits, "with_backward"):
-        for name, backward in BACKWARDS.items():
-            known[name] = View(logits.with_backward(backward), params)
-    return known
-
-
-def pgd(eps: float, available: Mapping[str, View], samples: int, norm: Norm) -> list[Entry]:
-    """PGD alone, as most papers report it: for trials, and not to be believed by itself."""
-    return [_noise(eps, norm), _reference(eps, samples, norm, restarts=2)]
-
-
-def quick(eps: float, available: Mapping[str, View], samples: int, norm: Norm) -> list[Entry]:
-    """A first opinion, in less than a minute on two cores for a small network."""
-    margin = _margins(eps, 25, available, samples, norm)[0]
-    entries = [
-        _noise(eps, norm),
-        _reference(eps, samples, norm, restarts=2),
-        margin,
-        Entry("APGD-CE 15", APGD(eps, 15, norm=norm, samples=samples), margin.through),
+def quick(threat: ThreatModel, sources: Sources, samples: int) -> list[AttackSpec]:
+    """A first estimate, in less than a minute on two cores for a small network."""
+    eps, norm = threat.eps, threat.norm
+    on_margin = _margin_attacks(threat, 25, sources, samples)[0]
+    suite = [
+        _noise(threat),
+        _reference(threat, samples, restarts=2),
+        on_margin,
+        AttackSpec("APGD-CE 15", APGD(eps, 15, norm=norm, samples=samples), on_margin.source),
     ]
     if norm == "linf":
-        entries.append(Entry("Square 80", Square(eps, 80, samples=samples), kind="black box"))
-    return entries + _transfers(eps, 10, available, samples, norm)
+        suite.append(AttackSpec("Square 80", Square(eps, 80, samples=samples)))
+    return suite + _transfers(threat, 10, sources, samples)
 
 
-def standard(eps: float, available: Mapping[str, View], samples: int, norm: Norm) -> list[Entry]:
-    """The headline: APGD at AutoAttack's budget through two gradients, an ensemble, Square."""
-    ours = [name for name in ("own", "assg") if name in available]
-    ensemble = [
-        f"{name}:{width:g}"
-        for name in ("atan", "triangle")
-        for width in WIDTHS
-        if f"{name}:{width:g}" in available
-    ] + [name for name in ("bptr", "rga", "hart", "hart:0.5", "straight") if name in available]
-    entries = [
-        _noise(eps, norm),
-        _reference(eps, samples, norm),
-        Entry("FGSM", fgsm(eps, norm=norm, samples=samples)),
-        Entry("R-FGSM", fgsm(eps, random_start=True, norm=norm, samples=samples)),
-        *_margins(eps, 100, available, samples, norm),
-    ]
-    entries += [
-        Entry("APGD-CE 100", APGD(eps, 100, norm=norm, samples=samples), name) for name in ours
+def standard(threat: ThreatModel, sources: Sources, samples: int) -> list[AttackSpec]:
+    """For reported results: APGD at AutoAttack's budget through two gradients, an ensemble of
+    surrogate gradients, and Square."""
+    eps, norm = threat.eps, threat.norm
+    main = [name for name in (OWN, "assg") if name in sources]
+    apgd_ce = APGD(eps, 100, norm=norm, samples=samples)
+    apgd_dlr = APGD(eps, 100, loss="dlr_targeted", targets=9, norm=norm, samples=samples)
+    pgd_20 = PGD(eps, 20, norm=norm, samples=samples)
+    suite = [
+        _noise(threat),
+        _reference(threat, samples),
+        AttackSpec("FGSM", fgsm(eps, norm=norm, samples=samples)),
+        AttackSpec("R-FGSM", fgsm(eps, random_start=True, norm=norm, samples=samples)),
+        *_margin_attacks(threat, 100, sources, samples),
+        *(AttackSpec("APGD-CE 100", apgd_ce, name) for name in main),
     ]
     if norm == "linf":
-        entries.append(Entry("SA-PGD 100", SAPGD(eps, 100, samples=samples), ours[-1]))
-    entries += [
-        Entry("PGD 20", PGD(eps, 20, norm=norm, samples=samples), name) for name in ensemble
-    ]
-    entries += [
-        Entry(
-            "APGD-DLR 100 x 9",
-            APGD(eps, 100, loss="dlr_targeted", targets=9, norm=norm, samples=samples),
-            name,
-        )
-        for name in reversed(ours)
-    ]
-    entries += _transfers(eps, 40, available, samples, norm)
+        suite.append(AttackSpec("SA-PGD 100", SAPGD(eps, 100, samples=samples), main[-1]))
+    suite += [AttackSpec("PGD 20", pgd_20, name) for name in _ensemble(sources)]
+    suite += [AttackSpec("APGD-DLR 100 x 9", apgd_dlr, name) for name in reversed(main)]
+    suite += _transfers(threat, 40, sources, samples)
     if norm == "linf":
-        entries.append(Entry("Square 5000", Square(eps, samples=samples), kind="black box"))
-    return entries
+        suite.append(AttackSpec("Square 5000", Square(eps, samples=samples)))
+    return suite
 
 
-def _margins(eps, steps, available, samples, norm):
-    """On the margin, through surrogates half as wide as the usual ones.
+def _noise(threat):
+    return AttackSpec("noise", Noise(threat.eps, threat.norm), run_on_all=True)
 
-    The margin keeps its slope where the softmax saturates: in
-    experiments/results/compare_autoattack.json the first of these breaks two thirds of what
-    falls after PGD on the cross-entropy.
+
+def _reference(threat, samples, restarts=1):
+    name = "PGD 20" if restarts == 1 else f"PGD 20 x {restarts}"
+    attack = PGD(threat.eps, 20, restarts, norm=threat.norm, samples=samples)
+    return AttackSpec(name, attack, run_on_all=True)
+
+
+def _margin_attacks(threat, steps, sources, samples):
+    """APGD on the margin, mostly through surrogates of half the usual width.
+
+    The margin keeps its gradient where the softmax saturates: in
+    experiments/results/compare_autoattack.json the first of these attacks breaks two thirds of
+    the images that are broken after PGD on the cross-entropy.
     """
     wanted = ("atan:0.5", "sigmoid:0.5", "triangle:0.5", "atan:0.25", "assg")
-    attack = APGD(eps, steps, loss="margin", norm=norm, samples=samples)
-    names = [name for name in wanted if name in available] or ["own"]
-    return [Entry(f"APGD-margin {steps}", attack, name) for name in names]
+    attack = APGD(threat.eps, steps, loss="margin", norm=threat.norm, samples=samples)
+    names = [name for name in wanted if name in sources] or [OWN]
+    return [AttackSpec(f"APGD-margin {steps}", attack, name) for name in names]
 
 
-def _noise(eps, norm):
-    return Entry("noise", Noise(eps, norm), kind="noise", everywhere=True)
+def _ensemble(sources):
+    """Names of the surrogate gradients of the standard suite's ensemble."""
+    names = [f"{name}:{width:g}" for name in ("atan", "triangle") for width in ENSEMBLE_WIDTHS]
+    names += ["bptr", "rga", "hart", "hart:0.5", "straight"]
+    return [name for name in names if name in sources]
 
 
-def _reference(eps, samples, norm, restarts=1):
-    name = "PGD 20" if restarts == 1 else f"PGD 20 x {restarts}"
-    return Entry(name, PGD(eps, 20, restarts, norm=norm, samples=samples), everywhere=True)
+def _transfers(threat, steps, sources, samples):
+    """PGD on the ReLU network and on every other network that was given."""
+    others = [name for name in sources if name != OWN and name not in BACKWARDS]
+    attack = PGD(threat.eps, steps, norm=threat.norm, samples=samples)
+    names = [name for name in (RELU,) if name in sources] + others
+    return [AttackSpec(f"PGD {steps}", attack, name) for name in names]
 
 
-def _transfers(eps, steps, available, samples, norm):
-    """From the ReLU network and from every other network that was given."""
-    others = [name for name in available if name != "own" and name not in BACKWARDS]
-    attack = PGD(eps, steps, norm=norm, samples=samples)
-    return [
-        Entry(f"PGD {steps}", attack, name, "transfer")
-        for name in [name for name in ("relu",) if name in available] + others
-    ]
+PRESETS: dict[str, Preset] = {"pgd": pgd, "quick": quick, "standard": standard}
+
+# Draws over which a stochastic network's gradient is averaged (expectation over transformation).
+EOT_SAMPLES = {"pgd": 10, "quick": 10, "standard": 20}
 
 
-PRESETS = {"pgd": pgd, "quick": quick, "standard": standard}
+def parse_attack(text: str, threat: ThreatModel, samples: int = 1) -> AttackSpec:
+    """The attack that `ATTACK` or `ATTACK:SOURCE` stands for, as in `apgd-ce:assg`.
 
-
-EOT = {"pgd": 10, "quick": 10, "standard": 20}  # draws of a stochastic network's gradient
-
-
-# What a list of one's own may name: (eps, samples, norm) -> attack
-ATTACKS = {
-    "noise": lambda eps, samples, norm: Noise(eps, norm),
-    "fgsm": lambda eps, samples, norm: fgsm(eps, norm=norm, samples=samples),
-    "r-fgsm": lambda eps, samples, norm: fgsm(eps, random_start=True, norm=norm, samples=samples),
-    "pgd": lambda eps, samples, norm: PGD(eps, 20, norm=norm, samples=samples),
-    "pgd-100": lambda eps, samples, norm: PGD(eps, 100, norm=norm, samples=samples),
-    "cw": lambda eps, samples, norm: PGD(eps, 50, loss="margin", norm=norm, samples=samples),
-    "apgd-ce": lambda eps, samples, norm: APGD(eps, norm=norm, samples=samples),
-    "apgd-dlr": lambda eps, samples, norm: APGD(eps, loss="dlr", norm=norm, samples=samples),
-    "apgd-t": lambda eps, samples, norm: APGD(eps, loss="dlr_targeted", norm=norm, samples=samples),
-    "sa-pgd": lambda eps, samples, norm: SAPGD(eps, samples=samples),
-    "square": lambda eps, samples, norm: Square(eps, samples=samples),
-}
-
-
-LINF_ONLY = ("sa-pgd", "square")
-
-
-def named(text: str, eps: float, samples: int = 1, norm: Norm = "linf") -> Entry:
-    """The entry that `ATTACK` or `ATTACK:VIEW` stands for, as in `apgd-ce:assg`.
+    Args:
+      text: a name of `attacks.ATTACKS`, and a gradient source, by default `own`.
+      threat: the ball.
+      samples: draws over which a stochastic network's gradient is averaged.
 
     Raises:
-      InputError: an attack that does not exist, or not in this norm.
+      InputError: an unknown attack, one that does not support the norm, or a gradient source
+        for an attack that needs none.
     """
-    name, _, through = text.partition(":")
-    if name not in ATTACKS:
-        raise unknown("attack", name, ATTACKS)
-    if norm != "linf" and name in LINF_ONLY:
-        raise InputError(f"attack {name} has no {norm} variant: leave it out or take linf.")
-    kind, through = (
-        {"square": "black box", "noise": "noise"}.get(name, "white box"),
-        through or "own",
-    )
-    if kind != "white box" and through != "own":
-        raise InputError(f"attack {name} differentiates nothing: leave out {through!r}.")
-    if through == "relu" or through not in ("own", *BACKWARDS):
-        kind = "transfer"
-    return Entry(name, ATTACKS[name](eps, samples, norm), through, kind, name == "noise")
+    name, _, source = text.partition(":")
+    source = source or OWN
+    named = named_attack(name, threat.norm)
+    if named.kind != "white box" and source != OWN:
+        raise InputError(f"attack {name} differentiates nothing: leave out {source!r}.")
+    return AttackSpec(name, named.build(threat, samples), source, named.kind == "noise")
 
 
-def entries_of(
-    wanted: str | Sequence[Entry],
-    eps: float,
-    available: Mapping[str, View],
+def build_suite(
+    suite: str | Sequence[AttackSpec],
+    threat: ThreatModel,
+    sources: Sources,
     *,
     samples: int = 1,
-    norm: Norm = "linf",
-) -> list[Entry]:
-    """A preset's attacks, or one's own, in the order in which they are run.
+) -> list[AttackSpec]:
+    """The attacks of a preset or of a given list, in the order in which they are run.
+
+    Args:
+      suite: a name of `PRESETS`, or attacks.
+      threat: the ball, for a preset.
+      sources: the gradient sources there are.
+      samples: for a preset, draws over which a stochastic network's gradient is averaged.
 
     Raises:
-      InputError: a preset or a view that does not exist, or no attack at all.
+      InputError: an unknown preset or gradient source, or no attack at all.
     """
-    if isinstance(wanted, str):
-        if wanted not in PRESETS:
-            raise unknown("suite preset", wanted, PRESETS)
-        entries = PRESETS[wanted](eps, available, samples, norm)
+    if isinstance(suite, str):
+        if suite not in PRESETS:
+            raise unknown("suite preset", suite, PRESETS)
+        specs = PRESETS[suite](threat, sources, samples)
     else:
-        entries = list(wanted)
-    if not entries:
-        raise InputError("the suite holds no attack: give a preset or at least one entry.")
-    for entry in entries:
-        if entry.through not in available:
-            raise unknown(f"view of the attack {entry.name!r}", entry.through, available)
-    return sorted(entries, key=lambda entry: KINDS.index(entry.kind))
+        specs = list(suite)
+    if not specs:
+        raise InputError("the suite holds no attack: give a preset or at least one attack.")
+    for spec in specs:
+        if spec.source not in sources:
+            raise unknown(f"gradient source of the attack {spec.name!r}", spec.source, sources)
+    return sorted(specs, key=lambda spec: KINDS.index(spec.kind))

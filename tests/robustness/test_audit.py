@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 
 from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.attacks.threat_model import ThreatModel
 from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks import zoo
 from ccsrp_jax.networks.classifier import Classifier, is_stochastic
 from ccsrp_jax.networks.neurons import Surrogate
-from ccsrp_jax.robustness.audit import EPS_TIMES, STEPS, WIDTHS, _rise, audit
+from ccsrp_jax.robustness.accuracy import Evaluator
+from ccsrp_jax.robustness.audit import audit, largest_rise
 from ccsrp_jax.robustness.evaluation import evaluate
-from ccsrp_jax.robustness.run_suite import Outcome
-from ccsrp_jax.robustness.suites import views
+from ccsrp_jax.robustness.gradient_sources import gradient_sources
+from ccsrp_jax.robustness.outcome import Outcome
+from ccsrp_jax.robustness.sweeps import EPS_FACTORS, STEPS, WIDTHS
 from ccsrp_jax.training import trainer
 
 EPS = 1 / 16
@@ -44,16 +47,17 @@ def images(digits):
     return Split(digits.test.images[:IMAGES], digits.test.labels[:IMAGES])
 
 
-def judge(logits, variables, images, eps=EPS, **options):
+def judge(classifier, variables, images, eps=EPS, votes=16, **options):
     """The audit of a network that no attack has been run on yet; stochastic ones by `own` only."""
     clean = np.ones(len(images.labels), bool)
-    outcome = Outcome(eps, "linf", clean, clean, np.full(len(clean), -1), (), 0.0)
-    params = (variables, None)
+    outcome = Outcome(ThreatModel("linf", eps), clean, np.full(len(clean), -1))
+    network_state = (variables, None)
     key = jax.random.key(3)
-    available = views(logits, params)
-    if is_stochastic(logits):
-        available = {"own": available["own"]}
-    return audit(logits, params, images, outcome, available, key, **options)
+    sources = gradient_sources(classifier, network_state)
+    if is_stochastic(classifier):
+        sources = {"own": sources["own"]}
+    evaluator = Evaluator(classifier, network_state, images, votes=votes)
+    return audit(evaluator, outcome, sources, key, **options)
 
 
 def failed(verdict):
@@ -120,7 +124,7 @@ def test_an_honest_network_passes(trained, images):
     assert [steps for steps, _ in verdict.steps_curve] == list(STEPS)
     assert [name for name, _ in verdict.width_curve] == ["own", *WIDTHS]
     radii = [radius for radius, _ in verdict.eps_curve]
-    assert radii == [0, *(times * EPS for times in EPS_TIMES), 1]
+    assert radii == [0, *(times * EPS for times in EPS_FACTORS), 1]
     assert verdict.eps_curve[0][1] > 0.7 and verdict.eps_curve[-1][1] == 0
 
 
@@ -175,9 +179,9 @@ def test_a_gradient_that_points_away_is_beaten_by_noise(trained, images):
 
 
 def test_rises_are_counted_from_the_lowest_value_before():
-    assert _rise([0.9, 0.5, 0.6, 0.3]) == pytest.approx(0.1)
-    assert _rise([0.9, 0.5, 0.5, 0.8]) == pytest.approx(0.3)
-    assert _rise([0.9, 0.5, 0.2]) == 0
+    assert largest_rise([0.9, 0.5, 0.6, 0.3]) == pytest.approx(0.1)
+    assert largest_rise([0.9, 0.5, 0.5, 0.8]) == pytest.approx(0.3)
+    assert largest_rise([0.9, 0.5, 0.2]) == 0
 
 
 def test_what_was_not_run_is_said_and_not_passed(trained, images):
@@ -221,10 +225,10 @@ def test_black_boxes_that_break_more_make_the_headline_unreliable(trained, image
 def test_steps_outside_of_the_ball_are_caught(trained, images):
     architecture, variables = trained
     clean = np.ones(IMAGES, bool)
-    outcome = Outcome(EPS, "linf", clean, clean, np.full(IMAGES, -1), (), 1e-3)
+    outcome = Outcome(ThreatModel("linf", EPS), clean, np.full(IMAGES, -1), (), 1e-3)
     classifier = Classifier(architecture)
-    params = (variables, None)
-    verdict = audit(
-        classifier, params, images, outcome, views(classifier, params), jax.random.key(0)
-    )
+    network_state = (variables, None)
+    sources = gradient_sources(classifier, network_state)
+    evaluator = Evaluator(classifier, network_state, images)
+    verdict = audit(evaluator, outcome, sources, jax.random.key(0))
     assert failed(verdict) == {"inside ball and box"}

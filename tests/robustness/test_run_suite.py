@@ -13,17 +13,21 @@ from conftest import linear
 from ccsrp_jax.attacks.noise import Noise
 from ccsrp_jax.attacks.pgd import PGD, fgsm
 from ccsrp_jax.attacks.square import Square
+from ccsrp_jax.attacks.threat_model import ThreatModel
 from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.neurons import Surrogate, spike
-from ccsrp_jax.robustness import run_suite, suites
-from ccsrp_jax.robustness.accuracy import correct, predict
+from ccsrp_jax.robustness.accuracy import Evaluator, correct, predict
 from ccsrp_jax.robustness.evaluation import evaluate
-from ccsrp_jax.robustness.suites import Entry, View
+from ccsrp_jax.robustness.gradient_sources import GradientSource, gradient_sources
+from ccsrp_jax.robustness.run_suite import attack_all
+from ccsrp_jax.robustness.suite_record import settings_text
+from ccsrp_jax.robustness.suites import PRESETS, AttackSpec, build_suite, parse_attack
 from ccsrp_jax.utils.errors import InputError
 
 KEY = jax.random.key(0)
 EPS = 0.1
+BALL = ThreatModel("linf", EPS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Fixed:
     rows: tuple[int, ...] = (0, 1, 2, 3)
 
     def __call__(self, logits, params, images, labels, key):
-        return jnp.clip(images.at[:, list(self.rows)].add(self.step), 0, 1)
+        return jnp.clip(images.at[:, list(self.results)].add(self.step), 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +73,11 @@ def left_of(weights, split, eps):
     return np.where(rivals, gap - eps * reach, np.inf).min(-1) > 0
 
 
-def run(problem, entries, **options):
+def run(problem, specs, batch_size=128, **options):
     split, weights = problem
-    available = options.pop("available", {"own": View(linear, weights)})
-    return run_suite.attack_all(linear, weights, split, entries, available, KEY, eps=EPS, **options)
+    sources = options.pop("sources", {"own": GradientSource(linear, weights)})
+    evaluator = Evaluator(linear, weights, split, batch_size)
+    return attack_all(evaluator, specs, sources, KEY, threat=BALL, **options)
 
 
 def test_worst_case_of_a_linear_classifier_is_the_closed_form(problem):
@@ -80,42 +85,42 @@ def test_worst_case_of_a_linear_classifier_is_the_closed_form(problem):
     found = evaluate(linear, weights, split, eps=EPS, key=KEY, suite="quick", natural=())
     exact = left_of(np.asarray(weights), split, EPS)
     assert 0.1 < exact.mean() < 0.8
-    np.testing.assert_array_equal(found.outcome.standing, exact)
+    np.testing.assert_array_equal(found.outcome.robust, exact)
     assert found.verdict.reliable, found.verdict.reasons
     assert found.outcome.clean[5:].all() and not found.outcome.clean[:5].any()
 
 
 def test_broken_images_are_not_attacked_again(problem):
     counting = Counting()
-    entries = [Entry("fgsm", fgsm(EPS)), Entry("count", counting)]
-    outcome = run(problem, entries, batch_size=1)
+    specs = [AttackSpec("fgsm", fgsm(EPS)), AttackSpec("count", counting)]
+    outcome = run(problem, specs, batch_size=1)
     still = int((outcome.clean & (outcome.broken_by != 0)).sum())
     assert 0 < still < outcome.clean.sum()
-    assert len(counting.seen) == still == outcome.rows[1].attacked
-    assert outcome.rows[1].gradients == 3 * still
+    assert len(counting.seen) == still == outcome.results[1].attacked
+    assert outcome.results[1].gradients == 3 * still
 
 
 def test_references_are_run_on_every_correct_image(problem):
-    noise = Entry("noise", Noise(EPS), kind="noise", everywhere=True)
-    outcome = run(problem, [Entry("fgsm", fgsm(EPS)), noise])
-    assert outcome.rows[1].attacked == outcome.clean.sum() == 45
+    noise = AttackSpec("noise", Noise(EPS), run_on_all=True)
+    outcome = run(problem, [AttackSpec("fgsm", fgsm(EPS)), noise])
+    assert outcome.results[1].attacked == outcome.clean.sum() == 45
     assert outcome.alone("noise") > outcome.robust_accuracy
     assert outcome.alone("fgsm") is None and outcome.reference is None
-    assert outcome.rows[1].broken == 0  # what noise broke, FGSM had broken before
+    assert outcome.results[1].broken == 0  # what noise broke, FGSM had broken before
 
 
 def test_the_reference_is_white_box_and_may_be_zero(problem):
-    all_of_it = dataclasses.replace(Entry("pgd", PGD(1.0, 5)), everywhere=True)
-    noise = Entry("noise", Noise(0.01), kind="noise", everywhere=True)
-    assert run(problem, [noise, Entry("fgsm", fgsm(EPS)), all_of_it]).reference == 0.0
+    all_of_it = dataclasses.replace(AttackSpec("pgd", PGD(1.0, 5)), run_on_all=True)
+    noise = AttackSpec("noise", Noise(0.01), run_on_all=True)
+    assert run(problem, [noise, AttackSpec("fgsm", fgsm(EPS)), all_of_it]).reference == 0.0
 
 
 def test_worst_case_is_taken_sample_by_sample(problem):
-    up = Entry("up", Fixed(3 * EPS, (0,)), everywhere=True)
-    down = Entry("down", Fixed(-3 * EPS, (2,)), everywhere=True)
+    up = AttackSpec("up", Fixed(3 * EPS, (0,)), run_on_all=True)
+    down = AttackSpec("down", Fixed(-3 * EPS, (2,)), run_on_all=True)
     outcome = run(problem, [up, down])
     single = [correct(linear, problem[1], problem[0], attack=e.attack, key=KEY) for e in (up, down)]
-    np.testing.assert_array_equal(outcome.standing, outcome.clean & single[0] & single[1])
+    np.testing.assert_array_equal(outcome.robust, outcome.clean & single[0] & single[1])
     assert outcome.robust_accuracy < min(outcome.alone("up"), outcome.alone("down"))
     first = np.where(outcome.clean & ~single[0], 0, np.where(outcome.clean & ~single[1], 1, -1))
     np.testing.assert_array_equal(outcome.broken_by, first)
@@ -123,47 +128,51 @@ def test_worst_case_is_taken_sample_by_sample(problem):
 
 @pytest.mark.parametrize("batch_size", (7, 16, 64))
 def test_batching_changes_no_verdict(problem, batch_size):
-    outcome = run(problem, [Entry("pgd", PGD(EPS, 10, random_start=False))], batch_size=batch_size)
+    outcome = run(
+        problem, [AttackSpec("pgd", PGD(EPS, 10, random_start=False))], batch_size=batch_size
+    )
     exact = left_of(np.asarray(problem[1]), problem[0], EPS)
-    np.testing.assert_array_equal(outcome.standing, exact)
+    np.testing.assert_array_equal(outcome.robust, exact)
 
 
 def test_white_box_goes_first_and_black_box_last(problem):
     _, weights = problem
-    available = {"own": View(linear, weights), "twin": View(linear, weights)}
+    sources = {"own": GradientSource(linear, weights), "twin": GradientSource(linear, weights)}
     mixed = [
-        Entry("square", Square(EPS, 10), kind="black box"),
-        Entry("twin", PGD(EPS, 2), "twin", "transfer"),
-        Entry("pgd", PGD(EPS, 2)),
-        Entry("noise", Noise(EPS), kind="noise"),
+        AttackSpec("square", Square(EPS, 10)),
+        AttackSpec("twin", PGD(EPS, 2), "twin"),
+        AttackSpec("pgd", PGD(EPS, 2)),
+        AttackSpec("noise", Noise(EPS)),
     ]
-    order = [entry.name for entry in suites.entries_of(mixed, EPS, available)]
+    order = [spec.name for spec in build_suite(mixed, BALL, sources)]
     assert order == ["noise", "pgd", "twin", "square"]
 
 
 def test_a_transfer_is_made_on_the_other_network_and_judged_on_this_one(problem):
     split, weights = problem
-    available = {"own": View(linear, weights), "other": View(linear, -weights)}
-    entry = Entry("fgsm", fgsm(EPS), "other", "transfer", everywhere=True)
-    outcome = run(problem, [entry], available=available)
+    sources = {"own": GradientSource(linear, weights), "other": GradientSource(linear, -weights)}
+    spec = AttackSpec("fgsm", fgsm(EPS), "other", run_on_all=True)
+    outcome = run(problem, [spec], sources=sources)
     moved = fgsm(EPS)(linear, -weights, jnp.asarray(split.images), jnp.asarray(split.labels), KEY)
     hits = np.asarray(linear(weights, moved).argmax(-1)) == split.labels
-    np.testing.assert_array_equal(outcome.standing, outcome.clean & hits)
+    np.testing.assert_array_equal(outcome.robust, outcome.clean & hits)
 
 
 def test_steps_out_of_the_ball_are_measured(problem):
-    assert run(problem, [Entry("far", Fixed(EPS + 0.05))]).overstep == pytest.approx(0.05, abs=1e-6)
-    assert run(problem, [Entry("near", Fixed(EPS))]).overstep < 1e-6
+    assert run(problem, [AttackSpec("far", Fixed(EPS + 0.05))]).max_violation == pytest.approx(
+        0.05, abs=1e-6
+    )
+    assert run(problem, [AttackSpec("near", Fixed(EPS))]).max_violation < 1e-6
 
 
 def test_a_suite_goes_on_after_its_last_attack(problem, tmp_path):
     record = tmp_path / "suite.json"
-    entries = [
-        Entry("noise", Noise(EPS), everywhere=True),
-        Entry("pgd", PGD(EPS, 5)),
-        Entry("square", Square(EPS, 20), kind="black box"),
+    specs = [
+        AttackSpec("noise", Noise(EPS), run_on_all=True),
+        AttackSpec("pgd", PGD(EPS, 5)),
+        AttackSpec("square", Square(EPS, 20)),
     ]
-    whole = run(problem, entries, record=record)
+    whole = run(problem, specs, record=record)
 
     class Stop(Exception):
         pass
@@ -178,42 +187,42 @@ def test_a_suite_goes_on_after_its_last_attack(problem, tmp_path):
 
     record.unlink()
     with pytest.raises(Stop):
-        stopped = dataclasses.replace(entries[2], attack=Broken(EPS, 20))
-        run(problem, [*entries[:2], stopped], record=record)
+        stopped = dataclasses.replace(specs[2], attack=Broken(EPS, 20))
+        run(problem, [*specs[:2], stopped], record=record)
     assert len(json.loads(record.read_text())["rows"]) == 2
-    again = run(problem, entries, record=record)
+    again = run(problem, specs, record=record)
     np.testing.assert_array_equal(again.broken_by, whole.broken_by)
     # all but the seconds
-    assert [row[:-1] for row in again.rows] == [row[:-1] for row in whole.rows]
-    finished = run(problem, [*entries[:2], stopped], record=record)  # nothing is left to run
-    assert finished.rows == again.rows
+    assert [row[:-1] for row in again.results] == [row[:-1] for row in whole.results]
+    finished = run(problem, [*specs[:2], stopped], record=record)  # nothing is left to run
+    assert finished.results == again.results
 
 
-@pytest.mark.parametrize("change", ("images", "weights", "suite", "view", "batch", "damage"))
+@pytest.mark.parametrize("change", ("images", "weights", "suite", "source", "batch", "damage"))
 def test_a_record_of_something_else_is_refused(problem, tmp_path, change):
     record, (split, weights) = tmp_path / "suite.json", problem
-    entries = [Entry("fgsm", fgsm(EPS), "twin")]
-    options = {"available": {"twin": View(linear, weights)}, "record": record}
-    run(problem, entries, **options)
+    specs = [AttackSpec("fgsm", fgsm(EPS), "twin")]
+    options = {"sources": {"twin": GradientSource(linear, weights)}, "record": record}
+    run(problem, specs, **options)
     if change == "images":
         split = Split(split.images[::-1].copy(), split.labels[::-1].copy())
     elif change == "weights":
         weights = weights + 1
     elif change == "suite":
-        entries = [Entry("fgsm", fgsm(EPS / 2), "twin")]
-    elif change == "view":
-        options["available"] = {"twin": View(linear, 2 * weights)}
+        specs = [AttackSpec("fgsm", fgsm(EPS / 2), "twin")]
+    elif change == "source":
+        options["sources"] = {"twin": GradientSource(linear, 2 * weights)}
     elif change == "batch":
         options["batch_size"] = 5
     else:
         record.write_text(record.read_text()[:-20])
     with pytest.raises(InputError, match=r"suite\.json is (of another|damaged)"):
-        run((split, weights), entries, **options)
+        run((split, weights), specs, **options)
 
 
 def test_a_record_names_classifiers_alike_in_every_process(problem):
-    assert run_suite._named((linear, Counting(), Entry("a", Fixed(0.1)))) == str(
-        ["conftest.linear", repr(Counting()), run_suite._named(Entry("a", Fixed(0.1)))]
+    assert settings_text((linear, Counting(), AttackSpec("a", Fixed(0.1)))) == str(
+        ["conftest.linear", repr(Counting()), settings_text(AttackSpec("a", Fixed(0.1)))]
     )
 
 
@@ -225,9 +234,9 @@ def test_copies_that_fill_a_batch_do_not_count(problem):
 
     split, weights = problem
     single = Split(split.images[5:6], split.labels[5:6])
-    assert not run((single, weights), [Entry("later", Later())]).rows[0].broken
+    assert not run((single, weights), [AttackSpec("later", Later())]).results[0].broken
     three = Split(split.images[5:8], split.labels[5:8])
-    assert not run((three, weights), [Entry("later", Later())], batch_size=8).rows[0].broken
+    assert not run((three, weights), [AttackSpec("later", Later())], batch_size=8).results[0].broken
 
 
 @pytest.mark.parametrize("case", ("bytes", "one image", "none correct", "all broken", "l2"))
@@ -267,7 +276,7 @@ def test_odd_images_and_labels_are_evaluated(problem, case):
     ),
 )
 def test_names_stand_for_attacks_of_their_kind(text, kind):
-    assert suites.named(text, 0.1).kind == kind
+    assert parse_attack(text, BALL).kind == kind
 
 
 @pytest.mark.parametrize(
@@ -295,16 +304,20 @@ def test_names_stand_for_attacks_of_their_kind(text, kind):
             "no images",
         ),
         (
-            lambda s, w: suites.entries_of(
-                [suites.named("pgd:asg", 0.1)], 0.1, {"own": View(linear, w), "assg": None}
+            lambda s, w: build_suite(
+                [parse_attack("pgd:asg", BALL)],
+                BALL,
+                {"own": GradientSource(linear, w), "assg": None},
             ),
-            "view of the attack 'pgd' 'asg': expected one of assg, own; did you mean assg",
+            "source of the attack 'pgd' 'asg': expected one of assg, own; did you mean assg",
         ),
-        (lambda s, w: suites.named("apgd", 0.1), "attack 'apgd'"),
-        (lambda s, w: suites.named("noise:relu", 0.1), "noise differentiates nothing"),
+        (lambda s, w: parse_attack("apgd", BALL), "attack 'apgd'"),
+        (lambda s, w: parse_attack("noise:relu", BALL), "noise differentiates nothing"),
         (
-            lambda s, w: evaluate(linear, w, s, eps=0.1, key=KEY, others={"own": View(linear, w)}),
-            "called 'own', which is a view",
+            lambda s, w: evaluate(
+                linear, w, s, eps=0.1, key=KEY, others={"own": GradientSource(linear, w)}
+            ),
+            "called 'own', which is a gradient source",
         ),
         (
             lambda s, w: evaluate(linear, w, s, eps=0.1, key=KEY, natural=[("rain", 3)]),
@@ -316,7 +329,7 @@ def test_names_stand_for_attacks_of_their_kind(text, kind):
             lambda s, w: evaluate(linear, w, Split(s.images, s.labels[:9]), eps=0.1, key=KEY),
             "do not go together",
         ),
-        (lambda s, w: suites.named("square", 0.1, norm="l2"), "no l2 variant"),
+        (lambda s, w: parse_attack("square", ThreatModel("l2", 0.1)), "no l2 variant"),
     ),
 )
 def test_what_cannot_be_run_is_refused(problem, make, message):
@@ -324,14 +337,14 @@ def test_what_cannot_be_run_is_refused(problem, make, message):
         make(*problem)
 
 
-def test_presets_name_views_that_a_spiking_classifier_has(network):
+def test_presets_name_gradient_sources_that_a_spiking_classifier_has(network):
     architecture, variables = network
-    available = suites.views(Classifier(architecture), (variables, None))
+    sources = gradient_sources(Classifier(architecture), (variables, None))
     for norm in ("linf", "l2"):
-        for preset in suites.PRESETS:
-            entries = suites.entries_of(preset, 0.05, available, norm=norm)
-            assert all(entry.attack.eps == 0.05 for entry in entries)
-            titles = [(entry.name, entry.through) for entry in entries]
+        for preset in PRESETS:
+            specs = build_suite(preset, ThreatModel(norm, 0.05), sources)
+            assert all(spec.attack.eps == 0.05 for spec in specs)
+            titles = [(spec.name, spec.source) for spec in specs]
             assert len(set(titles)) == len(titles)
 
 
@@ -340,18 +353,18 @@ def test_a_spiking_network_under_a_suite_of_ones_own(network, digits):
     classifier = Classifier(architecture)
     labels = correct_labels(classifier, variables, digits.test.images[:12])
     split = Split(digits.test.images[:12], labels)
-    entries = [suites.named(text, 0.1) for text in ("noise", "fgsm", "pgd:assg", "fgsm:relu")]
+    specs = [parse_attack(text, BALL) for text in ("noise", "fgsm", "pgd:assg", "fgsm:relu")]
     found = evaluate(
-        classifier, (variables, None), split, eps=0.1, key=KEY, suite=entries, audit_images=8
+        classifier, (variables, None), split, eps=0.1, key=KEY, suite=specs, audit_images=8
     )
     assert found.outcome.accuracy == 1
-    assert [row.kind for row in found.outcome.rows] == [
+    assert [row.kind for row in found.outcome.results] == [
         "noise",
         "white box",
         "white box",
         "transfer",
     ]
-    assert found.outcome.overstep < 1e-6
+    assert found.outcome.max_violation < 1e-6
     record = json.loads(json.dumps(found.record()))
     assert record["robust_accuracy"] == found.outcome.robust_accuracy
     assert record["gradients"] == sum(row["gradients"] for row in record["attacks"]) > 0
@@ -391,10 +404,10 @@ def test_any_flax_classifier_can_be_evaluated_with_expectation_and_votes(problem
         logits, params, judged, eps=EPS, key=KEY, suite="pgd", samples=1, votes=50, natural=()
     )
     assert single.headline.startswith("unreliable: the network draws at random")
-    own = [Entry("fgsm", fgsm(EPS))]
+    own = [AttackSpec("fgsm", fgsm(EPS))]
     listed = evaluate(logits, params, judged, eps=EPS, key=KEY, suite=own, votes=10, natural=())
     assert listed.headline.startswith("unreliable: the network draws at random")
-    reference = [row for row in found.outcome.rows if row.name == "PGD 20 x 2"]
+    reference = [row for row in found.outcome.results if row.name == "PGD 20 x 2"]
     # the second restart is run on those that the first one left
     images, rest = divmod(reference[0].gradients, 20 * 10)
     assert rest == 0 and 1 < images / reference[0].attacked < 2
