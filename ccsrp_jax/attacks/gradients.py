@@ -59,11 +59,12 @@ def loss_and_gradient(
         return _loss_and_gradient(classifier, *arguments)
 
     draws = samples if is_stochastic(classifier) else 1
-    if draws == 1:
+    if draws == 1 or key is None:
         return draw(key)
     results = [draw(key_draw) for key_draw in jax.random.split(key, draws)]
-    means = jax.tree.map(lambda *parts: sum(parts) / draws, *[result[:3] for result in results])
-    return LossAndGradient(*means, results[-1].surrogate_state)
+    losses, gradients, logits, _ = zip(*results, strict=True)
+    losses, gradients, logits = (sum(parts) / draws for parts in (losses, gradients, logits))
+    return LossAndGradient(losses, gradients, logits, results[-1].surrogate_state)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -65,7 +65,8 @@ class Classifier:
         """Logits, averaged over time."""
         variables, masks = network_state
         network = SpikingNetwork(self.architecture)
-        return network.apply(variables, images, masks, surrogate=self.surrogate, key=key)
+        logits: Any = network.apply(variables, images, masks, surrogate=self.surrogate, key=key)
+        return logits
 
     def with_backward(self, surrogate: Backward) -> "Classifier":
         """A copy with another surrogate gradient."""
@@ -81,7 +82,7 @@ class Classifier:
     ) -> tuple[Float[Array, "B K"], SurrogateState]:
         """Logits, differentiated with the surrogate state, and the state of the next iteration."""
         variables, masks = network_state
-        logits, active = SpikingNetwork(self.architecture).apply(
+        output: Any = SpikingNetwork(self.architecture).apply(
             variables,
             images,
             masks,
@@ -90,6 +91,7 @@ class Classifier:
             key=key,
             surrogate_state=surrogate_state,
         )
+        logits, active = output
         return logits, active.surrogate_state
 
     def initial_state(self, count: int) -> SurrogateState:

@@ -32,9 +32,14 @@ def predict(
       classifier, network_state: see `networks.classifier`.
       images: in [0, 1].
       key, votes: for a stochastic network; ties are broken by the mean probability.
+
+    Raises:
+      InputError: no key for a stochastic network.
     """
     if not is_stochastic(classifier):
         return _classes(classifier, network_state, images)
+    if key is None:
+        raise InputError("a stochastic network draws at random: give a key.")
     passes = [
         _one_pass(classifier, network_state, images, key_pass)
         for key_pass in jax.random.split(key, votes)
@@ -85,14 +90,18 @@ def correct(
         raise InputError("attacks and stochastic networks draw at random: give a key.")
     hits = []
     for number, (images, labels, real) in enumerate(padded_batches(split, batch_size)):
-        key_batch = None if key is None else jax.random.fold_in(key, number)
-        if attack is not None:
+        key_batch = _fold_in(key, number)
+        if attack is not None and key_batch is not None:
             images = attack(classifier, network_state, images, labels, key_batch)
-        key_votes = None if key is None else jax.random.fold_in(key_batch, CLASSIFICATION_PASS)
+        key_votes = _fold_in(key_batch, CLASSIFICATION_PASS)
         classes = predict(classifier, network_state, images, key=key_votes, votes=votes)
         hits.append(np.asarray(classes == labels)[:real])
         progress(real)
     return np.concatenate(hits)
+
+
+def _fold_in(key: Array | None, number: int) -> Array | None:
+    return None if key is None else jax.random.fold_in(key, number)
 
 
 @dataclass(frozen=True)

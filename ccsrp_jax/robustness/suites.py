@@ -58,8 +58,10 @@ class AttackSpec:
     @property
     def kind(self) -> Kind:
         """The attack's own kind, or `transfer` if it differentiates another network."""
-        kind = getattr(self.attack, "kind", "white box")
-        return "transfer" if kind == "white box" and is_transfer(self.source) else kind
+        kind: Kind | None = getattr(self.attack, "kind", None)
+        if kind is None or kind == "white box":
+            return "transfer" if is_transfer(self.source) else "white box"
+        return kind
 
 
 Sources = Mapping[str, GradientSource]

@@ -38,7 +38,7 @@ class Fixed:
     rows: tuple[int, ...] = (0, 1, 2, 3)
 
     def __call__(self, logits, params, images, labels, key):
-        return jnp.clip(images.at[:, list(self.results)].add(self.step), 0, 1)
+        return jnp.clip(images.at[:, list(self.rows)].add(self.step), 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
