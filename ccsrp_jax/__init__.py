@@ -15,9 +15,11 @@ from ccsrp_jax.attacks.square import Square
 from ccsrp_jax.coevolution import selection
 from ccsrp_jax.coevolution.fitness import Scores, score
 from ccsrp_jax.coevolution.racing import Racing
-from ccsrp_jax.coevolution.search import search_group, search_round
+from ccsrp_jax.coevolution.search import search_round
 from ccsrp_jax.coevolution.settings import PRESETS, Search
-from ccsrp_jax.coevolution.subproblem import Task, make_task
+from ccsrp_jax.coevolution.subpopulation import search_group
+from ccsrp_jax.coevolution.subproblem import make_task
+from ccsrp_jax.coevolution.task import Task
 from ccsrp_jax.data.datasets import load as load_data
 from ccsrp_jax.data.splits import Dataset, Split
 from ccsrp_jax.networks import cost, gradients, masks

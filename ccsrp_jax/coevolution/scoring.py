@@ -1,9 +1,9 @@
-"""The programs that score candidate masks: what all candidates share, and what each adds.
+"""Jitted programs that score candidate masks of one group.
 
-Only what comes after a group's gate differs between candidates for the group. The first
-program computes everything up to the gate, once per group and batch of images; the second
-the rest, for some members at a time. Under a white-box attack nothing is shared, as each
-candidate then has its own images.
+Candidates for a group differ only in what follows the group's gate, the node whose spikes its mask
+multiplies. `shared_prefix` computes everything up to the gate, once per group and batch of images;
+`score_members` computes the rest for a number of members. Under a white-box attack nothing is
+shared, since each candidate then has its own images: see `attack_members` and `score_attacked`.
 """
 
 from functools import partial
@@ -33,10 +33,10 @@ def shared_prefix(
     images: Float[Array, "B H W C"],
     key: Array | None = None,
 ) -> Values:
-    """What every candidate for the group shares: the values after its LIF layer, ungated.
+    """Values shared by all candidates for the group: those up to its gate, before masking.
 
-    Spikes come as uint8, a quarter of the memory and exact. A stochastic encoding draws once,
-    with the key, for all candidates.
+    Spikes are stored as uint8, which is exact and takes a quarter of the memory. A stochastic
+    encoding is sampled once, with `key`, for all candidates.
     """
     network, end = SpikingNetwork(architecture), gate_position(architecture, group) + 1
     others = {name: mask for name, mask in masks.items() if name != group}
@@ -60,12 +60,12 @@ def score_members(
 ) -> Float[Array, "2 M B"]:
     """Error (0 or 1) and cross-entropy of every member on every image.
 
-    Logits that are not finite are an error of infinite cross-entropy. On a mesh, each
-    device scores its share of the members.
+    Non-finite logits count as an error of infinite cross-entropy. On a mesh, members are sharded
+    over the devices.
     """
     score_all = partial(_score_suffix, architecture, group)
     if mesh is not None:
-        score_all = _sharded(score_all, mesh, P(), P())
+        score_all = _shard_members(score_all, mesh, P())
     return replicate(score_all(variables, dict(masks), prefix, labels, members), mesh)
 
 
@@ -81,19 +81,18 @@ def score_pairs(
     *,
     mesh: Mesh,
 ) -> Float[Array, "2 D B"]:
-    """As `score_members`, of one member a device, each on a batch of its own.
+    """As `score_members`, for one member per device, each on its own batch.
 
     Args:
-      prefix, labels: of as many batches as there are devices, see `devices.stack_shards`.
+      prefix, labels: of D batches, one per device; see `devices.stack_shards`.
     """
     score_all = partial(_score_suffix, architecture, group)
-    return _sharded(score_all, mesh, P(DEVICES), P(DEVICES))(
-        variables, dict(masks), prefix, labels, members
-    )
+    score_all = _shard_members(score_all, mesh, P(DEVICES))
+    return score_all(variables, dict(masks), prefix, labels, members)
 
 
 def _score_suffix(architecture, group, variables, masks, prefix, labels, members):
-    """(2, M, B), what follows the group's gate for every member, on one device."""
+    """(2, M, B) errors and cross-entropies from the group's gate on, on one device."""
     network, position = SpikingNetwork(architecture), gate_position(architecture, group)
     spiking = architecture.nodes[position].name
     values = {k: v.astype(network.dtype) for k, v in prefix.items()}
@@ -104,14 +103,15 @@ def _score_suffix(architecture, group, variables, masks, prefix, labels, members
         out, _ = network.apply(
             variables, gated, masks | {group: member}, begin=position + 1, method="walk"
         )
-        return judge(network.readout(out), labels)
+        return error_and_loss(network.readout(out), labels)
 
     return jax.vmap(score_one, out_axes=1)(members)
 
 
-def _sharded(score_all, mesh, prefix, labels):
-    """Over a mesh: the network whole, members dealt out, prefix and labels as said."""
-    specs = (P(), P(), prefix, labels, P(DEVICES))
+def _shard_members(score_all, mesh, batch):
+    """`score_all` over a mesh: variables and masks replicated, members sharded, prefix and labels
+    partitioned as `batch`."""
+    specs = (P(), P(), batch, batch, P(DEVICES))
     return jax.shard_map(
         score_all, mesh=mesh, in_specs=specs, out_specs=P(None, DEVICES), check_vma=False
     )
@@ -126,30 +126,30 @@ def attack_members(
     labels: Int[Array, "B"],
     key: Array,
 ) -> Float[Array, "M B H W C"]:
-    """Adversarial images for every member, from the same random starts.
+    """Adversarial images for every member, from equal random starts.
 
-    `members` are whole mask trees with an axis of members before the filters, and the images
-    have that axis from the start, so that one program serves all groups and steps.
+    `members` is a tree of the masks of all groups with a leading axis of members. The clean images
+    have that axis too, so that one program serves all groups and steps.
     """
 
     def attack_one(masks, images):
         return attack(classifier, (variables, masks), images, labels, key)
 
-    if len(images) == 1:  # saves a program on a CPU
+    if len(images) == 1:  # compiles nothing new on a CPU
         return attack_one(jax.tree.map(lambda mask: mask[0], members), images[0])[None]
     return jax.vmap(attack_one)(members, images)
 
 
 @partial(jax.jit, static_argnums=0)
-def member_slopes(classifier, variables, members, images, labels, key):
-    """A gradient for every member, from which the memory of an attack is predicted."""
+def member_gradients(classifier, variables, members, images, labels, key):
+    """One input gradient for every member; the memory of an attack is predicted from it."""
 
-    def slope_one(masks, images):
-        key_slope = key if classifier.stochastic else None
-        result = loss_and_gradient(classifier, (variables, masks), images, labels, key=key_slope)
-        return result.gradient
+    def gradient_one(masks, images):
+        key_one = key if classifier.stochastic else None
+        network = variables, masks
+        return loss_and_gradient(classifier, network, images, labels, key=key_one).gradient
 
-    return jax.vmap(slope_one)(members, images)
+    return jax.vmap(gradient_one)(members, images)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="mesh")
@@ -163,17 +163,18 @@ def score_attacked(
     *,
     mesh: Mesh | None = None,
 ) -> Float[Array, "2 M B"]:
-    """As `score_members`, of whole mask trees on images of their own."""
+    """As `score_members`, for masks of all groups and each member on its own images."""
 
     def score_one(masks, images):
-        return judge(classifier((variables, masks), images, **key_kwargs(classifier, key)), labels)
+        logits = classifier((variables, masks), images, **key_kwargs(classifier, key))
+        return error_and_loss(logits, labels)
 
     return replicate(jax.vmap(score_one, out_axes=1)(members, images), mesh)
 
 
-def judge(logits: Float[Array, "B K"], labels: Int[Array, "B"]) -> Float[Array, "2 B"]:
-    """Error and cross-entropy; of logits that are not finite, 1 and infinite."""
+def error_and_loss(logits: Float[Array, "B K"], labels: Int[Array, "B"]) -> Float[Array, "2 B"]:
+    """Error (0 or 1) and cross-entropy; 1 and infinity where a logit is not finite."""
     finite = jnp.isfinite(logits).all(-1)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    wrong = (logits.argmax(-1) != labels) | ~finite
-    return jnp.stack([wrong.astype(jnp.float32), jnp.where(finite, loss, jnp.inf)])
+    error = (logits.argmax(-1) != labels) | ~finite
+    return jnp.stack([error.astype(jnp.float32), jnp.where(finite, loss, jnp.inf)])

@@ -1,6 +1,6 @@
-"""Who survives: three objectives to one order, by weighted sum or by NSGA-II.
+"""Selection by three objectives: weighted sum, or NSGA-II's rank and crowding distance.
 
-Objectives are the columns of an (N, M) array and are minimised.
+Objectives are the columns of an (N, M) array and are minimized.
 """
 
 import jax
@@ -17,10 +17,10 @@ def weighted_sum(
     robust_weight: float = 1.0,
     macs_weight: float = 0.0,
 ) -> Float[Array | np.ndarray, "N"]:
-    """clean + robust_weight * robust + macs_weight * MACs, ties to fewer MACs.
+    """clean + robust_weight * robust + macs_weight * MACs; ties go to fewer MACs.
 
-    With accuracies and no weight on MACs this extends CCEP's rule (accuracy, then fewer
-    filters) by robust accuracy; what CCSRP itself uses is not known.
+    With accuracies and no weight on MACs this is CCEP's rule (accuracy, then fewer filters)
+    extended by robust accuracy; CCSRP's own rule is not known.
     """
     clean, robust, macs = objectives.T
     return clean + robust_weight * robust + (macs_weight + TIE_BREAK) * macs
@@ -28,28 +28,28 @@ def weighted_sum(
 
 @jax.jit
 def front_ranks(objectives: Float[Array, "N M"]) -> Int[Array, "N"]:
-    """Index of the non-dominated front that each row lies in, 0 for the Pareto front."""
+    """Index of each row's non-dominated front, 0 for the Pareto front."""
     no_worse = (objectives[:, None] <= objectives[None]).all(-1)
     better = (objectives[:, None] < objectives[None]).any(-1)
     dominates = no_worse & better
 
-    def peel(carry):
-        rank, current = carry
-        left = rank < 0
-        beaten = (dominates & left[:, None]).any(0)
-        return jnp.where(left & ~beaten, current, rank), current + 1
+    def assign_front(carry):
+        rank, front = carry
+        unranked = rank < 0
+        dominated = (dominates & unranked[:, None]).any(0)
+        return jnp.where(unranked & ~dominated, front, rank), front + 1
 
     unranked = jnp.full(objectives.shape[0], -1)
-    ranks, _ = jax.lax.while_loop(lambda carry: (carry[0] < 0).any(), peel, (unranked, 0))
+    ranks, _ = jax.lax.while_loop(lambda carry: (carry[0] < 0).any(), assign_front, (unranked, 0))
     return ranks
 
 
 @jax.jit
 def crowding(objectives: Float[Array, "N M"], ranks: Int[Array, "N"]) -> Float[Array, "N"]:
-    """Crowding distance within each front; infinite at the ends of every objective that varies.
+    """Crowding distance within each front; infinite at both ends of every objective that varies.
 
-    An infinite objective counts as one above the largest finite one, and all points of a
-    front of one or two are its ends.
+    An infinite objective counts as the largest finite one plus 1. All points of a front of one or
+    two have infinite distance.
 
     References:
       Deb et al., A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II, 2002.
@@ -57,7 +57,7 @@ def crowding(objectives: Float[Array, "N M"], ranks: Int[Array, "N"]) -> Float[A
     n = objectives.shape[0]
     front_size = jnp.zeros(n, jnp.int32).at[ranks].add(1)[ranks]
 
-    def along(values):
+    def of_objective(values):
         finite = jnp.isfinite(values)
         values = jnp.where(finite, values, jnp.where(finite, values, -jnp.inf).max() + 1)
         values = jnp.nan_to_num(values)  # a column without any finite value
@@ -71,14 +71,14 @@ def crowding(objectives: Float[Array, "N M"], ranks: Int[Array, "N"]) -> Float[A
         distance = jnp.where(inside, gap, jnp.inf)
         return jnp.zeros_like(v).at[order].set(jnp.where(high > low, distance, 0.0))
 
-    distance = jax.vmap(along, in_axes=1, out_axes=1)(objectives).sum(-1)
+    distance = jax.vmap(of_objective, in_axes=1, out_axes=1)(objectives).sum(-1)
     return jnp.where(front_size <= 2, jnp.inf, distance)
 
 
 @jax.jit
 def nsga2(objectives: Float[Array, "N M"]) -> Float[Array, "N"]:
-    """Place in NSGA-II's order: by front, then by larger crowding distance."""
+    """Each row's position in NSGA-II's order: by front, then by larger crowding distance."""
     ranks = front_ranks(objectives)
     order = jnp.lexsort((-crowding(objectives, ranks), ranks))
-    places = jnp.arange(objectives.shape[0], dtype=jnp.float32)
-    return jnp.zeros_like(places).at[order].set(places)
+    positions = jnp.arange(objectives.shape[0], dtype=jnp.float32)
+    return jnp.zeros_like(positions).at[order].set(positions)

@@ -1,47 +1,60 @@
-"""Search over one group's mask: the ancestor's bit-flip EA and any evosax strategy.
+"""Evolution strategies for one group's masks: CCEP's bit-flip EA and every strategy of evosax.
 
-Both go through evosax's `init / ask / tell`. Genomes become masks by a decoder that never
-revives a filter which earlier rounds removed, nor keeps fewer than the round's floor.
+Both are used through evosax's `init`, `ask` and `tell`. Real-valued genomes are decoded to masks
+which never restore a filter that earlier rounds removed.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import cache, partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from evosax import algorithms as evosax_algorithms
 from evosax.algorithms.population_based import base
 from flax import struct
-from jaxtyping import Array, Float, ScalarLike
+from jaxtyping import Array, Float, Int, ScalarLike
 
 from ccsrp_jax.utils.errors import InputError, reason, unknown
 
 
-def floor_count(alive: int, keep_floor: float, multiple: int = 1) -> int:
-    """Fewest of `alive` filters that a round may keep, rounded down to a `multiple`.
+def keep_count(filters: int, keep_floor: float, multiple: int = 1) -> int:
+    """Fewest of `filters` that a candidate keeps: the share `keep_floor`, rounded down to a
+    `multiple`.
 
-    It always lets at least one filter go, and never the last `multiple`; where there are
-    few filters, both take more than `keep_floor` says.
+    At least one filter may always be removed, and the last `multiple` filters never; in small
+    groups either may override `keep_floor`.
     """
-    least = math.ceil(keep_floor * alive - 1e-9) // multiple * multiple
-    return max(min(least, (alive - 1) // multiple * multiple), multiple)
+    floor = _ceil_share(filters, keep_floor) // multiple * multiple
+    return max(min(floor, (filters - 1) // multiple * multiple), multiple)
+
+
+def bit_flip_keep_count(filters: int, keep_floor: float) -> int:
+    """CCEP's floor: a mutation clears a bit only while at least this many filters are kept."""
+    return _ceil_share(filters, keep_floor)
+
+
+def _ceil_share(filters: int, share: float) -> int:
+    return math.ceil(share * filters - 1e-9)  # the product may exceed an integer by rounding
 
 
 @struct.dataclass
 class BitFlipParams(base.Params):
+    """Parameters of `BitFlip`."""
+
     mutation_rate: ScalarLike
-    least: ScalarLike  # a 1 becomes 0 only while at least this many are kept
-    alive: Array  # (n,) filters that may be kept
+    min_kept: ScalarLike  # a 1 becomes 0 only while at least this many filters are kept
+    current: Array  # (n,) 0/1, the group's current mask: filters that may be kept
 
 
 class BitFlip(base.PopulationBasedAlgorithm):
-    """CCEP's per-layer EA: bit-wise mutation of uniform parents, (mu + lambda) survival.
+    """CCEP's EA for one layer: bit-wise mutation of uniformly chosen parents, (mu + lambda)
+    survival.
 
-    Genomes are 0/1 vectors. A child scans its parent's bits in order; with the mutation
-    rate a 0 becomes 1, and a 1 becomes 0 if the number kept so far is at the floor or
-    above, so that a child may end one filter below it. An empty child is its parent.
+    Genomes are 0/1 vectors. A mutation visits the bits in order. With the mutation rate, a 0
+    becomes 1, and a 1 becomes 0 if at least `min_kept` filters are kept at that point; so a child
+    may keep one filter fewer than `min_kept`. A child that keeps none is replaced by its parent.
 
     References:
       Shang et al., Neural Network Pruning by Cooperative Coevolution, IJCAI 2022
@@ -67,14 +80,14 @@ class BitFlip(base.PopulationBasedAlgorithm):
         keys = jax.random.split(key_flip, self.population_size)
         mutate_all = jax.vmap(mutate, in_axes=(0, 0, None, None, None))
         children = mutate_all(
-            keys, state.population[chosen], params.alive, params.mutation_rate, params.least
+            keys, state.population[chosen], params.current, params.mutation_rate, params.min_kept
         )
         return children, state
 
     def _tell(self, key: Array, population, fitness, state: base.State, params):
         pool = jnp.concatenate([state.population, population])
         pool_fitness = jnp.concatenate([state.fitness, fitness])
-        best = jnp.argsort(pool_fitness)[: self.population_size]  # stable: parents first
+        best = jnp.argsort(pool_fitness)[: self.population_size]  # stable: ties favor parents
         return state.replace(population=pool[best], fitness=pool_fitness[best])
 
 
@@ -82,40 +95,51 @@ class BitFlip(base.PopulationBasedAlgorithm):
 def mutate(
     key: Array,
     parent: Float[Array, "n"],
-    alive: Float[Array, "n"],
+    current: Float[Array, "n"],
     rate: ScalarLike,
-    least: ScalarLike,
+    min_kept: ScalarLike,
 ) -> Float[Array, "n"]:
-    """One bit-wise mutation, as in `BitFlip`; a 1 stays where fewer than `least` are kept."""
+    """One bit-wise mutation of a mask, as described in `BitFlip`.
+
+    Args:
+      key: of the flips.
+      parent: the 0/1 mask to mutate.
+      current: the group's current mask; a bit that is 0 there stays 0.
+      rate: probability of a flip.
+      min_kept: a 1 stays where fewer filters than this are kept.
+    """
 
     def visit(kept, gene):
-        bit, flips, may_live = gene
-        new = jnp.where(bit > 0, jnp.where(kept >= least, 0.0, 1.0), may_live)
+        bit, flips, allowed = gene
+        new = jnp.where(bit > 0, jnp.where(kept >= min_kept, 0.0, 1.0), allowed)
         new = jnp.where(flips, new, bit)
         return kept + new - bit, new
 
     flips = jax.random.bernoulli(key, rate, parent.shape)
-    _, child = jax.lax.scan(visit, parent.sum(), (parent, flips, alive))
+    _, child = jax.lax.scan(visit, parent.sum(), (parent, flips, current))
     return jnp.where(child.any(), child, parent)
 
 
 @partial(jax.jit, static_argnames="size")
 def initial_masks(
     key: Array,
-    alive: Float[Array, "n"],
+    current: Float[Array, "n"],
     init_keep: ScalarLike,
-    least: ScalarLike,
+    min_kept: ScalarLike,
     *,
     size: int,
 ) -> Float[Array, "P n"]:
-    """The unpruned mask, and `size - 1` that keep each filter with probability `init_keep`,
-    random filters being put back where fewer than `least` are left."""
+    """A first population: the current mask, and `size - 1` random masks.
+
+    Each random mask keeps every filter with probability `init_keep`; where that leaves fewer than
+    `min_kept`, filters chosen at random are restored.
+    """
     key_bits, key_repair = jax.random.split(key)
-    shape = (size, alive.shape[0])
-    bits = jax.random.bernoulli(key_bits, init_keep, shape) & (alive > 0)
-    order = jnp.where(alive > 0, bits + jax.random.uniform(key_repair, shape), -1.0)
-    bits = (bits | (_places(order) < least)) & (alive > 0)
-    return bits.astype(jnp.float32).at[0].set(alive)
+    shape = (size, current.shape[0])
+    bits = jax.random.bernoulli(key_bits, init_keep, shape) & (current > 0)
+    order = jnp.where(current > 0, bits + jax.random.uniform(key_repair, shape), -1.0)
+    bits = (bits | (_descending_ranks(order) < min_kept)) & (current > 0)
+    return bits.astype(jnp.float32).at[0].set(current)
 
 
 Decoder = Literal["threshold", "topk"]
@@ -123,51 +147,58 @@ Decoder = Literal["threshold", "topk"]
 
 @partial(jax.jit, static_argnames="decoder")
 def decode(
-    genomes: Float[Array, "P n"], alive: Float[Array, "n"], least: ScalarLike, *, decoder: Decoder
+    genomes: Float[Array, "P n"],
+    current: Float[Array, "n"],
+    min_kept: ScalarLike,
+    *,
+    decoder: Decoder,
 ) -> Float[Array, "P n"]:
-    """Masks of real genomes.
+    """Masks of real-valued genomes, with one gene a filter.
 
-    `threshold` keeps genes above 0 and fills up to the floor with the largest others;
-    `topk` keeps exactly the `least` largest genes.
+    `threshold` keeps filters whose gene is above 0, and those of the largest genes if these are
+    fewer than `min_kept`; `topk` keeps exactly the `min_kept` filters of the largest genes.
+    Filters that the current mask has removed are never kept.
     """
-    place = _places(jnp.where(alive > 0, genomes, -jnp.inf))
-    keep = place < least
+    ranks = _descending_ranks(jnp.where(current > 0, genomes, -jnp.inf))
+    keep = ranks < min_kept
     if decoder == "threshold":
         keep = keep | (genomes > 0)
-    return (keep & (alive > 0)).astype(jnp.float32)
+    return (keep & (current > 0)).astype(jnp.float32)
 
 
-def _places(values: Float[Array, "P n"]) -> Array:
-    """Position of every value in its row's descending order."""
+def _descending_ranks(values: Float[Array, "P n"]) -> Int[Array, "P n"]:
+    """Rank of every value in its row, 0 for the largest."""
     return jnp.argsort(jnp.argsort(-values, axis=-1), axis=-1)
 
 
-def strategies() -> dict[str, Callable]:
-    """`BitFlip` and evosax's algorithms, by name."""
-    return {"BitFlip": BitFlip, **evosax_algorithms.algorithms}
+STRATEGIES: Mapping[str, type[base.EvolutionaryAlgorithm]] = {
+    "BitFlip": BitFlip,
+    **evosax_algorithms.algorithms,
+}
 
 
-def is_distribution(name: str) -> bool:
-    """Whether a strategy samples from a distribution, and compares no candidates of different
-    generations."""
-    return not issubclass(strategies()[name], base.PopulationBasedAlgorithm)
+def is_distribution_based(name: str) -> bool:
+    """Whether a strategy samples from a distribution, in evosax's classification.
+
+    Such a strategy compares candidates of one generation only; others keep parents.
+    """
+    return not issubclass(STRATEGIES[name], base.PopulationBasedAlgorithm)
 
 
 @cache  # every strategy object compiles its own ask and tell
-def strategy(name: str, population: int, filters: int) -> base.EvolutionaryAlgorithm:
-    """The strategy of that name over `filters` genes; one object for equal arguments.
+def make_strategy(name: str, population: int, filters: int) -> base.EvolutionaryAlgorithm:
+    """The strategy of that name with `filters` genes; the same object for equal arguments.
 
     Raises:
-      InputError: an unknown name, or one that evosax cannot make for this population.
+      InputError: the name is unknown, or the strategy does not support this population size.
     """
-    known = strategies()
-    if name not in known:
-        raise unknown("strategy", name, known)
+    if name not in STRATEGIES:
+        raise unknown("strategy", name, STRATEGIES)
     extra = {}
-    if name == "RandomSearch":  # the one that must be told where to draw from
+    if name == "RandomSearch":  # takes its sampling distribution as an argument
         extra["sampling_fn"] = lambda key: jax.random.normal(key, (filters,))
     try:
-        return known[name](population_size=population, solution=jnp.zeros(filters), **extra)
+        return STRATEGIES[name](population_size=population, solution=jnp.zeros(filters), **extra)
     except (AssertionError, TypeError, ValueError) as error:
         raise InputError(
             f"strategy {name} cannot be made for a population of {population} "
@@ -175,6 +206,6 @@ def strategy(name: str, population: int, filters: int) -> base.EvolutionaryAlgor
         ) from error
 
 
-def strong(state):
-    """The state without weak types, with which evosax's `ask` and `tell` compile twice."""
+def strip_weak_types(state: Any) -> Any:
+    """The state with strong types: with weak ones, `ask` and `tell` would compile twice."""
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from ccsrp_jax.coevolution.search import Round
+from ccsrp_jax.coevolution.search import RoundResult
 from ccsrp_jax.networks import masks
 from ccsrp_jax.pipeline.archive import Archive
 from ccsrp_jax.pipeline.stages import (
@@ -104,7 +104,7 @@ class RoundObserver:
         tags = {"stage": "search", "round": self._number}
         self._job.log(tags | row | {"evaluations": evaluations})
 
-    def on_splice(self, spliced: RoundState, found: Round) -> None:
+    def on_splice(self, spliced: RoundState, found: RoundResult) -> None:
         """Measures how far the search's estimate of robustness is off, before fine-tuning.
 
         That is the spliced network's accuracy on the shared adversarial set minus that under the
@@ -113,7 +113,7 @@ class RoundObserver:
         job, number = self._job, spliced.number
         state = State(spliced.variables, spliced.masks)
         self._not_finite = {
-            n: each.not_finite for n, each in found.found.items() if each.not_finite
+            n: each.not_finite for n, each in found.groups.items() if each.not_finite
         }
         if self._not_finite:
             counts = ", ".join(f"{count} of {name}" for name, count in self._not_finite.items())
@@ -143,10 +143,10 @@ class RoundObserver:
             self._on_epoch, self._on_step = callbacks
             yield
 
-    def on_round(self, done: RoundState, found: Round) -> None:
+    def on_round(self, done: RoundState, found: RoundResult) -> None:
         """Logs the round, and adds its network to the archive, which checkpoints it."""
         row = {
-            "evaluations": sum(each.evaluations for each in found.found.values()),
+            "evaluations": sum(each.evaluations for each in found.groups.values()),
             "scored_images": sum(found.images.values()),
             "not_finite": sum(self._not_finite.values()),
             **self._seconds,

@@ -33,7 +33,9 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
     terminal = terminal or Terminal()
     folder = _folder(config)
     run_dir.check(folder, settings(config), resume=config.resume)
-    strategies.strategy(config.search.strategy, config.search.population, 8)  # refuses it early
+    strategies.make_strategy(
+        config.search.strategy, config.search.population, 8
+    )  # refuses it early
     data = data_of(config)
     mesh = devices.mesh(config.devices)
     if data.encoding != "direct" and config.encoding != "direct":

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from ccsrp_jax.coevolution.search import Found
 from ccsrp_jax.coevolution.settings import Search
+from ccsrp_jax.coevolution.subpopulation import GroupResult
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.pruning.budget import Cost, prune_to_budget
 
@@ -17,7 +17,7 @@ BISECTIONS = 60  # of the multiplier, between 1e-6 and 1e6
 
 def splice_by_lagrangian(
     key: Array,
-    found: dict[str, Found],
+    found: dict[str, GroupResult],
     masks: MaskTree,
     search: Search,
     cost_of: Cost,
@@ -42,14 +42,14 @@ def splice_by_lagrangian(
       cost_of: of masks, what is limited.
       limit: that the spliced masks may cost.
     """
-    losses = {name: search.weigh(each.scored[1]) for name, each in found.items()}
+    losses = {name: search.scalarize(each.scored_objectives) for name, each in found.items()}
 
     def minimizers(multiplier: float) -> MaskTree:
         chosen = {}
-        for name, (candidates, objectives) in ((n, each.scored) for n, each in found.items()):
-            lagrangian = losses[name] + multiplier * objectives[:, 2]
+        for name, each in found.items():
+            lagrangian = losses[name] + multiplier * each.scored_objectives[:, 2]
             lagrangian = np.where(np.isfinite(lagrangian), lagrangian, np.inf)
-            chosen[name] = candidates[int(np.argmin(lagrangian))]
+            chosen[name] = each.scored_masks[int(np.argmin(lagrangian))]
         return masks | chosen
 
     low, high = 1e-6, 1e6
@@ -59,7 +59,7 @@ def splice_by_lagrangian(
             high = multiplier
         else:
             low = multiplier
-    importance = {name: each.harm for name, each in found.items()}
+    importance = {name: each.importance for name, each in found.items()}
     return fit_to_budget(key, masks, minimizers(high), importance, cost_of, limit)
 
 

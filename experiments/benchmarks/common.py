@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ccsrp_jax.coevolution import fitness, subproblem
+from ccsrp_jax.coevolution.task import Task
 from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks import masks, zoo
 from ccsrp_jax.networks.architecture import Architecture, gate_position, groups
@@ -104,7 +105,7 @@ def random_problem(
     population: int,
     images: int,
     **options: Any,
-) -> tuple[subproblem.Task, np.ndarray]:
+) -> tuple[Task, np.ndarray]:
     """A task on random images, and a random population for it: (members, filters)."""
     random = np.random.default_rng(0)
     labels = random.integers(0, architecture.classes, images).astype(np.int32)
@@ -121,7 +122,7 @@ def random_problem(
     return task, members
 
 
-def score_calls(task: subproblem.Task, members: np.ndarray) -> int:
+def score_calls(task: Task, members: np.ndarray) -> int:
     """How often one score calls `score_members`."""
     size = task.member_chunk * devices.device_count(task.mesh)
     return len(task.clean + task.adversarial) * -(-len(members) // size)
@@ -171,9 +172,7 @@ def walk_part(architecture: Architecture, begin: int, end: int, variables, masks
     return jax.vmap(walk)(values)
 
 
-def parts_of_call(
-    task: subproblem.Task, members: np.ndarray
-) -> dict[str, tuple[str, Callable[[], Any]]]:
+def parts_of_call(task: Task, members: np.ndarray) -> dict[str, tuple[str, Callable[[], Any]]]:
     """By node: the kind of part (see `PARTS`), and a function that computes it for one chunk."""
     architecture, batch = task.classifier.architecture, task.clean[0]
     nodes, gate = architecture.nodes, gate_position(architecture, task.group)
@@ -196,7 +195,7 @@ def parts_of_call(
     return parts
 
 
-def dispatch_only(task: subproblem.Task, members: np.ndarray) -> Callable[[], Any]:
+def dispatch_only(task: Task, members: np.ndarray) -> Callable[[], Any]:
     """Scores as many candidates on the same graph with one filter a layer and one image."""
     thin = with_widths(task.classifier.architecture, lambda width: 1)
     thin_task, thin_members = random_problem(
@@ -207,7 +206,7 @@ def dispatch_only(task: subproblem.Task, members: np.ndarray) -> Callable[[], An
     return partial(fitness.score, thin_task, thin_members)
 
 
-def breakdown(task: subproblem.Task, members: np.ndarray, seconds: float, rounds: int) -> dict:
+def breakdown(task: Task, members: np.ndarray, seconds: float, rounds: int) -> dict:
     """Seconds of the parts of a call, each timed by itself; a whole score takes `seconds`."""
     architecture, batch = task.classifier.architecture, task.clean[0]
     count = score_calls(task, members)

@@ -178,7 +178,9 @@ def compare(name: str, options: argparse.Namespace) -> dict:
     twin = MaskedTwin(trained.classifier.architecture, trained.variables, images)
     twin_batch = fastest(setting.batches, lambda size: twin.score(None, None, size))
     score_whole = jax.jit(
-        lambda trees, x, y: scoring.judge(trained.classifier((trained.variables, trees), x), y)
+        lambda trees, x, y: scoring.error_and_loss(
+            trained.classifier((trained.variables, trees), x), y
+        )
     )
     score_all = jax.jit(jax.vmap(score_whole, in_axes=(0, None, None), out_axes=1))
 

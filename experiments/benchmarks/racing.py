@@ -22,8 +22,9 @@ import numpy as np
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution import fitness, selection, strategies, subproblem
 from ccsrp_jax.coevolution.racing import Racing
-from ccsrp_jax.coevolution.search import shared_adversarial_set
 from ccsrp_jax.coevolution.settings import PRESETS
+from ccsrp_jax.coevolution.shared_set import shared_adversarial_set
+from ccsrp_jax.coevolution.task import Task
 from ccsrp_jax.data import datasets
 from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks import masks, zoo
@@ -77,7 +78,7 @@ def main() -> None:
 def draw(key: jax.Array, alive: np.ndarray, preset: str) -> np.ndarray:
     """A preset's first candidates."""
     search, kept = PRESETS[preset], int(alive.sum())
-    least = strategies.floor_count(kept, search.keep_floor, search.step)
+    least = strategies.keep_count(kept, search.keep_floor, search.width_multiple)
     if preset == "faithful":
         size = search.population + 1  # the first is the unpruned mask
         drawn = strategies.initial_masks(key, alive, search.init_keep, least, size=size)[1:]
@@ -87,7 +88,7 @@ def draw(key: jax.Array, alive: np.ndarray, preset: str) -> np.ndarray:
     return np.unique(np.asarray(drawn), axis=0)
 
 
-def run(task: subproblem.Task, members: np.ndarray, preset: str) -> list[dict]:
+def run(task: Task, members: np.ndarray, preset: str) -> list[dict]:
     """Races of one population, each beside the full evaluation."""
     full, races = fitness.score(task, members), []
     for objective in ("accuracy", "loss"):

@@ -36,7 +36,8 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from ccsrp_jax.coevolution import fitness, subproblem
+from ccsrp_jax.coevolution import fitness
+from ccsrp_jax.coevolution.task import Task
 from ccsrp_jax.networks import zoo
 from ccsrp_jax.networks.architecture import groups
 from ccsrp_jax.networks.cost import suffix_macs
@@ -72,7 +73,7 @@ PART_NAMES = {
 class Scoring(NamedTuple):
     """Candidates for one group of one network, and what was timed of their score."""
 
-    task: subproblem.Task
+    task: Task
     members: np.ndarray
     timings: list[float]
 
@@ -106,7 +107,7 @@ def timed(options: argparse.Namespace, side: int) -> tuple[dict, dict[str, dict[
     """The matrix product's rate, and the timed scores by model and group; all alternate."""
     products = 5 if CPU else 100  # in one timing
     square, multiply = jax.random.normal(jax.random.key(0), (side, side)), jax.jit(jnp.matmul)
-    problems: dict[tuple[str, str], tuple[subproblem.Task, np.ndarray]] = {}
+    problems: dict[tuple[str, str], tuple[Task, np.ndarray]] = {}
     runs: dict[Any, Callable[[], Any]] = {
         "product": lambda: [multiply(square, square) for _ in range(products)]
     }

@@ -52,8 +52,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from ccsrp_jax.coevolution import fitness, subproblem
+from ccsrp_jax.coevolution import fitness
+from ccsrp_jax.coevolution.call_size import call_macs
 from ccsrp_jax.coevolution.scoring import score_attacked
+from ccsrp_jax.coevolution.task import Task
 from ccsrp_jax.networks import zoo
 from ccsrp_jax.networks.architecture import groups
 from ccsrp_jax.networks.cost import layer_macs, suffix_macs
@@ -103,7 +105,7 @@ class Point(NamedTuple):
     run: Callable[[], Any]
     macs: float
     candidates: int = 1  # that time and MACs are divided by
-    task: subproblem.Task | None = None
+    task: Task | None = None
     members: np.ndarray | None = None
 
 
@@ -204,17 +206,14 @@ def one_by_one(runs: dict[str, Callable[[], Any]]) -> None:
         run()
 
 
-def whole_networks(
-    task: subproblem.Task, members: np.ndarray, macs: int
-) -> Callable[[], np.ndarray]:
+def whole_networks(task: Task, members: np.ndarray, macs: int) -> Callable[[], np.ndarray]:
     """Scores every candidate without sharing: (set, kind, member, image)."""
-    limit = subproblem.CALL_MACS.get(jax.default_backend(), subproblem.CALL_MACS_ELSEWHERE)
-    chunk = max(1, int(limit / (task.images * macs)))  # by the rule of `fitness`
+    chunk = max(1, int(call_macs() / (task.images * macs)))  # by the rule of `fitness`
     parts = [members[at : at + chunk] for at in range(0, len(members), chunk)]
     jobs = [
         [
             (
-                task.whole(jnp.asarray(part)),
+                task.mask_trees(jnp.asarray(part)),
                 jnp.broadcast_to(batch.images, (len(part), *batch.images.shape)),
                 batch.labels,
             )

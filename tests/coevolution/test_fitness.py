@@ -9,7 +9,7 @@ import pytest
 from conftest import busy
 
 from ccsrp_jax.attacks.pgd import PGD
-from ccsrp_jax.coevolution import fitness, scoring, subproblem
+from ccsrp_jax.coevolution import call_size, fitness, scoring, subproblem
 from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks import cost, masks, zoo
 from ccsrp_jax.networks.architecture import Architecture
@@ -229,7 +229,7 @@ def test_what_is_shared_is_held_in_half_of_the_memory_and_scores_are_the_same(ne
 def test_the_chunk_on_a_cpu_holds_so_many_macs(network, splits):
     """After conv2's gate, in T = 3 steps: 16 pixels of conv3's 3 x 3 x 5 x 4, the classifier."""
     member = 20 * 3 * (16 * 9 * 5 * 4 + 64 * 10)
-    most = int(subproblem.CALL_MACS["cpu"] / member)
+    most = int(call_size.CALL_MACS["cpu"] / member)
     assert 8 < most < 200
     for population, expected in ((8, 8), (200, most)):
         task = task_within(network, splits, 10**9, "conv2", population=population)
@@ -342,7 +342,7 @@ def test_change_is_the_mean_distance_from_the_current_masks_losses(network, spli
     task = subproblem.make_task(
         *(Classifier(architecture), variables, current, "conv2", *splits), batch_size=8
     )
-    scores = fitness.score(fitness.refer(task), members)
+    scores = fitness.score(fitness.with_reference(task), members)
     for split, found in zip(splits, (scores.change, scores.robust_change), strict=True):
         each = np.array(
             [losses(architecture, variables, current | {"conv2": m}, split)[1] for m in members]

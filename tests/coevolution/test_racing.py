@@ -19,10 +19,10 @@ def both(values):
 def survivors(race: Racing, values: np.ndarray, batch: int) -> np.ndarray:
     """Who is left of a race on (2, 2, M, n) values, batch after batch."""
     total, running = values.shape[-1], np.arange(values.shape[2])
-    looks = race.looks(-(-total // batch), batch)
+    looks = race.elimination_points(-(-total // batch), batch)
     for look in looks:
         seen = values[:, :, running, : look * batch]
-        running = running[~race.beaten(seen, np.ones(len(running)), total, len(looks))]
+        running = running[~race.eliminated(seen, np.ones(len(running)), total, len(looks))]
     return running
 
 
@@ -74,7 +74,7 @@ def test_the_more_confident_the_fewer_drop_out():
 def test_clearly_worse_ones_drop_out_at_the_first_look(objective):
     random = np.random.default_rng(2)
     wrong = random.uniform(size=(5, 100)) < np.array([[0.1], [0.1], [0.1], [0.8], [0.9]])
-    beaten = Racing(objective=objective).beaten(both(wrong)[..., :32], np.ones(5), 100, 2)
+    beaten = Racing(objective=objective).eliminated(both(wrong)[..., :32], np.ones(5), 100, 2)
     np.testing.assert_array_equal(beaten, [False, False, False, True, True])
 
 
@@ -85,7 +85,7 @@ def test_only_the_chosen_objective_counts():
     values = both(np.stack([good, bad])).copy()
     values[:, 1] = np.stack([bad, good])
     for objective, expected in (("accuracy", [False, True]), ("loss", [True, False])):
-        beaten = Racing(objective=objective).beaten(values, np.ones(2), 128, 1)
+        beaten = Racing(objective=objective).eliminated(values, np.ones(2), 128, 1)
         np.testing.assert_array_equal(beaten, expected)
 
 
@@ -94,7 +94,9 @@ def test_robust_values_and_macs_count_by_their_weights():
     values = both(random.uniform(size=(1, 64)) < 0.5).repeat(2, axis=2)
     values[1, :, 1] += random.uniform(0.2, 0.4, 64)  # the second: worse if attacked
     beaten = [
-        Racing(robust_weight=robust, macs_weight=macs).beaten(values, np.array([1, 0.5]), 128, 1)
+        Racing(robust_weight=robust, macs_weight=macs).eliminated(
+            values, np.array([1, 0.5]), 128, 1
+        )
         for robust, macs in ((1.0, 0.0), (0.0, 0.0), (1.0, 1.0), (0.0, 1.0))
     ]
     # the last two differ on no image by anything but their MACs
@@ -111,7 +113,7 @@ def test_members_that_differ_on_no_image_never_drop_out(macs_weight):
         values[1] = both(random.lognormal(size=(1, count)))[1]
         for objective in ("accuracy", "loss"):
             race = Racing(objective=objective, robust_weight=0.7, macs_weight=macs_weight)
-            assert not race.beaten(values, random.uniform(size=4), 1000, 1).any()
+            assert not race.eliminated(values, random.uniform(size=4), 1000, 1).any()
 
 
 def test_values_that_are_not_finite_drop_out_at_the_first_look():
@@ -124,28 +126,28 @@ def test_values_that_are_not_finite_drop_out_at_the_first_look():
         for objective in ("accuracy", "loss"):
             for weight in (0.0, 1.0):
                 race = Racing(objective=objective, robust_weight=weight)
-                beaten = race.beaten(values, np.ones(3), 64, 1)
+                beaten = race.eliminated(values, np.ones(3), 64, 1)
                 assert beaten[1] and not beaten.all()
-    assert Racing().beaten(np.full((2, 2, 3, 32), np.inf, np.float32), np.ones(3), 64, 1).all()
+    assert Racing().eliminated(np.full((2, 2, 3, 32), np.inf, np.float32), np.ones(3), 64, 1).all()
 
 
 def test_the_last_image_leaves_nothing_to_chance():
     """With all images seen, whoever is worse at all is out."""
     random = np.random.default_rng(7)
     values = random.uniform(size=(5, 64))
-    beaten = Racing(objective="loss").beaten(both(values), np.ones(5), 64, 1)
+    beaten = Racing(objective="loss").eliminated(both(values), np.ones(5), 64, 1)
     np.testing.assert_array_equal(beaten, values.mean(-1) > values.mean(-1).min())
 
 
 def test_looks_come_as_the_odds_of_seen_to_unseen_double():
-    assert Racing().looks(28, 32) == [1, 2, 4, 6, 10, 15, 20, 23, 25, 27]
-    assert Racing().looks(10, 16) == [2, 3, 5, 7, 8]  # odds of 1/4, 1/2, 1, 2, 4
-    assert Racing().looks(257, 64)[:8] == [1, 2, 4, 8, 15, 29, 51, 86]
+    assert Racing().elimination_points(28, 32) == [1, 2, 4, 6, 10, 15, 20, 23, 25, 27]
+    assert Racing().elimination_points(10, 16) == [2, 3, 5, 7, 8]  # odds of 1/4, 1/2, 1, 2, 4
+    assert Racing().elimination_points(257, 64)[:8] == [1, 2, 4, 8, 15, 29, 51, 86]
     for first in (2, 32, 33, 100):
         for batches in range(1, 40):
             for size in (1, 7, 32, 64):
                 enough = next(n for n in range(1, 200) if n * size >= first)
-                looks = Racing(first=first).looks(batches, size)
+                looks = Racing(first=first).elimination_points(batches, size)
                 assert looks[:1] == [enough][: enough < batches]
                 assert looks == sorted(set(looks)) and all(look < batches for look in looks)
 

@@ -8,10 +8,13 @@ import pytest
 from conftest import busy
 
 from ccsrp_jax.attacks.pgd import PGD
-from ccsrp_jax.coevolution import fitness, scoring, selection, subproblem
+from ccsrp_jax.coevolution import call_size, fitness, scoring, selection, task
 from ccsrp_jax.coevolution import search as coevolution
+from ccsrp_jax.coevolution.racing import rank_eliminated_last
 from ccsrp_jax.coevolution.settings import Search
-from ccsrp_jax.coevolution.strategies import floor_count
+from ccsrp_jax.coevolution.shared_set import shared_adversarial_set
+from ccsrp_jax.coevolution.strategies import keep_count
+from ccsrp_jax.coevolution.subpopulation import search_group
 from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks import cost, masks, zoo
 from ccsrp_jax.networks.classifier import Classifier
@@ -63,7 +66,7 @@ def test_round_prunes_every_group_within_its_floor(network, clean, search):
     for group, mask in result.masks.items():
         alive = np.asarray(current[group])
         assert (np.asarray(mask) <= alive).all()
-        least = floor_count(int(alive.sum()), search.keep_floor) - (search.strategy == "BitFlip")
+        least = keep_count(int(alive.sum()), search.keep_floor) - (search.strategy == "BitFlip")
         assert max(least, 1) <= mask.sum() < alive.sum()
 
 
@@ -71,7 +74,7 @@ def test_groups_are_searched_in_the_network_as_it_was(network, clean):
     """The last group's objectives are those of a network in which only it was pruned."""
     architecture, variables = network
     result = search_round(network, clean, Search(**SMALL))
-    found, whole = result.found["conv3"], masks.ones(architecture)
+    found, whole = result.groups["conv3"], masks.ones(architecture)
     alone = whole | {"conv3": jax.numpy.asarray(found.mask)}
     params, classifier = (variables, alone), Classifier(architecture)
     error = 1 - correct(classifier, params, clean).mean()
@@ -85,7 +88,7 @@ def test_finished_groups_are_left_alone(network, clean):
     current = masks.ones(architecture)
     current["conv2"] = current["conv2"].at[1:].set(0.0)
     result = search_round(network, clean, Search(**SMALL), current)
-    assert "conv2" not in result.found
+    assert "conv2" not in result.groups
     chex.assert_trees_all_equal(result.masks["conv2"], current["conv2"])
 
 
@@ -143,8 +146,8 @@ def test_variants_shape_the_shared_set(network, clean):
         PGD(0.1, 2, random_start=False),
         Search(mutation_rate=0.5, keep_floor=0.2),
     )
-    alone = coevolution.shared_adversarial_set(*arguments, [])
-    varied = coevolution.shared_adversarial_set(*arguments, ["conv1", "conv2"])
+    alone = shared_adversarial_set(*arguments, [])
+    varied = shared_adversarial_set(*arguments, ["conv1", "conv2"])
     same = np.isclose(alone.images, varied.images).all((1, 2, 3))
     assert same[0::3].all()  # the share of the network itself
     assert not same[1::3].all() and not same[2::3].all()
@@ -153,7 +156,7 @@ def test_variants_shape_the_shared_set(network, clean):
 def test_rounds_repeat_bit_for_bit(network, clean):
     first, second = (search_round(network, clean, Search(**SMALL), seed=7) for _ in range(2))
     chex.assert_trees_all_equal(first.masks, second.masks)
-    chex.assert_trees_all_equal(first.found, second.found)
+    chex.assert_trees_all_equal(first.groups, second.groups)
 
 
 # ---- compilations
@@ -167,7 +170,7 @@ def test_a_second_round_compiles_nothing(clean, monkeypatch):
     for name, names in (("shared_prefix", ()), ("score_members", ("mesh",))):
         traced = chex.assert_max_traces(getattr(scoring, name).__wrapped__, groups)
         program = jax.jit(traced, static_argnums=(0, 1), static_argnames=names)
-        for module in (fitness, subproblem):
+        for module in (fitness, task, call_size):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, program)
     with count_compilations() as compiled:
@@ -214,7 +217,7 @@ def test_a_race_takes_fewer_images_and_chooses_none_that_dropped_out(
     architecture, variables = network
     options = {"population": 6, "generations": 1, "keep_floor": 0.9, "strategy": strategy}
 
-    def search(seed: int, racing: bool) -> coevolution.Round:
+    def search(seed: int, racing: bool) -> coevolution.RoundResult:
         scored.clear()
         return coevolution.search_round(
             jax.random.key(seed),
@@ -232,9 +235,9 @@ def test_a_race_takes_fewer_images_and_chooses_none_that_dropped_out(
     for seed in range(6):
         raced = search(seed, racing=True)
         assert sum(raced.images.values()) == sum(scored.values())
-        for group, result in raced.found.items():
+        for group, result in raced.groups.items():
             assert scored[group, result.mask.tobytes()] == 192
-            least = floor_count(len(result.mask), 0.9) - (strategy == "BitFlip")
+            least = keep_count(len(result.mask), 0.9) - (strategy == "BitFlip")
             assert max(least, 1) <= result.mask.sum() < len(result.mask)
         if seed == 0:
             assert sum(raced.images.values()) < sum(whole.images.values())
@@ -255,9 +258,10 @@ def test_members_that_dropped_out_come_behind_all_that_did_not():
                 robust_weight=robust_weight,
                 macs_weight=macs_weight,
             )
-            points = coevolution._behind(fitness.Scores(*values, images, *values[2:4]), 256, search)
+            scores, out = fitness.Scores(*values, images, *values[2:4]), images < 256
+            points = scores.objectives(search.objective)
+            points = rank_eliminated_last(points, out, search.scalarize)
             finite = np.isfinite(points).all(-1)
-            out = images < 256
             weighed = selection.weighted_sum(points[finite], robust_weight, macs_weight)
             worst = weighed[~out[finite]].max()
             assert (weighed[out[finite]] > worst).all()
@@ -288,7 +292,7 @@ def test_masks_without_finite_logits_are_counted_and_never_chosen(network, clean
     search = Search(
         population=4, generations=3, keep_floor=0.5, strategy=strategy, robust_weight=0.0
     )
-    found = search_round((architecture, variables), clean, search, current).found["conv3"]
+    found = search_round((architecture, variables), clean, search, current).groups["conv3"]
     kept = [bool(np.frombuffer(mask, np.float32)[filter]) for _, mask in scored]
     assert 0 < sum(kept) < len(kept) == found.evaluations
     assert found.not_finite == sum(kept)
@@ -315,7 +319,7 @@ def test_a_search_goes_on_after_objectives_that_are_not_finite(strategy, robust_
         points[members.sum(-1) % 2 == 1] = np.inf
         return points
 
-    found = coevolution.search_group(
+    found = search_group(
         jax.random.key(0),
         np.ones(12),
         evaluate,
@@ -333,17 +337,17 @@ def test_searches_at_given_widths_leave_whole_groups_alone(network, clean):
     found = coevolution.search_round(
         *(jax.random.key(0), Classifier(architecture), variables, whole, clean, ATTACK),
         Search(strategy="SNES", population=4, generations=2, keep_floor=0.5),
-        kept=kept,
+        keep_counts=kept,
     )
-    assert list(found.found) == ["conv2"]
+    assert list(found.groups) == ["conv2"]
     assert {name: int(mask.sum()) for name, mask in found.masks.items()} == kept
-    scored, _ = found.found["conv2"].scored
+    scored = found.groups["conv2"].scored_masks
     assert (scored.sum(-1) == kept["conv2"]).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"strategy": "SNES", "decoder": "threshold"}])
 def test_given_widths_need_candidates_that_keep_them(options):
     with pytest.raises(InputError, match="use an evosax strategy, such as SNES, with decoder topk"):
-        coevolution.search_group(
-            jax.random.key(0), np.ones(4), lambda members: members, Search(**options), kept=2
+        search_group(
+            jax.random.key(0), np.ones(4), lambda members: members, Search(**options), keep_count=2
         )

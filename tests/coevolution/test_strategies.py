@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ccsrp_jax.coevolution import strategies
-from ccsrp_jax.coevolution.search import search_group
 from ccsrp_jax.coevolution.settings import Search
+from ccsrp_jax.coevolution.subpopulation import search_group
 from ccsrp_jax.utils.errors import InputError
 
 
@@ -67,7 +67,7 @@ def test_first_population_holds_the_unpruned_mask_and_respects_the_floor():
     ],
 )
 def test_floor_lets_some_filter_go_and_never_the_last(alive, floor, multiple, least):
-    assert strategies.floor_count(alive, floor, multiple) == least
+    assert strategies.keep_count(alive, floor, multiple) == least
 
 
 @pytest.mark.parametrize("decoder", ["threshold", "topk"])
@@ -89,7 +89,7 @@ def test_decoded_masks_respect_floor_and_dead_filters(decoder):
 
 
 def test_bit_flip_survivors_are_the_best_of_parents_and_children():
-    algorithm = strategies.strategy("BitFlip", 5, 16)
+    algorithm = strategies.make_strategy("BitFlip", 5, 16)
     params = algorithm.default_params.replace(least=2, alive=jnp.ones(16))
     target = np.random.default_rng(0).integers(0, 2, 16)
 
@@ -97,7 +97,9 @@ def test_bit_flip_survivors_are_the_best_of_parents_and_children():
         return jnp.asarray(np.abs(np.asarray(population) - target).sum(-1), jnp.float32)
 
     start = strategies.initial_masks(jax.random.key(0), jnp.ones(16), 0.7, 2, size=5)
-    state = strategies.strong(algorithm.init(jax.random.key(1), start, fitness(start), params))
+    state = strategies.strip_weak_types(
+        algorithm.init(jax.random.key(1), start, fitness(start), params)
+    )
     for generation in range(20):
         parents = np.asarray(state.fitness)
         population, state = algorithm.ask(jax.random.key(generation), state, params)
@@ -109,9 +111,9 @@ def test_bit_flip_survivors_are_the_best_of_parents_and_children():
 
 
 def test_strategies_compile_ask_and_tell_once():
-    algorithm = strategies.strategy("SNES", 6, 9)
+    algorithm = strategies.make_strategy("SNES", 6, 9)
     params = algorithm.default_params
-    state = strategies.strong(algorithm.init(jax.random.key(0), jnp.zeros(9), params))
+    state = strategies.strip_weak_types(algorithm.init(jax.random.key(0), jnp.zeros(9), params))
     before = type(algorithm).tell._cache_size()
     for generation in range(3):
         population, state = algorithm.ask(jax.random.key(generation), state, params)

@@ -12,8 +12,8 @@ from conftest import pruning_problem
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution import fitness
 from ccsrp_jax.coevolution import search as coevolution
-from ccsrp_jax.coevolution.search import Found, search_group
 from ccsrp_jax.coevolution.settings import Search
+from ccsrp_jax.coevolution.subpopulation import GroupResult, search_group
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks import zoo
 from ccsrp_jax.pruning import budget, splicing
@@ -129,7 +129,7 @@ def searched(seed):
         points = np.stack([*losses, macs], axis=-1)
         points[random.integers(1, len(masks))] = np.inf
         harm = random.permutation(len(whole)) + random.uniform()
-        found[name] = Found(masks[0], points[0], 6, [], 1, (masks, points), harm)
+        found[name] = GroupResult(masks[0], points[0], 6, [], 1, masks, points, harm)
     return found, cost
 
 
@@ -145,10 +145,12 @@ def test_offers_are_the_best_of_all_combinations_at_the_lowest_price_that_fits(
     found, cost = searched(seed)
     limit = fraction * cost(WHOLE)
     chosen = splice_by_lagrangian(KEY, found, WHOLE, search, cost, limit)
-    combinations = list(itertools.product(*(range(len(each.scored[0])) for each in found.values())))
+    combinations = list(
+        itertools.product(*(range(len(each.scored_masks)) for each in found.values()))
+    )
     points = np.array(
         [
-            sum(each.scored[1][i] for each, i in zip(found.values(), places, strict=True))
+            sum(each.scored_objectives[i] for each, i in zip(found.values(), places, strict=True))
             for places in combinations
         ]
     )
@@ -159,7 +161,8 @@ def test_offers_are_the_best_of_all_combinations_at_the_lowest_price_that_fits(
 
     def masks_of(places):
         return {
-            name: each.scored[0][i] for (name, each), i in zip(found.items(), places, strict=True)
+            name: each.scored_masks[i]
+            for (name, each), i in zip(found.items(), places, strict=True)
         }
 
     # the best changes only at prices at which two combinations are equally good
@@ -236,7 +239,7 @@ def test_harm_is_what_each_removal_alone_adds_and_orders_the_first_masks():
         without = ALIVE.copy()
         without[i] = 0
         expected[i] = value(without) - value(ALIVE)
-    np.testing.assert_allclose(found.harm, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.importance, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(masks[:1], ALIVE[None])
     np.testing.assert_array_equal(masks[1:11].sum(-1), 9)
     order = [i for i in np.argsort(expected) if ALIVE[i]]
@@ -250,7 +253,7 @@ def test_the_first_generation_varies_the_order_of_harm_but_does_not_forget_it():
     search = dataclasses.replace(PRICED, population=64, generations=1, levels=(0.5,))
     found, masks, _ = generations_of(search, ALIVE)
     drawn = masks[12:]
-    order = [i for i in np.argsort(found.harm) if ALIVE[i]]
+    order = [i for i in np.argsort(found.importance) if ALIVE[i]]
     assert len(drawn) > 5 and (drawn.sum(-1) == 5).all()
     share = drawn[:, order].mean(0)  # of the masks that keep a filter, the least harmful first
     assert share[:3].max() < 0.4 < 0.6 < share[-3:].min()
@@ -263,8 +266,8 @@ def test_an_order_that_is_given_takes_the_place_of_single_removals():
         calls.extend(members)
         return objectives(members)
 
-    found = search_group(KEY, ALIVE, evaluate, PRICED, harm=order)
-    assert found.harm is order
+    found = search_group(KEY, ALIVE, evaluate, PRICED, importance=order)
+    assert found.importance is order
     for mask, left in zip(calls, (9, 6, 4), strict=False):  # the least harmful are the last
         assert set(np.flatnonzero(mask)) == set(np.flatnonzero(ALIVE)[:left])
 
@@ -272,7 +275,7 @@ def test_an_order_that_is_given_takes_the_place_of_single_removals():
 def test_generations_take_turns_at_the_levels():
     search = dataclasses.replace(PRICED, population=8, generations=7, single_removals=False)
     found, masks, ends = generations_of(search, ALIVE)
-    assert found.harm is None
+    assert found.importance is None
     for number, (first, last) in enumerate(itertools.pairwise([0, *ends])):
         assert (masks[first:last].sum(-1) == (9, 6, 4)[number % 3]).all()
         assert last > first or number >= 3
@@ -345,8 +348,8 @@ def test_harm_in_a_network_is_that_of_scoring_it_without_each_filter(problem):
     for i in range(4):
         without = current | {"conv2": current["conv2"].at[i].set(0.0)}
         expected = value(without) - value(current)
-        assert result.found["conv2"].harm[i] == pytest.approx(expected, abs=1e-6)
-    assert not result.found["conv2"].harm[4:].any()
+        assert result.groups["conv2"].importance[i] == pytest.approx(expected, abs=1e-6)
+    assert not result.groups["conv2"].importance[4:].any()
 
 
 def within_one_filter(problem, before, found):

@@ -7,7 +7,7 @@ from jax.sharding import AxisType
 from workers import population
 from workers.processes import finish, on_cpu, start
 
-from ccsrp_jax.coevolution import subproblem
+from ccsrp_jax.coevolution import call_size, subproblem
 from ccsrp_jax.data import splits
 from ccsrp_jax.networks import masks
 from ccsrp_jax.networks.classifier import Classifier
@@ -112,7 +112,7 @@ def test_program_bytes_grow_with_the_number_of_members(network, digits):
     task = subproblem.make_task(
         Classifier(architecture), variables, masks.ones(architecture), "conv3", clean, clean
     )
-    one, two, six = (subproblem.call_bytes(task, task.clean[0], count) for count in (1, 2, 6))
+    one, two, six = (call_size.call_bytes(task, task.clean[0], count) for count in (1, 2, 6))
     assert 0 < one < two < six
     assert six > 5 * (two - one)  # in line
 

@@ -9,9 +9,10 @@ from conftest import busy
 from jax.sharding import Mesh
 
 from ccsrp_jax.attacks.pgd import PGD
-from ccsrp_jax.coevolution import fitness, search, subproblem
+from ccsrp_jax.coevolution import fitness, search
 from ccsrp_jax.coevolution.racing import Racing
 from ccsrp_jax.coevolution.settings import Search
+from ccsrp_jax.coevolution.subproblem import make_task
 from ccsrp_jax.data import datasets, splits
 from ccsrp_jax.networks import masks, zoo
 from ccsrp_jax.networks.classifier import Classifier
@@ -40,7 +41,7 @@ def scores(mesh: Mesh | None) -> dict[str, np.ndarray]:
     members[:, 0] = 1
     found = {}
     for way, (adversarial, options) in ways.items():
-        task = subproblem.make_task(
+        task = make_task(
             Classifier(ARCHITECTURE),
             busy(ARCHITECTURE, seed=0),
             masks.random(jax.random.key(1), ARCHITECTURE, 0.9),
@@ -72,7 +73,7 @@ def search_round(mesh: Mesh | None) -> dict[str, np.ndarray]:
         mesh=mesh,
     )
     chosen = {f"mask of {group}": np.asarray(mask) for group, mask in found.masks.items()}
-    return chosen | {f"{group}": result.objectives for group, result in found.found.items()}
+    return chosen | {f"{group}": result.objectives for group, result in found.groups.items()}
 
 
 def save_scores(out: str) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array
 
-from ccsrp_jax.coevolution.search import Round, search_round
+from ccsrp_jax.coevolution.search import RoundResult, search_round
 from ccsrp_jax.coevolution.settings import PRESETS, Search
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.masks import MaskTree
@@ -49,7 +49,7 @@ class RoundState(NamedTuple):
     masks: MaskTree
 
 
-OnRound = Callable[[RoundState, Round], None]  # called with what the round's search found
+OnRound = Callable[[RoundState, RoundResult], None]  # called with what the round's search found
 
 
 def ccsrp(
@@ -155,7 +155,7 @@ def search_masks(
     search: Search,
     importance: Scores | None = None,
     kept: Mapping[str, int] | None = None,
-) -> tuple[Round, Passes]:
+) -> tuple[RoundResult, Passes]:
     """`coevolution.search_round` on a problem's search images, and the passes that it took."""
     callbacks = problem.callbacks
     with callbacks.search_clock():
@@ -170,9 +170,9 @@ def search_masks(
             batch_size=problem.batch_size,
             member_chunk=problem.member_chunk,
             mesh=problem.mesh,
-            report=callbacks.on_generation,
-            harm=importance,
-            kept=kept,
+            on_generation=callbacks.on_generation,
+            importance=importance,
+            keep_counts=kept,
         )
     return found, _passes_of(problem, found, search)
 
@@ -186,7 +186,7 @@ def _spliced(
     key: Array,
     problem: Problem,
     search: Search,
-    found: Round,
+    found: RoundResult,
     before: MaskTree,
     cost_of: Cost,
     share: float | int,
@@ -199,16 +199,16 @@ def _spliced(
     last, target = share == 1, problem.limit()
     if search.splice == "price":
         limit = problem.limit(share)
-        masks = splice_by_lagrangian(key, found.found, before, search, cost_of, limit)
+        masks = splice_by_lagrangian(key, found.groups, before, search, cost_of, limit)
         return masks, last or (not exact and cost_of(masks) <= target)
     reached = last or cost_of(found.masks) <= target
     if not (exact and reached):
         return found.masks, reached
-    importance = {name: each.harm for name, each in found.found.items()}
+    importance = {name: each.importance for name, each in found.groups.items()}
     return fit_to_budget(key, before, found.masks, importance, cost_of, target), True
 
 
-def _passes_of(problem: Problem, found: Round, search: Search) -> Passes:
+def _passes_of(problem: Problem, found: RoundResult, search: Search) -> Passes:
     """Every candidate's pass over clean and adversarial images, and what made the latter."""
     images = len(problem.search.labels)
     scored = 2 * sum(found.images.values())
