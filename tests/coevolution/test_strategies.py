@@ -90,7 +90,7 @@ def test_decoded_masks_respect_floor_and_dead_filters(decoder):
 
 def test_bit_flip_survivors_are_the_best_of_parents_and_children():
     algorithm = strategies.make_strategy("BitFlip", 5, 16)
-    params = algorithm.default_params.replace(least=2, alive=jnp.ones(16))
+    params = algorithm.default_params.replace(min_kept=2, current=jnp.ones(16))
     target = np.random.default_rng(0).integers(0, 2, 16)
 
     def fitness(population):
