@@ -74,7 +74,7 @@ def search_round(
     member_chunk: int | None = None,
     mesh: Mesh | None = None,
     on_generation: Callable[[str, int, float, int], None] = lambda *progress: None,
-    importance: Mapping[str, np.ndarray] | None = None,
+    importance: Mapping[str, Array | np.ndarray] | None = None,
     keep_counts: Mapping[str, int] | None = None,
 ) -> RoundResult:
     """Searches every group in the current network, then splices the chosen masks.
