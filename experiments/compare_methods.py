@@ -48,6 +48,7 @@ from ccsrp_jax.networks import compaction, cost, masks, serialization
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.pipeline import config, final_evaluation, stages
+from ccsrp_jax.pipeline.flags import read_flags
 from ccsrp_jax.pruning import METHODS, WEIGHT_METHODS, best_of, ccsrp, ccsrp_widths, criteria
 from ccsrp_jax.pruning.budget import Target
 from ccsrp_jax.pruning.problem import Callbacks, timed
@@ -182,7 +183,7 @@ class Stage:
 
 def main(args: list[str] | None = None) -> int:
     compilation.enable_persistent_cache()
-    return cli.guard(lambda: _run(config.read_flags(Settings, args or sys.argv[1:])), "--out", "it")
+    return cli.guard(lambda: _run(read_flags(Settings, args or sys.argv[1:])), "--out", "it")
 
 
 def _run(settings: Settings) -> None:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ccsrp_jax import cli
-from ccsrp_jax.pipeline import config
+from ccsrp_jax.pipeline.flags import read_flags
 from ccsrp_jax.reporting import comparison
 from ccsrp_jax.reporting.comparison_report import DEFAULT
 from ccsrp_jax.utils import io
@@ -40,7 +40,7 @@ class Settings:
 
 
 def main(args: list[str] | None = None) -> int:
-    return cli.guard(lambda: _run(config.read_flags(Settings, args or sys.argv[1:])), "--out", "it")
+    return cli.guard(lambda: _run(read_flags(Settings, args or sys.argv[1:])), "--out", "it")
 
 
 def _run(settings: Settings) -> None:

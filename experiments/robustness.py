@@ -31,7 +31,7 @@ from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import serialization
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.neurons import Surrogate
-from ccsrp_jax.pipeline.config import read_flags
+from ccsrp_jax.pipeline.flags import read_flags
 from ccsrp_jax.reporting import figure_style
 from ccsrp_jax.reporting.robustness_figure import robustness_figure
 from ccsrp_jax.robustness.evaluation import Assessment, evaluate

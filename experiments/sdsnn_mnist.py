@@ -33,7 +33,7 @@ from ccsrp_jax.data.splits import Dataset
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks import zoo
 from ccsrp_jax.networks.classifier import Classifier
-from ccsrp_jax.pipeline.config import read_flags
+from ccsrp_jax.pipeline.flags import read_flags
 from ccsrp_jax.pruning.budget import Target
 from ccsrp_jax.pruning.methods.sdsnn import connections, sdsnn
 from ccsrp_jax.pruning.problem import Callbacks, Problem, finetune

@@ -1,108 +1,79 @@
-"""Settings of the main job: frozen dataclasses, read from a file, from flags, or both."""
+"""Settings of the main job: frozen dataclasses, and their values from flags and files."""
 
-import contextlib
 import dataclasses
-import io
-import json
 import sys
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import tyro
+from typing import Literal
 
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution.settings import PRESETS, Search
+from ccsrp_jax.data.augmentation import Augmentation
 from ccsrp_jax.networks.neurons import LIF, Surrogate
 from ccsrp_jax.networks.zoo import MODELS
+from ccsrp_jax.pipeline.flags import file_flags, last_value, read_flags
 from ccsrp_jax.pruning import METHODS
-from ccsrp_jax.training.trainer import Recipe
+from ccsrp_jax.training.recipe import BaseRecipe, Recipe
 from ccsrp_jax.utils.errors import InputError, check_number, unknown
 
 
 @dataclass(frozen=True)
-class Training:
-    """How the dense network is trained, and the pruned one fine-tuned after every round.
+class Training(BaseRecipe):
+    """Training of the dense network, and fine-tuning of the pruned one after every round.
+
+    Every field of `BaseRecipe` is a setting here too; those of fine-tuning replace `epochs`,
+    `learning_rate` and `clean_epochs` there.
 
     Attributes:
-      epochs: of the dense network.
-      checkpoint_epochs: the dense network's training can be resumed from every so many epochs; 0
-        trains it in one go.
-      clean_epochs: how many of them, at the start, use clean images.
-      finetune_epochs: after every round.
-      batch_size: images a step.
-      learning_rate: peak rate of the dense network's training.
-      finetune_learning_rate: peak rate of fine-tuning.
-      warmup: share of the steps in which the rate rises; a cosine then takes it to 0.
-      weight_decay: on kernels only, decoupled for AdamW, in the gradient for SGD.
-      optimizer: `adamw` or `sgd`.
-      momentum: of SGD.
-      clip_norm: longer gradients are cut to this length; 0 cuts none.
-      loss: `ce`, cross-entropy of the mean output over time, or `tet`, temporal efficient
-        training (Deng et al., ICLR 2022).
-      tet_weight: of that loss's second term, which keeps outputs near the threshold.
-      label_smoothing: share of the target spread over all classes.
-      ema: decay of a moving average of the weights, which is then the result; 0 for none.
-      precision: type that convolutions and dense layers compute in; all state is float32.
-      remat: saves a GPU's memory for time in the backward pass: `none`; `time` keeps layers'
-        outputs and spikes; `layers` keeps spikes alone.
-      clean_weight: weight of the clean images' loss beside the adversarial one's.
-      adversarial: train and fine-tune on PGD examples.
-      attack_steps: steps of that PGD; 1 is FGSM from a random start.
-      trades: beta of TRADES (Zhang et al., ICML 2019), clean loss + beta KL(clean || attacked);
-        0 trains on the attacked images.
-      trades_temperature: of that KL.
-      orthogonal: beta of SNN-RAT's orthogonal weights, 0.004 in its scripts, which have no weight
-        decay; 0 is off.
-      sparse_gradient: weight of the sparse gradients' penalty (SR, ICML 2024); 0 is off.
-      membrane: weight of the penalty on potentials near the threshold (MPD-SGR, AAAI 2026); 0
-        is off.
-      augmentation: `auto` takes what the data set calls for.
+      adversarial: train and fine-tune on PGD examples of radius `attack.eps`, made with batch norm
+        in inference mode.
+      attack_steps: number of steps of that PGD; 1 is FGSM from a random start.
+      checkpoint_epochs: number of epochs between the checkpoints of the dense network's training;
+        0 saves none before its end.
+      finetune_epochs: epochs of fine-tuning after every round.
+      finetune_learning_rate: peak learning rate of fine-tuning.
+      augmentation: augmentation of the training images; `auto` is the data set's default.
     """
 
-    epochs: int = 20
-    checkpoint_epochs: int = 10
-    clean_epochs: int = 3
-    finetune_epochs: int = 24
-    batch_size: int = 128
-    learning_rate: float = 5e-3
-    finetune_learning_rate: float = 5e-3
-    warmup: float = 0.1
-    weight_decay: float = 1e-4
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    momentum: float = 0.9
-    clip_norm: float = 1.0
-    loss: Literal["ce", "tet"] = "ce"
-    tet_weight: float = 0.05
-    label_smoothing: float = 0.0
-    ema: float = 0.0
-    precision: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "time", "layers"] = "none"
-    clean_weight: float = 0.0
     adversarial: bool = True
+    clean_epochs: int = 3
     attack_steps: int = 3
-    trades: float = 0.0
-    trades_temperature: float = 1.0
-    orthogonal: float = 0.0
-    sparse_gradient: float = 0.0
-    membrane: float = 0.0
-    augmentation: Literal["auto", "none", "shift", "crop_flip", "crop_flip_cutout"] = "auto"
+    checkpoint_epochs: int = 10
+    finetune_epochs: int = 24
+    finetune_learning_rate: float = 5e-3
+    augmentation: Literal["auto", Augmentation] = "auto"
+
+    def recipe(self, eps: float) -> Recipe:
+        """The recipe of the dense network's training, with attacks of radius `eps`."""
+        names = [each.name for each in dataclasses.fields(BaseRecipe)]
+        settings = {name: getattr(self, name) for name in names if name != "adversarial"}
+        attack = PGD(eps, self.attack_steps) if self.adversarial else None
+        return Recipe(adversarial=attack, **settings)
+
+    def finetune_recipe(self, eps: float) -> Recipe:
+        """The recipe of fine-tuning, which is adversarial from its first epoch."""
+        return dataclasses.replace(
+            self.recipe(eps),
+            epochs=self.finetune_epochs,
+            learning_rate=self.finetune_learning_rate,
+            clean_epochs=0,
+        )
 
 
 @dataclass(frozen=True)
 class Attack:
-    """The L-infinity attack, in pixel units where images span [0, 1].
+    """The L-infinity attacks, in pixel units where images span [0, 1].
 
     Attributes:
-      eps: radius, in training, in the search and in the test; by default one of the 16
-        grey levels that the digits are scanned in.
-      search_steps: PGD steps of the shared adversarial set.
-      test_steps: PGD steps when a network is measured for the archive, on the search images.
+      eps: radius in training, search and test; the default is one of the 16 gray levels of the
+        digits images.
+      search_steps: PGD steps for the adversarial examples that the search shares.
+      test_steps: PGD steps of the attack that measures networks for the archive, on the search
+        images.
       test_restarts: random starts of that attack.
-      suite: what attacks the dense and the chosen network on the test images: `quick`;
-        `standard`, which takes many times as long; or `pgd` alone, for trials.
+      suite: attack suite for the dense and the chosen network on the test images: `quick`;
+        `standard`, which takes many times as long; or `pgd` only, for trial runs.
     """
 
     eps: float = 1 / 16
@@ -114,55 +85,58 @@ class Attack:
 
 @dataclass(frozen=True)
 class Config:
-    """Train a spiking network, prune it by robust cooperative coevolution, shrink it, report.
+    """Train a spiking network, prune it by robust cooperative coevolution, compact it, report.
 
-    Settings of the loop are ours where no source is named: what CCSRP itself uses is not
-    known, and its ancestor CCEP fine-tunes for 100 epochs in each of 20 rounds.
+    Default settings of the loop are ours unless a source is named: the settings of CCSRP are not
+    published, and CCEP, on which it is based, fine-tunes for 100 epochs in each of 20 rounds.
 
     Attributes:
-      dataset: `digits`, a TFDS image-classification set (`cifar10`, `mnist`,
-        `svhn_cropped`, ...), the path of an .npz with x_train, y_train, x_test, y_test, `nmnist`,
-        or the path of an .npz with recordings of events (see `data.load`).
-      data_dir: where TFDS sets lie prepared, or N-MNIST's folders Train and Test.
+      dataset: `digits`; a TFDS image classification set (`cifar10`, `mnist`, `svhn_cropped`, ...);
+        the path of an .npz file with x_train, y_train, x_test, y_test; `nmnist`; or the path of
+        an .npz file with event recordings (see `data.load`).
+      data_dir: directory of prepared TFDS sets, or of N-MNIST's folders Train and Test.
       model: `small` (for digits); `medium` or `resnet8` (28 to 34 pixels, on a CPU); `vgg11`,
         `vgg16`, `6conv2fc`, `resnet18`, `resnet19` or `sew_resnet18`.
-      width: multiplies the numbers of filters of the model.
-      norm: `bn`, or `tdbn`, threshold-dependent; by default the model's own.
-      time_steps: T, steps that the network runs for an image, and frames of a recording.
-      encoding: what the network sees of an image in each step: `direct`, the image; `poisson`,
-        spikes drawn at its grey levels; `gaussian`, the image and noise. Recordings of events
-        come as frames, a step each, and take none of them. What draws at random is slower to
-        judge: 16 passes vote on an answer, and the suite averages 10 gradients or more, while
-        PGD in training and on the search images draws once a step.
+      width: factor on the model's numbers of filters.
+      norm: `bn`, or `tdbn` (threshold-dependent batch norm); by default the model's own.
+      time_steps: T, number of time steps per image, and number of frames per recording.
+      encoding: input of each time step: `direct`, the image; `poisson`, spikes drawn with the gray
+        levels as probabilities; `gaussian`, the image plus noise. Event recordings are encoded as
+        frames, one per time step, and none of these applies. Random encodings are slower to
+        evaluate: predictions are a vote of 16 passes and the suite averages 10 gradients or more,
+        while PGD in training and on the search images draws once per step.
       noise: standard deviation of the `gaussian` encoding, in pixel units.
-      dense: file of a trained network to begin with (`networks/round00.safetensors` of another
-        run); model, width, norm, neuron and encoding are then its own, and nothing is trained.
-      seed: of splits, weights, batches, attacks and search.
-      search_fraction: share of the training images held out for everything that selects
-        (CCEP: 0.2).
-      train_images: use at most this many training images.
-      search_images: use at most this many search images.
-      test_images: use at most this many test images.
-      method: `rounds` of the search that `preset` and `search` describe, or a method of
-        `methods.METHODS`, such as `l1`, `hydra` or `sd-snn`; see
-        experiments/compare_methods.py. It meets `target_macs`, or that share of the parameters if
-        it removes single weights, and has all epochs of fine-tuning that the rounds would have.
-      rounds: rounds of search and fine-tuning, at most.
-      target_macs: stop after the round that leaves at most this share of the MACs.
-      tolerance: of the archive's networks that lose at most this much accuracy and robust
-        accuracy on the search images, the one with the fewest MACs is chosen.
-      batch_size: images a call in scoring and evaluation.
-      member_chunk: candidate masks a call on each device in scoring; by default what suits
-        the device and fits into its memory.
-      devices: how many of them share batches in training and candidates in scoring; by default
-        all there are. JAX_NUM_CPU_DEVICES in the environment makes devices of a CPU's cores.
-      latency_batch: images a forward pass when latency is measured.
-      run_dir: where the run is written; by default a new runs/DATASET-MODEL-TIME, or with
-        --resume the latest run there.
-      tensorboard: also write the metrics for TensorBoard, under the run's directory.
+      dense: file of a trained network to start from (`networks/round00.safetensors` of another
+        run); model, width, norm, neuron and encoding are taken from it, and no dense network is
+        trained.
+      seed: seed of splits, initial weights, batches, attacks and search.
+      search_fraction: fraction of the training images held out for all selection (CCEP: 0.2).
+      train_images: maximum number of training images.
+      search_images: maximum number of search images.
+      test_images: maximum number of test images.
+      method: pruning method, a name in `pruning.METHODS`: `rounds`, the search that `preset` and
+        `search` describe, or another one such as `l1`, `hydra` or `sd-snn` (compared by
+        experiments/compare_methods.py). Another method prunes to `target_macs`, or to that
+        fraction of the parameters if it removes single weights, and gets as many epochs of
+        fine-tuning as all rounds together.
+      rounds: maximum number of rounds of search and fine-tuning.
+      target_macs: fraction of the dense network's MACs at or below which no further round is run.
+      tolerance: the chosen network is the one with the fewest MACs among those of the archive that
+        lose at most this much accuracy and robust accuracy on the search images.
+      batch_size: images per call in scoring and evaluation.
+      member_chunk: candidate masks per call and device in scoring; by default as many as are
+        efficient on the device and fit into its memory.
+      devices: number of devices over which training batches and search candidates are sharded; by
+        default all. A CPU has one, or as many as the environment variable JAX_NUM_CPU_DEVICES
+        says.
+      latency_batch: images per forward pass in the latency measurement.
+      run_dir: output directory; by default a new runs/DATASET-MODEL-TIME, or with --resume the
+        latest run there.
+      tensorboard: also write the metrics for TensorBoard, in the run's directory.
       resume: continue the run from its last checkpoint.
-      preset: `snes`, or `faithful` to the ancestor's search; the flags below change it.
-      config: a TOML or JSON file with any of these settings; flags override it.
+      preset: initial search settings, `snes` or `faithful` (the search of CCEP), which the flags
+        of `search` change.
+      config: TOML or JSON file with any of these settings; flags take precedence.
     """
 
     dataset: str = "digits"
@@ -227,138 +201,59 @@ class Config:
 
     @property
     def recipe(self) -> Recipe:
-        """Of the dense network's training."""
-        t = self.training
-        attack = PGD(self.attack.eps, t.attack_steps) if t.adversarial else None
-        same = {each.name for each in dataclasses.fields(Recipe)} - {"adversarial"}
-        return Recipe(adversarial=attack, **{name: getattr(t, name) for name in sorted(same)})
+        """How the dense network is trained."""
+        return self.training.recipe(self.attack.eps)
 
     @property
     def finetune_recipe(self) -> Recipe:
-        """Of the fine-tuning after each round; adversarial from its first epoch."""
-        t = self.training
-        return dataclasses.replace(
-            self.recipe,
-            epochs=t.finetune_epochs,
-            learning_rate=t.finetune_learning_rate,
-            clean_epochs=0,
-        )
+        """How a pruned network is fine-tuned after each round."""
+        return self.training.finetune_recipe(self.attack.eps)
 
     @property
     def search_attack(self) -> PGD:
+        """The attack behind the adversarial examples that the search shares."""
         return PGD(self.attack.eps, self.attack.search_steps)
 
     @property
     def test_attack(self) -> PGD:
+        """The attack that measures networks for the archive."""
         return PGD(self.attack.eps, self.attack.test_steps, self.attack.test_restarts)
 
 
-LISTS = ("levels",)  # settings that are lists
+LATEST = "runs/latest"  # symbolic link to the newest run
 
 
-LATEST = "runs/latest"  # a link to the newest run
-
-
-# What may differ between a run and its continuation: where things lie and run, not what is
-# computed.
-PLACES = ("data_dir", "run_dir", "resume", "config", "member_chunk", "devices", "tensorboard")
+# Settings that say where data lie and how work is executed, and do not change the results. A
+# resumed run may have others.
+EXECUTION = ("data_dir", "run_dir", "resume", "config", "member_chunk", "devices", "tensorboard")
 
 
 def settings(config: Config) -> dict:
-    """The settings that fix a run's result, as JSON-able data."""
+    """The settings that determine a run's results, as JSON-compatible data."""
     fields = dataclasses.asdict(config)
-    return {name: value for name, value in fields.items() if name not in PLACES}
+    return {name: value for name, value in fields.items() if name not in EXECUTION}
 
 
 def parse(args: Sequence[str] | None = None) -> Config:
-    """The settings from flags, over those of `--config`, over those of `--preset`.
+    """The settings of a run from, in order of precedence, flags, `--config` and `--preset`.
 
-    A file's settings are read as flags that come before the others, so a file and the
-    same flags give the same run; so are those of a run that is resumed.
+    The settings in a file are converted to flags and put before the given ones, so that a file
+    and the same flags describe the same run. The file of a resumed run comes first of all.
+
+    Args:
+      args: the flags; by default those of the command line.
 
     Raises:
-      InputError: a value that cannot be used, or a file that cannot be read.
+      InputError: an invalid value, or a file that cannot be read.
     """
     args = list(sys.argv[1:] if args is None else args)
-    path = _last(args, "config")
-    flags = (_flags(_read(Path(path))) if path else []) + args
-    started = Path(_last(flags, "run-dir") or LATEST) / "config.json"
-    if "--resume" in args and started.exists():
-        flags = _flags(_read(started)) + flags
-    preset = _last(flags, "preset") or Config.preset
+    path = last_value(args, "config")
+    flags = (file_flags(Path(path)) if path else []) + args
+    resumed = Path(last_value(flags, "run-dir") or LATEST) / "config.json"
+    if "--resume" in args and resumed.exists():
+        flags = file_flags(resumed) + flags
+    preset = last_value(flags, "preset") or Config.preset
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
     default = Config(preset=preset, search=PRESETS[preset])
     return read_flags(Config, flags, default)
-
-
-def read_flags(kind: type, flags: Sequence[str], default: Any = tyro.MISSING_NONPROP) -> Any:
-    """A settings dataclass from flags.
-
-    Raises:
-      InputError: flags that cannot be used, in one sentence.
-    """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, default=default, args=list(flags))
-    except SystemExit as stop:
-        if not stop.code:  # --help
-            raise
-        raise InputError(_sentence(said.getvalue())) from None
-
-
-def _sentence(framed: str) -> str:
-    """What the flag parser's framed message says, in one line."""
-    rows = [row.strip("\u2502 ") for row in framed.splitlines()]
-    rows = [row for row in rows if row and row[0] not in "\u256d\u2570"]
-    end = next((i for i, row in enumerate(rows) if row.startswith("\u2500")), len(rows))
-    return " ".join(rows[:end]).rstrip(".") + ": see --help."
-
-
-def _last(args: Sequence[str], name: str) -> str | None:
-    """The value of `--name` where it comes last; both `--name value` and `--name=value`."""
-    value = None
-    for i, arg in enumerate(args):
-        if arg == f"--{name}" and i + 1 < len(args):
-            value = args[i + 1]
-        elif arg.startswith(f"--{name}="):
-            value = arg.partition("=")[2]
-    return value
-
-
-def _read(path: Path) -> dict:
-    try:
-        text = path.read_text()
-        table = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except OSError as error:
-        raise InputError(
-            f"config file {path} cannot be read ({error.strerror}): give a TOML or JSON file."
-        ) from error
-    except ValueError as error:
-        raise InputError(f"config file {path} is not valid ({error}): mend that line.") from error
-    if not isinstance(table, dict):
-        raise InputError(f"config file {path} holds no table of settings: give names and values.")
-    return table
-
-
-def _flags(table: dict, prefix: str = "") -> list[str]:
-    """The flags that say what a settings file says."""
-    flags = []
-    for key, value in table.items():
-        name = prefix + key.replace("_", "-")
-        match value:
-            case dict():
-                flags += _flags(value, name + ".")
-            case bool():
-                flags.append(f"--{name}" if value else f"--{prefix}no-{key.replace('_', '-')}")
-            case None | int() | float() | str():
-                flags.append(f"--{name}={value}")
-            case list() if key in LISTS:
-                flags += [f"--{name}", *map(str, value)]
-            case _:
-                raise InputError(
-                    f"setting {key} of the config file is {value!r}: give a number, a text, true "
-                    "or false."
-                )
-    return flags

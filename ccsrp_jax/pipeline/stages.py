@@ -88,11 +88,11 @@ def train_dense(job: Run, state: State, started: float) -> tuple[State, float]:
             job.data.train,
             recipe,
             augmentation=augmentation_of(job.config, job.data),
-            report=on_epoch,
-            progress=on_step,
+            on_epoch=on_epoch,
+            on_step=on_step,
             start=start,
             first_epoch=done,
-            keep=checkpoint,
+            on_checkpoint=checkpoint,
             mesh=job.mesh,
         )
     return state._replace(variables=variables), started

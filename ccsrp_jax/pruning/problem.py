@@ -194,8 +194,8 @@ def finetune(
             problem.train,
             recipe,
             augmentation=problem.augmentation,
-            report=callbacks.on_epoch,
-            progress=callbacks.on_step,
+            on_epoch=callbacks.on_epoch,
+            on_step=callbacks.on_step,
             adapt=follow if adapt else None,
             mesh=problem.mesh,
         )

@@ -17,7 +17,6 @@ from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.gradients import StraightThrough
 from ccsrp_jax.networks.neurons import LIF
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
-from ccsrp_jax.pipeline import config
 from ccsrp_jax.training import losses, recipe, regularizers
 from ccsrp_jax.training import trainer as training
 from ccsrp_jax.training.parallel import ParallelClassifier
@@ -58,7 +57,7 @@ def test_one_batch_can_be_overfitted(network, split):
         masks.ones(architecture),
         split,
         recipe,
-        report=record.append,
+        on_epoch=record.append,
     )
     assert record[-1].accuracy == pytest.approx(1.0) and record[-1].loss < 0.2 * record[0].loss
     for epoch in record:
@@ -144,7 +143,7 @@ def test_moving_average_is_a_weighted_mean_of_all_steps(split):
     average = tiny(
         dataclasses.replace(ATTACKED, epochs=4, clean_epochs=4),
         Split(split.images[:12], split.labels[:12]),
-        keep=lambda done, state: seen.append(jax.device_get(state.variables)),
+        on_checkpoint=lambda done, state: seen.append(jax.device_get(state.variables)),
     )
     weights = 0.6 ** np.arange(4)[::-1]
     expected = jax.tree.map(lambda *steps: np.average(steps, 0, weights), *seen)
@@ -157,12 +156,12 @@ def test_moving_average_is_a_weighted_mean_of_all_steps(split):
 
 def test_resume_within_training_is_bit_identical(split):
     states, epochs = {}, []
-    options = {"augmentation": "shift", "report": lambda epoch: epochs.append(epoch[:4])}
+    options = {"augmentation": "shift", "on_epoch": lambda epoch: epochs.append(epoch[:4])}
 
     def keep(done, state):
         states[done] = jax.device_get(state)  # as from a file
 
-    whole = tiny(ATTACKED, split, keep=keep, **options)
+    whole = tiny(ATTACKED, split, on_checkpoint=keep, **options)
     for done in (1, 2, 3):
         again = tiny(ATTACKED, split, start=states[done], first_epoch=done, **options)
         chex.assert_trees_all_equal(again, whole)
@@ -181,7 +180,7 @@ def test_loss_is_the_weighted_sum_of_its_terms(split):
         membrane=0.3,
         sparse_gradient=0.01,
     )
-    tiny(recipe, split, report=record.append)
+    tiny(recipe, split, on_epoch=record.append)
 
     @jax.jit
     def terms(variables, images, labels):
@@ -218,8 +217,8 @@ def test_half_precision_keeps_all_state_in_float32_and_gradients_finite(split):
     recipe = Recipe(epochs=3, batch_size=24, precision="bfloat16", ema=0.9)
     training.train(
         *(jax.random.key(0), Classifier(architecture), variables, {}, split, recipe),
-        keep=lambda done, state: kept.append(jax.device_get(state)),
-        report=record.append,
+        on_checkpoint=lambda done, state: kept.append(jax.device_get(state)),
+        on_epoch=record.append,
     )
     for leaf in jax.tree.leaves(kept[-1]):
         assert leaf.dtype == np.float32 or leaf.shape == ()  # but for the count of steps
@@ -435,29 +434,3 @@ def test_membrane_penalty_needs_a_surrogate_with_a_width(network, split):
     odd = Classifier(architecture, StraightThrough())
     with pytest.raises(InputError, match="membrane"):
         training.train(jax.random.key(0), odd, variables, {}, split, Recipe(membrane=0.1))
-
-
-def test_every_setting_of_training_reaches_both_recipes():
-    other = {
-        "optimizer": "sgd",
-        "loss": "tet",
-        "precision": "bfloat16",
-        "remat": "layers",
-    }
-    names = {each.name for each in dataclasses.fields(Recipe)} - {"adversarial"}
-    new = config.Training()
-    for name in names:
-        value = getattr(new, name)
-        if name != "clean_weight":  # has no meaning in TRADES
-            changed = other.get(name) or (value + 1 if isinstance(value, int) else value / 2 + 0.25)
-            new = dataclasses.replace(new, **{name: changed})
-    made = config.Config(training=new)
-    own = {"epochs", "learning_rate", "clean_epochs"}  # of fine-tuning
-    for name in names:
-        assert getattr(made.recipe, name) == getattr(new, name)
-        assert (getattr(made.finetune_recipe, name) == getattr(new, name)) == (name not in own)
-
-
-def test_flags_by_default_train_as_a_recipe_by_default():
-    flags = dataclasses.replace(config.Config().recipe, adversarial=None, clean_epochs=0)
-    assert flags == Recipe()
