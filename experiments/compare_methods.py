@@ -34,6 +34,7 @@ networks with them, so that other methods and seeds can join them, cell by cell:
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated

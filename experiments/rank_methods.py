@@ -45,7 +45,9 @@ def main(args: list[str] | None = None) -> int:
 
 def _run(settings: Settings) -> None:
     records = [_read(Path(path)) for path in settings.tables]
-    result = {"networks": [path.parent.name for path in map(Path, settings.tables)]}
+    result: dict[str, list] = {
+        "networks": [path.parent.name for path in map(Path, settings.tables)]
+    }
     for cost in ("macs", "synops"):
         found = comparison.rank_over_networks(records, DEFAULT, cost)
         result[cost] = [_plain(row) for row in found]

@@ -196,7 +196,12 @@ def show(terminal: Terminal, found: Assessment, record: dict) -> None:
         "audit",
         ["check", "figure", "limit", ""],
         [
-            [name, f"{figure:.3g}", f"{limit:.3g}", {True: "ok", False: "no"}.get(passed, "-")]
+            [
+                name,
+                f"{figure:.3g}",
+                f"{limit:.3g}",
+                "-" if passed is None else "ok" if passed else "no",
+            ]
             for name, passed, figure, limit, _ in found.verdict.checks
         ],
     )

@@ -21,7 +21,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -167,7 +167,8 @@ def both(settings: Settings, data: Dataset, seed: int, terminal: Terminal) -> di
         PGD(),
         data.augmentation if augmentation == "auto" else augmentation,
     )
-    began, seconds, row = time.perf_counter(), {}, {"seed": seed}
+    began, seconds = time.perf_counter(), {}
+    row: dict[str, Any] = {"seed": seed}
     whole, images = masking.ones(architecture), len(data.train.labels)
     for name in ("dense", "pruned"):
         with terminal.stage(f"seed {seed}, {name}", settings.epochs) as advance:

@@ -101,13 +101,11 @@ class Trained(NamedTuple):
         )
         return clean, attacked
 
-    def task(self, group: str, *images: Split | None, batch: int, **options: Any):
+    def task(self, group: str, clean: Split, adversarial: Split | None, **options: Any):
         """The scoring task of a group on clean and adversarial images."""
         network = self.classifier, self.variables, self.whole
         mesh = devices.mesh()
-        return subproblem.make_task(
-            *network, group, *images, batch_size=batch, mesh=mesh, **options
-        )
+        return subproblem.make_task(*network, group, clean, adversarial, mesh=mesh, **options)
 
 
 def main() -> None:
@@ -238,7 +236,7 @@ def compare_group(
     `others` has for each way a function that scores the first members, and how many it scores.
     """
     images = trained.first(setting.images)
-    task = trained.task(group, *images, batch=setting.batch, population=len(members))
+    task = trained.task(group, *images, batch_size=setting.batch, population=len(members))
 
     def ours() -> np.ndarray:
         scores = fitness.score(task, members)
@@ -255,7 +253,7 @@ def compare_group(
     }
     if setting.side < 32:
         attacking = trained.task(
-            group, images[0], None, batch=setting.batch, attack=ATTACK, key=jax.random.key(4)
+            group, images[0], None, batch_size=setting.batch, attack=ATTACK, key=jax.random.key(4)
         )
         few = members[:4]
         runs["white_box"] = partial(fitness.score, attacking, few), len(few)
@@ -278,7 +276,7 @@ def races_alone(name: str, options: argparse.Namespace, recorded: dict) -> dict:
     for number, group in enumerate(trained.whole):
         members = candidates(number, trained.whole[group], options.population)
         first = trained.first(setting.batch)
-        task = trained.task(group, *first, batch=setting.batch, population=len(members))
+        task = trained.task(group, *first, batch_size=setting.batch, population=len(members))
         fitness.score(task, members)  # compiles what races do not compile beforehand
         found = race(trained, setting, group, members)
         rows[group] = recorded["groups"][group] | {"race": found}
@@ -303,7 +301,7 @@ def race(trained: Trained, setting: Setting, group: str, members: np.ndarray) ->
     shuffled = [
         Split(*(part[order] for part in split)) for split in (trained.search, trained.adversarial)
     ]
-    task = trained.task(group, *shuffled, batch=setting.batch, population=len(members))
+    task = trained.task(group, *shuffled, batch_size=setting.batch, population=len(members))
     jax.block_until_ready([batch.prefix for batch in task.clean + task.adversarial])
     few, quarter = members[: jax.device_count()], max(1, len(task.clean) // 4)
     part = task._replace(clean=task.clean[:quarter], adversarial=task.adversarial[:quarter])
@@ -327,7 +325,9 @@ def race(trained: Trained, setting: Setting, group: str, members: np.ndarray) ->
 
 def rates(rows: dict, evaluations: int) -> dict:
     """The sweep's rates, with so many evaluations per group, and their ratios."""
-    per = {way: sum(row["seconds"][way] for row in rows.values()) for way in (*WAYS, "prefix")}
+    per: dict[str, float] = {
+        way: sum(row["seconds"][way] for row in rows.values()) for way in (*WAYS, "prefix")
+    }
     prefix = per.pop("prefix") / evaluations
     per["ours"] += prefix
     found = {way: len(rows) / seconds for way, seconds in per.items()}

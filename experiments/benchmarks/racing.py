@@ -16,6 +16,8 @@ none of 480 choices differed, at 80 % 4 of 240 did, the worst by 0.005. At 95 % 
 candidates of one network seldom differ.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -75,8 +77,9 @@ def main() -> None:
         print(row)
 
 
-def draw(key: jax.Array, alive: np.ndarray, preset: str) -> np.ndarray:
+def draw(key: jax.Array, alive: Any, preset: str) -> np.ndarray:
     """A preset's first candidates."""
+    alive = np.asarray(alive)
     search, kept = PRESETS[preset], int(alive.sum())
     least = strategies.keep_count(kept, search.keep_floor, search.width_multiple)
     if preset == "faithful":

@@ -105,8 +105,7 @@ class Point(NamedTuple):
     run: Callable[[], Any]
     macs: float
     candidates: int = 1  # that time and MACs are divided by
-    task: Task | None = None
-    members: np.ndarray | None = None
+    call: tuple[Task, np.ndarray] | None = None  # whose parts may be timed
 
 
 def main() -> None:
@@ -149,28 +148,30 @@ def point(
     options: argparse.Namespace,
     size: float,
     *,
-    population: int | None = None,
     time_steps: int = 4,
     width: float = 1,
-    images: int | None = None,
-    **more: Any,
+    mesh: jax.sharding.Mesh | None = None,
+    **sizes: int,
 ) -> Point:
-    """Candidates for the network's first group, one size other than usual."""
+    """Candidates for the network's first group; `sizes` may set `population` and `images`."""
+    population: int = sizes.get("population", options.population)
+    images: int = sizes.get("images", options.images)
     network = zoo.build(options.model, INPUTS[options.model], 10, time_steps=time_steps)
     network = with_widths(network, lambda filters: int(filters * width))
-    population, images = population or options.population, images or options.images
     group = next(iter(groups(network)))
     variables = spiking_variables(network)
-    task, members = random_problem(network, variables, group, population, images, **more)
+    task, members = random_problem(network, variables, group, population, images, mesh=mesh)
     macs = 2 * images * population * suffix_macs(network, group)
-    return Point(size, partial(fitness.score, task, members), macs, 1, task, members)
+    return Point(size, partial(fitness.score, task, members), macs, 1, (task, members))
 
 
 def depth_points(
     options: argparse.Namespace, depths: tuple[int, ...]
 ) -> tuple[dict[str, list[Point]], float]:
-    """Sweeps over all groups without sharing and with it, and the last group but one; and what
-    share of a loss the two differ by at most."""
+    """Sweeps over all groups without and with the shared prefix, and the last group but one.
+
+    Also returns the largest relative difference of a loss between the two.
+    """
     curves, difference = {WHOLE: [], SHARED: [], LAST: []}, 0.0
     population, images = options.population, min(max(options.images // 2, 1), 256)  # one batch
     for depth in depths:
@@ -232,19 +233,19 @@ def whole_networks(task: Task, members: np.ndarray, macs: int) -> Callable[[], n
 
 @contextlib.contextmanager
 def real_devices(options: argparse.Namespace) -> Iterator[list[Point]]:
-    """The same score, dealt out over as many devices as there are."""
+    """The same score, sharded over as many devices as there are."""
     points = []
     for count in SIZES[DEVICES]:
         if count <= len(jax.devices()):
             images = 4 * options.images
-            dealt = point(options, count, images=images, mesh=devices.mesh(count))
-            points.append(dealt._replace(macs=dealt.macs / count, task=None))
+            sharded = point(options, count, images=images, mesh=devices.mesh(count))
+            points.append(sharded._replace(macs=sharded.macs / count, call=None))
     yield points
 
 
 @contextlib.contextmanager
 def forced_devices(options: argparse.Namespace, counts: tuple[int, ...]) -> Iterator[list[Point]]:
-    """The same score in processes that see so many devices, each waiting for its turn."""
+    """The same score in server processes that see so many devices, each waiting for its turn."""
     macs = point(options, 1, images=4 * options.images).macs
     command = [sys.executable, __file__, "--model", options.model]
     command += ["--population", str(options.population), "--images", str(options.images)]
@@ -266,7 +267,9 @@ def forced_devices(options: argparse.Namespace, counts: tuple[int, ...]) -> Iter
 
 
 def ask(server: subprocess.Popen) -> None:
-    """Has a process score once."""
+    """Lets a server process score once, and waits for it."""
+    if server.stdin is None or server.stdout is None:
+        raise RuntimeError("the process was started without pipes.")
     server.stdin.write("score\n")
     server.stdin.flush()
     if server.stdout.readline() != "done\n":
@@ -274,16 +277,16 @@ def ask(server: subprocess.Popen) -> None:
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Scores once for every line of input, on that many devices."""
+    """The server: scores once for every line of input, on that many devices."""
     mesh = devices.mesh(options.serve)
-    dealt = point(options, options.serve, images=4 * options.images, mesh=mesh)
+    sharded = point(options, options.serve, images=4 * options.images, mesh=mesh)
     for _ in sys.stdin:
-        dealt.run()
+        sharded.run()
         print("done", flush=True)
 
 
 def measured(curves: dict[str, list[Point]], rounds: int) -> dict[str, dict]:
-    """Times the points of all curves in turns; by curve, what is known of it."""
+    """Times the points of all curves, alternating; by curve, times, MACs, rates and slopes."""
     runs = {(name, at.size): at.run for name, points in curves.items() for at in points}
     timings, found = take_turns(runs, rounds), {}
     for name, points in curves.items():
@@ -291,7 +294,6 @@ def measured(curves: dict[str, list[Point]], rounds: int) -> dict[str, dict]:
         times = [[t / at.candidates for t in timings[name, at.size]] for at in points]
         seconds = [statistics.median(each) for each in times]
         macs = [at.macs / at.candidates for at in points]
-        ends = [at for at in points[:: max(len(points) - 1, 1)] if at.task is not None]
         found[name] = {
             "sizes": sizes,
             "seconds": seconds,
@@ -305,9 +307,10 @@ def measured(curves: dict[str, list[Point]], rounds: int) -> dict[str, dict]:
             ],
             "ends": {
                 f"{at.size:g}": breakdown(
-                    at.task, at.members, statistics.median(timings[name, at.size]), rounds
+                    *at.call, statistics.median(timings[name, at.size]), rounds
                 )
-                for at in ends
+                for at in points[:: max(len(points) - 1, 1)]
+                if at.call is not None
             },
         }
     return found

@@ -1,53 +1,54 @@
-"""Images a second in evaluation and training: ours, SpikingJelly, snnTorch, Norse, Spyx.
+"""Images per second in evaluation and training: ours, SpikingJelly, snnTorch, Norse, Spyx.
 
     .venv/bin/pip install -e '.[oracles]'
     .venv/bin/python experiments/benchmarks/throughput.py
 
 The same networks (`small` on 8 x 8 x 1 and `vgg11` on 32 x 32 x 3 images), random weights under
-which every layer spikes, random images, T = 4, float32 (TF32 on GPUs) and all cores, in turns;
-medians. Forward is evaluation of one batch; training is forward, backward through batch norm in
-training mode, and SGD with momentum. Missing peers are skipped. Every peer is at its best:
+which every layer spikes, random images, T = 4, float32 (TF32 on GPUs) and all cores; the
+libraries alternate, and figures are medians. Forward is the evaluation of one batch; training is
+forward, backward through batch norm in training mode, and SGD with momentum. Missing peers are
+skipped. Every peer is at its best:
 
-  SpikingJelly  multi-step LIFNode, which takes its CUDA or Triton kernel by itself on a GPU; time
-                folded into the batch, channels last, the constant first convolution once
+  SpikingJelly  multi-step LIFNode, which selects its CUDA or Triton kernel on a GPU; time folded
+                into the batch, channels last, the constant first convolution once
   snnTorch      Leaky with reset to zero, without delay, the division by tau in the weights; the
                 same layers around it, and its loop over time compiled with torch.compile (its
                 tutorials step the whole network through time)
   Norse         LIFBoxCell, likewise (documented: SequentialState, or Lift, step by step); its
                 surrogate is SuperSpike
-  Spyx          LIF, which subtracts the threshold and fires a step late, so that no spike passes
-                more layers than there are steps (times do not depend on it); its leak is a
-                parameter that learns; `run` scans each neuron layer alone, its layers are Flax's
-                (its examples scan the whole network, which on CPUs is far slower)
+  Spyx          LIF, which subtracts the threshold and fires one step late, so that no spike passes
+                more layers than there are steps (run times do not depend on it); its leak is a
+                parameter that learns; `run` scans each neuron layer separately, around Flax's
+                layers (its examples scan the whole network, which is far slower on CPUs)
 
 Logits of the first three are compared with ours, and the losses of two training steps are in the
-JSON: SpikingJelly's, with our surrogate, equal ours. Ours runs on one device; with the batch dealt
-out, where there are several (cores are devices on a CPU); and in bfloat16.
+JSON: SpikingJelly's, with our surrogate, equal ours. Ours runs on one device; with the batch
+sharded, where there are several devices (cores, on a CPU); and in bfloat16.
 
-Shares are of the rate of a large float32 matrix product: MACs over all steps, the first layer's
-once as its input is constant; in training thrice those but for the first layer's gradient of its
-input. The three heaviest convolutions are timed by themselves, as XLA's and as torch's.
+Shares are of the rate of a large float32 matrix product. MACs are over all steps, with the first
+layer's counted once as its input is constant, and three times that in training but for the
+gradient of the first layer's input. The three heaviest convolutions are timed separately, as
+XLA's and as torch's.
 
 Writes results/throughput.json and throughput.png.
 
-On two cores (jax 0.10.2, torch 2.15; `--repeats 3`, 6 minutes), images a second, forward and
-training, and what bounds us. `small`, batch 256: ours 7555 and 1853, with a device a core 9311 and
-3599, SpikingJelly 4152 and 2656, snnTorch 8834 and 3096, Norse 11510 and 3541, Spyx 3996 and 906.
-`vgg11`, batch 16: ours 30.0 and 8.8 (a device a core 32.8 and 5.5: two gradients of 61 M weights
-are summed, presumably), SpikingJelly 32.4 and 10.1, snnTorch 35.3 and 12.0, Norse 42.2 and 12.1,
-Spyx 22.3 and 6.2. So torch trains vgg11 1.15 to 1.4 times as fast as we do, and its convolutions
-are why: oneDNN's run at 1.3 to 2.3 times the rate of XLA's (8 times on a narrow layer's gradient
-for the weights). Ours sums that gradient over parts of the batch (`network._in_parts`), which took
-a quarter off the time of a step on `small`, and less on `vgg11`. Shares above 1 say that oneDNN
-convolves faster than JAX multiplies large matrices here. bfloat16 gains nothing on this CPU. On
-random weights a potential may lie at the threshold within rounding: on vgg11 4 of 16 images had a
-spike flipped, in all torch libraries alike.
+On two cores (jax 0.10.2, torch 2.15; `--repeats 3`, 6 minutes), images per second, forward and
+training, and the bottlenecks. `small`, batch 256: ours 7555 and 1853, with one device per core
+9311 and 3599, SpikingJelly 4152 and 2656, snnTorch 8834 and 3096, Norse 11510 and 3541, Spyx 3996
+and 906. `vgg11`, batch 16: ours 30.0 and 8.8 (one device per core 32.8 and 5.5, presumably because
+two gradients of 61 M weights are summed), SpikingJelly 32.4 and 10.1, snnTorch 35.3 and 12.0,
+Norse 42.2 and 12.1, Spyx 22.3 and 6.2. So torch trains vgg11 1.15 to 1.4 times as fast as we do,
+because of its convolutions: oneDNN's run at 1.3 to 2.3 times the rate of XLA's (8 times for the
+weight gradient of a narrow layer). We sum that gradient over parts of the batch (see
+`networks/convolution.py`), which took a quarter off the time of a step on `small`, and less on
+`vgg11`. Shares above 1 mean that oneDNN convolves faster than JAX multiplies large matrices here.
+bfloat16 gains nothing on this CPU. With random weights a potential may equal the threshold up to
+rounding: on vgg11 4 of 16 images had a spike flipped, in all torch libraries alike.
 """
 
 import argparse
 import importlib.util
 import os
-import shutil
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -64,9 +65,9 @@ from matplotlib.figure import Figure
 jax.config.update("jax_num_cpu_devices", os.cpu_count())  # before the first array
 
 from ccsrp_jax.networks import zoo
-from ccsrp_jax.networks.architecture import Architecture, shapes
+from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.cost import layer_macs
-from ccsrp_jax.networks.nodes import IMAGE, Conv, Dense, Flatten, Norm, Pool, Spike
+from ccsrp_jax.networks.nodes import IMAGE
 from ccsrp_jax.reporting.figure_style import (
     BLUE,
     GREEN,
@@ -86,6 +87,7 @@ from common import (
     take_turns,
     write,
 )
+from convolutions import convolutions
 
 BATCHES = {"small": 256 if CPU else 4096, "vgg11": 16 if CPU else 256}
 RATE, MOMENTUM = 1e-3, 0.9  # of SGD
@@ -172,59 +174,14 @@ def in_torch(
     images: np.ndarray,
     labels: np.ndarray,
 ) -> Runs:
-    """Our twin with a peer's neurons, at its fastest: time in the batch, channels last, the first
-    convolution once; SpikingJelly's neurons take all steps at once, the others' are stepped in
-    one compiled loop, where there is a compiler."""
+    """The torch twin with a peer's neurons, at its fastest."""
     import torch
 
-    from peers.torch_twin import FoldedTwin, nchw
+    from peers.torch_neurons import twin_of
+    from peers.torch_twin import nchw
 
-    class Stepped(torch.nn.Module):
-        """A cell, `(current, state) -> (spikes, state)`, over the time axis."""
-
-        def __init__(self, cell, start):
-            super().__init__()
-            self.cell, self.start = cell, start
-
-        def forward(self, currents):
-            state, spikes = self.start(currents[0]), []
-            for current in currents:
-                fired, state = self.cell(current, state)
-                spikes.append(fired)
-            return torch.cat(spikes).reshape(currents.shape)  # which stays channels last
-
-    torch._dynamo.config.recompile_limit = 64  # once a layer, and with and without gradients
-    twin, neuron = FoldedTwin(architecture, variables), architecture.neuron
-    for node in architecture.nodes:
-        key = node.name.replace(".", "_")
-        if isinstance(node, Spike) and peer == "snntorch":
-            import snntorch
-
-            cell = snntorch.Leaky(
-                beta=1 - 1 / neuron.tau,
-                threshold=neuron.threshold,
-                spike_grad=snntorch.surrogate.atan(alpha=2.0),
-                reset_mechanism="zero",
-                reset_delay=False,
-            )
-            twin.layers[key] = Stepped(cell, torch.zeros_like)
-            with torch.no_grad():  # its neurons do not divide their input by tau
-                for parameter in twin.layers[node.input.replace(".", "_")].parameters():
-                    parameter /= neuron.tau
-        elif isinstance(node, Spike) and peer == "norse":
-            import norse.torch as norse
-
-            step = 1e-3
-            constants = norse.LIFBoxParameters(
-                tau_mem_inv=torch.as_tensor(1 / (neuron.tau * step)),
-                v_th=torch.as_tensor(neuron.threshold),
-            )
-            twin.layers[key] = Stepped(norse.LIFBoxCell(constants, dt=step), lambda current: None)
-    if shutil.which("g++"):
-        for layer in twin.layers.values():
-            if isinstance(layer, Stepped):
-                layer.compile()
     device = "cpu" if CPU else "cuda"
+    twin = twin_of(peer, architecture, variables)
     twin = twin.to(device, memory_format=torch.channels_last).requires_grad_(True)
     batch = nchw(images).to(device, memory_format=torch.channels_last)
     truth = torch.from_numpy(labels).long().to(device)
@@ -254,71 +211,20 @@ def in_torch(
 def in_spyx(
     architecture: Architecture, variables: dict, images: np.ndarray, labels: np.ndarray
 ) -> Runs:
-    """The network in Spyx: its neurons and its `run`, which scans time, around layers of Flax with
-    time in the batch. A scan of the whole network, as its examples have, puts convolutions in a
-    loop, where XLA's gradients of them are slow on a CPU."""
+    """The network with Spyx's neurons, and Spyx's training step."""
     import spyx
     from flax import nnx
 
-    width, steps = shapes(architecture), architecture.time_steps
-    mean, std = jnp.array(architecture.mean), jnp.array(architecture.std)
-
-    class Network(nnx.Module):
-        def __init__(self, rngs):
-            for node in architecture.nodes:
-                match node:
-                    case Conv(name, source, filters, kernel, stride, bias):
-                        layer = nnx.Conv(
-                            width[source][-1],
-                            filters,
-                            (kernel, kernel),
-                            stride,
-                            padding=kernel // 2,
-                            use_bias=bias,
-                            rngs=rngs,
-                        )
-                    case Dense(name, source, filters, bias):
-                        layer = nnx.Linear(width[source][0], filters, use_bias=bias, rngs=rngs)
-                    case Norm(name, source):
-                        layer = nnx.BatchNorm(width[source][-1], momentum=0.9, rngs=rngs)
-                    case Spike(name, source):
-                        layer = spyx.nn.LIF(
-                            width[source],
-                            beta=1 - 1 / architecture.neuron.tau,
-                            threshold=architecture.neuron.threshold,
-                            activation=spyx.axn.arctan(),
-                            rngs=rngs,
-                        )
-                    case _:
-                        continue
-                setattr(self, name, layer)
-
-        def __call__(self, images):
-            x, folded = (images - mean) / std, 1
-            for node in architecture.nodes:
-                match node:
-                    case Spike(name):
-                        x = x.reshape(folded, -1, *x.shape[1:])
-                        x = jnp.broadcast_to(x, (steps, *x.shape[1:]))
-                        x, _ = spyx.nn.run(getattr(self, name), x)
-                        x, folded = x.reshape(-1, *x.shape[2:]), steps
-                    case Pool(window=w):
-                        n, h, v, c = x.shape
-                        x = x.reshape(n, h // w, w, v // w, w, c).mean((2, 4))
-                    case Flatten():
-                        x = x.reshape(len(x), -1)
-                    case _:
-                        x = getattr(self, node.name)(x)
-            return x.reshape(folded, -1, x.shape[-1]).mean(0)
+    from peers.spyx_network import with_weights
 
     def loss_of(network, images, labels):
         losses = optax.softmax_cross_entropy_with_integer_labels(network(images), labels)
         return losses.mean()
 
-    network, batch = Network(nnx.Rngs(0)), (jnp.asarray(images), jnp.asarray(labels))
-    for name, values in variables["params"].items():
-        for leaf, value in values.items():
-            getattr(getattr(network, name), leaf)[...] = jnp.copy(value)
+    network, batch = (
+        with_weights(architecture, variables),
+        (jnp.asarray(images), jnp.asarray(labels)),
+    )
     optimizer = nnx.Optimizer(network, optax.sgd(RATE, MOMENTUM), wrt=nnx.Param)
     frozen = nnx.view(network, use_running_average=True)
     network = nnx.view(network, use_running_average=False)
@@ -327,80 +233,6 @@ def in_spyx(
     return Runs(
         partial(forward, batch[0]), partial(nnx.cached_partial(step, network, optimizer), *batch)
     )
-
-
-def xla_passes(node: Conv, x: np.ndarray, kernel: np.ndarray, y: np.ndarray) -> dict:
-    """A convolution and its gradients at `y`, as our network has them."""
-    pad, order = [(node.kernel // 2, node.kernel // 2)] * 2, ("NHWC", "HWIO", "NHWC")
-    strides, (x, kernel, y) = (node.stride, node.stride), map(jnp.asarray, (x, kernel, y))
-
-    def forward(x, kernel):
-        return jax.lax.conv_general_dilated(x, kernel, strides, pad, dimension_numbers=order)
-
-    def to_input(x, kernel, y):
-        return jax.vjp(lambda x: forward(x, kernel), x)[1](y)
-
-    def to_weights(x, kernel, y):
-        return jax.vjp(lambda kernel: forward(x, kernel), kernel)[1](y)
-
-    return {
-        "forward": partial(jax.jit(forward), x, kernel),
-        "input gradient": partial(jax.jit(to_input), x, kernel, y),
-        "weight gradient": partial(jax.jit(to_weights), x, kernel, y),
-    }
-
-
-def torch_passes(node: Conv, x: np.ndarray, kernel: np.ndarray, y: np.ndarray) -> dict:
-    """The same in torch, channels last."""
-    import torch
-
-    def last(array, *order):
-        array = torch.from_numpy(array).permute(order).to("cpu" if CPU else "cuda")
-        return array.contiguous(memory_format=torch.channels_last)
-
-    x, kernel, y = last(x, 0, 3, 1, 2), last(kernel, 3, 2, 0, 1), last(y, 0, 3, 1, 2)
-    stride, pad = [node.stride] * 2, [node.kernel // 2] * 2
-
-    def timed(run):
-        def call():
-            result = run()
-            if not CPU:
-                torch.cuda.synchronize()
-            return result
-
-        return call
-
-    def gradient(*wanted):
-        how = (None, stride, pad, [1, 1], False, [0, 0], 1, wanted)
-        return timed(lambda: torch.ops.aten.convolution_backward(y, x, kernel, *how))
-
-    return {
-        "forward": timed(lambda: torch.nn.functional.conv2d(x, kernel, None, stride, pad)),
-        "input gradient": gradient(True, False, False),
-        "weight gradient": gradient(False, True, False),
-    }
-
-
-def convolutions(architecture: Architecture, batch: int, repeats: int, torch_too: bool) -> dict:
-    """GMAC/s of the three heaviest convolutions that see spikes, by layer, library and pass."""
-    macs, width = layer_macs(architecture), shapes(architecture)
-    heavy = [node for node in architecture.nodes if isinstance(node, Conv) and node.input != IMAGE]
-    heavy = sorted(heavy, key=lambda node: -macs[node.name])[:3]
-    images, random = batch * architecture.time_steps, np.random.default_rng(0)
-    runs = {}
-    for node in heavy:
-        x, y = ((images, *width[name]) for name in (node.input, node.name))
-        kernel = (node.kernel, node.kernel, x[-1], node.width)
-        arrays = [random.standard_normal(shape, np.float32) for shape in (x, kernel, y)]
-        for library, passes in {"XLA": xla_passes, "torch": torch_passes}.items():
-            if library == "XLA" or torch_too:
-                for name, run in passes(node, *arrays).items():
-                    runs[node.name, library, name] = run
-    found = {}
-    for (layer, library, name), seconds in take_turns(runs, repeats).items():
-        rate = batch * macs[layer] / statistics.median(seconds) / 1e9
-        found.setdefault(layer, {}).setdefault(library, {})[name] = rate
-    return found
 
 
 def agreement(libraries: dict[str, Runs]) -> dict:

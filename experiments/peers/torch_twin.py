@@ -85,15 +85,22 @@ class Twin(nn.Module):
         weights, statistics = variables["params"], variables.get("batch_stats", {})
         for node in architecture.nodes:
             if isinstance(node, Spike):
-                self.layers[_key(node)] = lif_node(architecture.neuron, shape)
+                self.layers[_key(node.name)] = lif_node(architecture.neuron, shape)
             elif isinstance(node, Conv | Dense | Norm):
                 layer = _layer(node, weights[node.name], statistics.get(node.name, {}))
-                self.layers[_key(node)] = layer
+                self.layers[_key(node.name)] = layer
         self.eval()
 
     def layer(self, node: Node) -> nn.Module:
         """The torch layer of a node."""
-        return self.layers[_key(node)]
+        return self.layers[_key(node.name)]
+
+    def layer_named(self, name: str) -> nn.Module:
+        """The torch layer of the node of that name."""
+        return self.layers[_key(name)]
+
+    def replace_layer(self, node: Node, layer: nn.Module) -> None:
+        self.layers[_key(node.name)] = layer
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         functional.reset_net(self)
@@ -188,8 +195,8 @@ class MaskedTwin:
         return np.array(found) / len(self.splits[0].labels)
 
 
-def _key(node: Node) -> str:
-    return node.name.replace(".", "_")  # torch takes no dots in names
+def _key(name: str) -> str:
+    return name.replace(".", "_")  # torch takes no dots in names
 
 
 def _layer(node: Conv | Dense | Norm, weights: dict, statistics: dict) -> nn.Module:
