@@ -1,19 +1,19 @@
-r"""Every pruning method on one trained network, at equal budgets.
+r"""Compares every pruning method on one trained network, at equal budgets.
 
     python experiments/ccsrp.py --rounds 0 --run-dir runs/dense
     python experiments/compare_methods.py runs/dense
 
 The first command trains the network; the second prunes it with every method, for every target and
 seed. All methods have the same images and gradient steps to train weights with; what they compute
-beside that, to choose, is reported as search. Every cell of the table is a file of its own: the
-same command goes on where it was interrupted, and commands with different --seeds or --methods may
-share a directory, and the machine. `methods.json`, `curves.png` and `index.html` are made of all
-cells that are there, with `--only-report` of them alone. `networks/` has the pruned networks, which
-`experiments/robustness.py` takes.
+beyond that, to choose, is reported as search. Every cell of the table is a file, so the same
+command resumes where it was interrupted, and commands with different --seeds or --methods may
+share a directory and run at the same time. `methods.json`, `curves.png` and `index.html` are
+made of all cells that exist; --only-report makes them without computing any. `networks/` has
+the pruned networks, which `experiments/robustness.py` takes.
 
-Run so far, on two cores, a core each for two such commands, so seconds are rough:
+Run so far, on two cores with one command on each, so that seconds are rough:
 
-  digits   RUN --targets 0.5 0.25: every method, 3 seeds, in some two hours
+  digits   RUN --targets 0.5 0.25: every method, 3 seeds, in about two hours
   mnist    RUN --targets 0.5 0.25 --epochs 4 --train-images 1500 --test-images 300: methods that
            remove filters, 3 seeds, and 4 of them 5; the others at 0.5; in 3 1/2 hours. RUN is
            `--dataset mnist --model medium --width 0.5 --train-images 4000 --search-images 300
@@ -21,11 +21,11 @@ Run so far, on two cores, a core each for two such commands, so seconds are roug
            --training.clean-epochs 2 --training.batch-size 64`
   cifar10  RUN --targets 0.5 0.25 --epochs 3 --train-images 2000 --search-images 300
            --test-images 500: every method, 1 seed, in two hours; RUN is configs/cifar10.toml
-  digits-1, digits-2, cifar10-1: the same with --seed 1 or 2 of the main job, that is other splits
-           and networks; methods that remove filters and one ablation, 1 seed
+  digits-1, digits-2, cifar10-1: the same with --seed 1 or 2 of the main job, which gives other
+           splits and networks; methods that remove filters and one ablation, 1 seed
 
-They are in results/methods; README.md has the tables and what was found. The last three have their
-networks with them, so that other methods and seeds can join them, cell by cell:
+The tables are in results/methods, and the findings in experiments/README.md. The last three
+include their dense networks, so that other methods and seeds can be added, cell by cell:
 
     python experiments/compare_methods.py experiments/results/methods/digits-1/dense \
         --out experiments/results/methods/digits-1 --targets 0.5 0.25 --seeds 0 --methods NAME
@@ -33,8 +33,8 @@ networks with them, so that other methods and seeds can join them, cell by cell:
 
 import sys
 import time
-from dataclasses import dataclass, field, replace
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +42,7 @@ from typing import Annotated
 import jax
 import tyro
 
+from ablations import ABLATIONS
 from ccsrp_jax import cli
 from ccsrp_jax.attacks.threat_model import ThreatModel
 from ccsrp_jax.data import splits
@@ -50,7 +51,7 @@ from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.pipeline import config, final_evaluation, stages
 from ccsrp_jax.pipeline.flags import read_flags
-from ccsrp_jax.pruning import METHODS, WEIGHT_METHODS, best_of, ccsrp, ccsrp_widths, criteria
+from ccsrp_jax.pruning import METHODS, WEIGHT_METHODS
 from ccsrp_jax.pruning.budget import Target
 from ccsrp_jax.pruning.problem import Callbacks, timed
 from ccsrp_jax.reporting import comparison_report, figure_style
@@ -64,42 +65,6 @@ from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError, check_number, unknown
 from ccsrp_jax.utils.io import write_atomic
 
-EARLIER = METHODS["ccsrp-priced"].keywords
-PRICED = EARLIER["search"]
-# What the default is made of, and what the one before it was, one thing changed at a time.
-ABLATIONS = {
-    "ccsrp: " + name: partial(ccsrp_widths, **changes)
-    for name, changes in {
-        "even widths": {"factors": ()},
-        "widths alone": {"search": None},
-        "three orders": {"orders": (criteria.gamma, criteria.taylor, criteria.at_random)},
-        "random order": {"orders": (criteria.at_random,)},
-        "L1 order": {"orders": (criteria.l1,)},
-        "one epoch": {"epochs": 1},
-        "two cycles": {"cycles": 2},
-        "smaller steps": {"factors": (0.75, 1.25)},
-    }.items()
-} | {
-    "ccsrp-priced: " + name: partial(ccsrp, **EARLIER | changes)
-    for name, changes in {
-        "one round": {"rounds": 1, "early": None},
-        "equal rounds": {"early": None},
-        "winners": {"search": replace(PRICED, splice="winners", levels=(), keep_floor=0.8)},
-        "single removals": {"criterion": None},
-        "no start": {"criterion": None, "search": replace(PRICED, single_removals=False)},
-        "no search": {"search": replace(PRICED, generations=1, population=2)},
-        "accuracy": {"search": replace(PRICED, objective="accuracy")},
-        "change of the loss": {"search": replace(PRICED, objective="change")},
-        "clean objective": {"search": replace(PRICED, robust_weight=0.0)},
-        "robust objective x 3": {"search": replace(PRICED, robust_weight=3.0)},
-        "per layer": {"search": replace(PRICED, shared_set="per_layer")},
-        "white box": {"search": replace(PRICED, white_box_steps=5)},
-        "population 32": {"search": replace(PRICED, population=32)},
-        "CMA-ES": {"search": replace(PRICED, strategy="CMA_ES")},
-        "clean fine-tuning": {"clean_training": True},
-    }.items()
-}
-ABLATIONS["random: auditioned"] = best_of  # the default's comparisons without its evolution
 KNOWN = METHODS | ABLATIONS
 SPLITS = ("train", "search", "test")
 
@@ -109,21 +74,23 @@ class Settings:
     """Compare pruning methods on the dense network of a finished run of the main job.
 
     Attributes:
-      run: its directory; data, network, recipe of fine-tuning and attacks are its own. With
-        --only-report it may be a directory with a methods.json.
+      run: directory of the run, from which data, network, fine-tuning recipe and attacks are
+        taken. With --only-report it may be a directory with a methods.json.
       out: directory of the results; by default RUN/methods.
-      methods: names, by default all of the library's; there are also ablations of the default,
-        such as "ccsrp: even widths".
-      targets: fractions that pruned networks may cost.
-      measure: of the targets: `macs`, `params` or `synops`. Methods that remove single weights
-        are held to parameters where it is MACs, of which they save none.
-      seeds: of the methods and their fine-tuning.
-      epochs: of fine-tuning, in all, for every method.
-      learning_rate: its peak; by default the run's for fine-tuning.
-      suite: of attacks on the test images: `quick`, `standard`, or `pgd` alone for trials.
-      train_images, search_images, test_images: so many of the run's, the first; by default all.
-      data_dir: where TFDS sets lie prepared.
-      only_report: make methods.json and index.html of the cells that are there.
+      methods: names of methods; by default all of the library's. There are also ablations, such
+        as "ccsrp: even widths".
+      targets: cost that pruned networks may have, as fractions of the dense network's.
+      measure: cost that the targets limit: `macs`, `params` or `synops`. With `macs`, methods
+        that remove single weights are held to parameters, as they save no MACs.
+      seeds: random seeds of the methods and their fine-tuning.
+      epochs: total epochs of fine-tuning, the same for every method.
+      learning_rate: peak learning rate of fine-tuning; by default the run's.
+      suite: attacks on the test images: `quick`, `standard`, or `pgd` alone for trials.
+      train_images: use only the first images of this number for training; by default all.
+      search_images: likewise for the search.
+      test_images: likewise for the test.
+      data_dir: folder with prepared TFDS sets.
+      only_report: only make methods.json, curves.png and index.html of the existing cells.
     """
 
     run: Annotated[str, tyro.conf.Positional]
@@ -205,7 +172,7 @@ def _run(settings: Settings) -> None:
             what = f"{number + 1}/{len(cells)} {cell[0]} at {cell[1]:g}, seed {cell[2]}"
             try:
                 row = _cell(stage, *cell, terminal)
-            except InputError as error:  # a method that cannot do this is no reason to stop others
+            except InputError as error:  # the other methods go on
                 terminal.line(f"{what} is left out: {error}")
                 continue
             io.write_json(path, row)
@@ -222,7 +189,7 @@ def _file(method: str, fraction: float, seed: int) -> str:
 
 
 def _prepare(settings: Settings) -> Stage:
-    """Reads the run, and measures its dense network if that was not done before."""
+    """Reads the run, and measures its dense network unless that has been done."""
     run, folder = Path(settings.run), settings.folder
     if not (run / "config.json").exists():
         raise InputError(
@@ -242,7 +209,7 @@ def _prepare(settings: Settings) -> Stage:
     if about.exists():
         if io.read_json(about)["settings"] != settings.fixed:
             raise InputError(
-                f"{folder} was begun with other settings ({io.read_json(about)['settings']}): "
+                f"{folder} was started with other settings ({io.read_json(about)['settings']}): "
                 "use them, or choose another --out."
             )
         return stage
@@ -265,7 +232,7 @@ def _prepare(settings: Settings) -> Stage:
 
 
 def _unpack(folder: Path) -> None:
-    """Makes files of a table that came without its cells, so that its comparison goes on."""
+    """Writes the cells of a table that has none as files, so that its comparison can continue."""
     table, cells, part = folder / "methods.json", folder / "cells", folder / "cells.part"
     if cells.exists() or not table.exists():
         return
@@ -278,39 +245,44 @@ def _unpack(folder: Path) -> None:
     part.rename(cells)
 
 
+class Watched:
+    """Callbacks of a problem that record its training, and what they have recorded."""
+
+    def __init__(self, advance: Callable[[], None]) -> None:
+        self.steps = 0
+        self.losses: list[float] = []  # of epochs
+        self.candidates: list[dict] = []
+        self.seconds: list[float] = []  # of every training
+        self._advance = advance
+
+    def callbacks(self) -> Callbacks:
+        return Callbacks(
+            on_epoch=lambda epoch: self.losses.append(epoch.loss),
+            on_step=self._step,
+            on_candidate=lambda loss, kept: self.candidates.append({"loss": loss, "kept": kept}),
+            training_clock=partial(timed, self.seconds),
+        )
+
+    def _step(self) -> None:
+        self.steps += 1
+        self._advance()
+
+
 def _cell(stage: Stage, name: str, fraction: float, seed: int, terminal: Terminal) -> dict:
-    """One method, target and seed: prunes, fine-tunes, and meets the test images once."""
-    settings, steps, epochs = stage.settings, [], []
-    problem = stages.problem_of(
-        stage.job,
-        stage.data,
-        stage.variables,
-        stage.architecture,
-        Target(settings.measure, fraction),
-    )
+    """One method, target and seed: prunes, fine-tunes, and is tested once."""
+    settings, target = stage.settings, Target(stage.settings.measure, fraction)
+    dense = stage.variables, stage.architecture
+    problem = stages.problem_of(stage.job, stage.data, *dense, target)
     rate = settings.learning_rate or problem.recipe.learning_rate
     recipe = replace(problem.recipe, epochs=settings.epochs, learning_rate=rate)
-    each = steps_per_epoch(recipe, len(stage.data.train.labels))
-    inside, tried = [], []  # seconds of each training, candidates
+    images = len(stage.data.train.labels)
+    steps = settings.epochs * steps_per_epoch(recipe, images)
     with (
         compilation.count_compilations() as compiled,
-        terminal.stage(f"{name} {fraction:g} {seed}", settings.epochs * each) as advance,
+        terminal.stage(f"{name} {fraction:g} {seed}", steps) as advance,
     ):
-
-        def step() -> None:
-            steps.append(1)
-            advance()
-
-        problem = replace(
-            problem,
-            recipe=recipe,
-            callbacks=Callbacks(
-                on_epoch=lambda epoch: epochs.append(epoch.loss),
-                on_step=step,
-                on_candidate=lambda loss, kept: tried.append({"loss": loss, "kept": kept}),
-                training_clock=partial(timed, inside),
-            ),
-        )
+        watched = Watched(advance)
+        problem = replace(problem, recipe=recipe, callbacks=watched.callbacks())
         started = time.perf_counter()
         found = KNOWN[name](jax.random.fold_in(jax.random.key(seed), 17), problem)
         jax.block_until_ready(found)
@@ -320,7 +292,7 @@ def _cell(stage: Stage, name: str, fraction: float, seed: int, terminal: Termina
     serialization.save(
         network, *compaction.compact(stage.architecture, found.variables, found.masks)
     )
-    row = {
+    return {
         "method": name,
         "target": fraction,
         "seed": seed,
@@ -329,23 +301,24 @@ def _cell(stage: Stage, name: str, fraction: float, seed: int, terminal: Termina
         "kept": masks.widths(stage.architecture, found.masks),
         "search": {
             **found.search._asdict(),
-            "seconds": seconds - sum(inside),
-            **({"tried": tried} if tried else {}),
+            "seconds": seconds - sum(watched.seconds),
+            **({"tried": watched.candidates} if watched.candidates else {}),
         },
         "training": {
-            "steps": len(steps),
-            "images": len(steps) * min(recipe.batch_size, len(stage.data.train.labels)),
-            "seconds": sum(inside),
-            "last_loss": epochs[-1],
+            "steps": watched.steps,
+            "images": watched.steps * min(recipe.batch_size, images),
+            "seconds": sum(watched.seconds),
+            "last_loss": watched.losses[-1],
         },
         "compile_seconds": compiled.seconds,
     }
-    return row
 
 
 def _measure(stage: Stage, variables: dict, chosen: masks.MaskTree) -> dict:
-    """Accuracies on the test images, and costs. All networks run in the dense one's shape, so
-    that one set of programs serves all."""
+    """Accuracies on the test images, and costs.
+
+    All networks are run masked, in the dense network's shape, so that they share compiled programs.
+    """
     settings, architecture = stage.settings, stage.architecture
     spent = cost.costs(architecture, variables, chosen, stage.data.search, jax.random.key(0))
     network, filters = masks.fold(variables, chosen), masks.filters(architecture, chosen)
@@ -364,12 +337,12 @@ def _measure(stage: Stage, variables: dict, chosen: masks.MaskTree) -> dict:
 
 
 def report(folder: Path) -> None:
-    """Writes methods.json of the cells in a directory, and index.html and curves.png of it."""
+    """Writes methods.json from the cells in a directory, and index.html and curves.png from it."""
     about, table = folder / "about.json", folder / "methods.json"
     cells = [io.read_json(path) for path in sorted((folder / "cells").glob("*.json"))]
     if about.exists() and cells:
         record = io.read_json(about) | {"cells": cells}
-    elif table.exists():  # a table that came without its cells
+    elif table.exists():  # a table without its cells
         record = io.read_json(table)
     else:
         raise InputError(f"{folder} holds no comparison: run one first, without --only-report.")

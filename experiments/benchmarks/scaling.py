@@ -154,8 +154,8 @@ def point(
     **sizes: int,
 ) -> Point:
     """Candidates for the network's first group; `sizes` may set `population` and `images`."""
-    population: int = sizes.get("population", options.population)
-    images: int = sizes.get("images", options.images)
+    chosen = vars(options) | sizes
+    population, images = chosen["population"], chosen["images"]
     network = zoo.build(options.model, INPUTS[options.model], 10, time_steps=time_steps)
     network = with_widths(network, lambda filters: int(filters * width))
     group = next(iter(groups(network)))
