@@ -5,6 +5,7 @@ import spyx
 from flax import nnx
 
 from ccsrp_jax.networks.architecture import Architecture, shapes
+from ccsrp_jax.networks.neurons import LIF
 from ccsrp_jax.networks.nodes import Conv, Dense, Flatten, Node, Norm, Pool, Spike
 
 
@@ -43,7 +44,9 @@ class Network(nnx.Module):
 
 def make_layer(node: Node, architecture: Architecture, rngs: nnx.Rngs) -> nnx.Module | None:
     """The layer of a node with weights or neurons; None for the others."""
-    width = shapes(architecture)
+    width, neuron = shapes(architecture), architecture.neuron
+    if not isinstance(neuron, LIF):
+        raise NotImplementedError(f"Spyx is compared with LIF neurons only, not {neuron!r}.")
     match node:
         case Conv(_, source, filters, kernel, stride, bias):
             return nnx.Conv(
@@ -62,8 +65,8 @@ def make_layer(node: Node, architecture: Architecture, rngs: nnx.Rngs) -> nnx.Mo
         case Spike(_, source):
             return spyx.nn.LIF(
                 width[source],
-                beta=1 - 1 / architecture.neuron.tau,
-                threshold=architecture.neuron.threshold,
+                beta=1 - 1 / neuron.tau,
+                threshold=neuron.threshold,
                 activation=spyx.axn.arctan(),
                 rngs=rngs,
             )

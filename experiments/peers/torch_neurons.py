@@ -61,16 +61,18 @@ def twin_of(peer: str, architecture: Architecture, variables: dict) -> FoldedTwi
     twin = FoldedTwin(architecture, variables)
     if peer == "spikingjelly":
         return twin
-    make = {"snntorch": snntorch_neuron, "norse": norse_neuron}[peer]
+    make, neuron = {"snntorch": snntorch_neuron, "norse": norse_neuron}[peer], architecture.neuron
+    if not isinstance(neuron, LIF):
+        raise NotImplementedError(f"{peer} is compared with LIF neurons only, not {neuron!r}.")
     torch._dynamo.config.recompile_limit = 64  # once per layer, and with and without gradients
     for node in architecture.nodes:
         if not isinstance(node, Spike):
             continue
-        twin.replace_layer(node, make(architecture.neuron))
+        twin.replace_layer(node, make(neuron))
         if peer == "snntorch":  # the division by tau goes into the weights
             with torch.no_grad():
                 for parameter in twin.layer_named(node.input).parameters():
-                    parameter /= architecture.neuron.tau
+                    parameter /= neuron.tau
         if shutil.which("g++"):
             twin.layer(node).compile()
     return twin

@@ -9,8 +9,22 @@ from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import nn
 
 from ccsrp_jax.networks.architecture import Architecture, group_of
-from ccsrp_jax.networks.neurons import LIF, Surrogate
-from ccsrp_jax.networks.nodes import IMAGE, Add, Conv, Dense, Flatten, Node, Norm, Pool, Spike
+from ccsrp_jax.networks.neurons import LIF, Neuron, Surrogate
+from ccsrp_jax.networks.nodes import (
+    IMAGE,
+    Add,
+    Concat,
+    Conv,
+    Dense,
+    DepthwiseConv,
+    Dropout,
+    Flatten,
+    GlobalPool,
+    Node,
+    Norm,
+    Pool,
+    Spike,
+)
 from ccsrp_jax.networks.zoo import init
 
 # Our width to the peer's alpha, by the shapes' definitions.
@@ -32,8 +46,10 @@ def nchw(images) -> torch.Tensor:
     return tensor(images).permute(0, 3, 1, 2).contiguous()
 
 
-def lif_node(lif: LIF, shape: Surrogate = Surrogate()) -> neuron.LIFNode:
+def lif_node(lif: Neuron, shape: Surrogate = Surrogate()) -> neuron.LIFNode:
     """SpikingJelly's LIFNode with our constants; it has no `soft_delayed` reset."""
+    if not isinstance(lif, LIF):
+        raise NotImplementedError(f"the torch twin has LIF neurons only, not {lif!r}.")
     return neuron.LIFNode(
         tau=lif.tau,
         decay_input=lif.decay_input,
@@ -86,7 +102,7 @@ class Twin(nn.Module):
         for node in architecture.nodes:
             if isinstance(node, Spike):
                 self.layers[_key(node.name)] = lif_node(architecture.neuron, shape)
-            elif isinstance(node, Conv | Dense | Norm):
+            elif isinstance(node, Conv | DepthwiseConv | Dense | Norm):
                 layer = _layer(node, weights[node.name], statistics.get(node.name, {}))
                 self.layers[_key(node.name)] = layer
         self.eval()
@@ -117,12 +133,20 @@ class Twin(nn.Module):
                     x = nn.functional.max_pool2d(x, window)
                 case Pool(window=window):
                     x = nn.functional.avg_pool2d(x, window)
+                case GlobalPool():
+                    x = x.mean((2, 3), keepdim=True)
                 case Flatten():
                     x = x.permute(0, 2, 3, 1).flatten(1)  # ours is channel last
                 case Add(other=other):
                     x = x + values[other]
-                case _:
+                case Concat(others=others):
+                    x = torch.cat([x, *(values[other] for other in others)], 1)
+                case Dropout():
+                    pass  # the twin is in evaluation mode
+                case Conv() | DepthwiseConv() | Dense() | Norm() | Spike():
                     x = self.layer(node)(x)
+                case _:
+                    raise _unknown(node)
             values[node.name] = x
         return x
 
@@ -152,8 +176,10 @@ class FoldedTwin(Twin):
                     x = nn.functional.avg_pool2d(x, window)
                 case Flatten():
                     x = x.permute(0, 2, 3, 1).flatten(1)
-                case _:
+                case Conv() | Dense() | Norm():
                     x = self.layer(node)(x)
+                case _:
+                    raise _unknown(node)
         return x.reshape(steps, -1, x.shape[-1]).mean(0)
 
 
@@ -199,12 +225,20 @@ def _key(name: str) -> str:
     return name.replace(".", "_")  # torch takes no dots in names
 
 
-def _layer(node: Conv | Dense | Norm, weights: dict, statistics: dict) -> nn.Module:
+def _unknown(node: Node) -> NotImplementedError:
+    return NotImplementedError(f"this torch twin has no layer for {type(node).__name__} nodes.")
+
+
+def _layer(node: Node, weights: dict, statistics: dict) -> nn.Module:
     """The torch layer with these Flax weights."""
     match node:
         case Conv(kernel=k, stride=stride, width=width, bias=bias):
             kernel = tensor(weights["kernel"]).permute(3, 2, 0, 1)  # HWIO to OIHW
             layer = nn.Conv2d(kernel.shape[1], width, k, stride, k // 2, bias=bias)
+        case DepthwiseConv(kernel=k, stride=stride):
+            kernel = tensor(weights["kernel"]).permute(3, 2, 0, 1)
+            channels = len(kernel)
+            layer = nn.Conv2d(channels, channels, k, stride, k // 2, groups=channels, bias=False)
         case Dense(width=width, bias=bias):
             kernel = tensor(weights["kernel"]).T
             layer = nn.Linear(kernel.shape[1], width, bias=bias)
@@ -213,6 +247,8 @@ def _layer(node: Conv | Dense | Norm, weights: dict, statistics: dict) -> nn.Mod
             layer = nn.BatchNorm2d(len(kernel))
             layer.running_mean.copy_(tensor(statistics["mean"]))
             layer.running_var.copy_(tensor(statistics["var"]))
+        case _:
+            raise _unknown(node)
     with torch.no_grad():
         layer.weight.copy_(kernel)
         if layer.bias is not None:

@@ -76,9 +76,9 @@ def macs_by_torch_pruning(architecture: Architecture, variables: dict) -> dict[s
     )
     return {
         node.name: operations[twin.layer(node)]
-        - node.bias * math.prod(shapes(architecture)[node.name])
+        - getattr(node, "bias", False) * math.prod(shapes(architecture)[node.name])
         for node in architecture.nodes
-        if isinstance(node, Conv | Dense)
+        if node.has_kernel
     }
 
 

@@ -15,7 +15,19 @@ from ccsrp_jax.networks import cost
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.neurons import LIF, SURROGATE_DERIVATIVES, Surrogate, lif
-from ccsrp_jax.networks.nodes import Add, Conv, Dense, Flatten, Norm, Pool, Spike
+from ccsrp_jax.networks.nodes import (
+    Add,
+    Concat,
+    Conv,
+    Dense,
+    DepthwiseConv,
+    Dropout,
+    Flatten,
+    GlobalPool,
+    Norm,
+    Pool,
+    Spike,
+)
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.networks.zoo import plain
 from ccsrp_jax.reporting.comparison import hypervolume
@@ -83,12 +95,33 @@ BINARY = Architecture(
     ),
     (16, 16, 1),
 )
+# Depthwise convolution, concatenation, global pooling and dropout.
+SEPARABLE = Architecture(
+    (
+        Conv("conv1", "image", 6),
+        Norm("norm1", "conv1"),
+        Spike("lif1", "norm1"),
+        DepthwiseConv("depthwise", "lif1", stride=2),
+        Norm("norm2", "depthwise"),
+        Spike("lif2", "norm2"),
+        Conv("conv2", "lif1", 8, stride=2),
+        Norm("norm3", "conv2"),
+        Spike("lif3", "norm3"),
+        Concat("concat", "lif2", ("lif3",)),
+        Dropout("dropout", "concat"),
+        GlobalPool("global", "dropout"),
+        Flatten("flatten", "global"),
+        Dense("classifier", "flatten", 10),
+    ),
+    (8, 8, 1),
+)
 NETWORKS = {
     "plain": plain((8, "A", 8, "A"), (8, 8, 1), 10),
     "max_pool": plain((8, "M", 8), (8, 8, 1), 10, dense=(12,)),
     "soft": plain((8, "A", 8), (8, 8, 1), 10, neuron=LIF(reset="soft", decay_input=False)),
     "residual": RESIDUAL,
     "binary": BINARY,
+    "separable": SEPARABLE,
 }
 
 
