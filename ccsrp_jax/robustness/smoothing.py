@@ -1,8 +1,8 @@
-"""Randomized smoothing: L2 radii within which a noise-averaged classifier is proven not to change.
+"""Randomized smoothing: certified L2 radii of a classifier averaged over Gaussian noise.
 
-The smoothed classifier g(x) answers the class that the network gives most often under Gaussian
-noise on the pixels. Unlike an attack, which bounds robust accuracy from above, a certificate
-bounds that of g from below, whatever the network computes and however its gradients are masked.
+The smoothed classifier g(x) predicts the class that the network predicts most often under Gaussian
+noise on the pixels. Attacks bound robust accuracy from above; a certificate bounds that of g from
+below, independent of the network's gradients, masked or not.
 
 References:
   Cohen, Rosenfeld, Kolter, Certified Adversarial Robustness via Randomized Smoothing, ICML 2019.
@@ -27,15 +27,15 @@ ABSTAIN = -1
 
 @dataclass(frozen=True)
 class Smoothing:
-    """Gaussian noise, and how much of it is drawn to judge an image.
+    """Gaussian noise, and the number of its draws per image.
 
     Attributes:
       sigma: standard deviation of the noise on every pixel, where images span [0, 1].
-      selection_samples: draws that choose the class to certify; Cohen et al. take 100.
-      samples: further draws that bound its probability, or that `predict` counts; they cap
-        the radius at sigma Phi^-1(alpha^(1 / samples)), 2.5 sigma by default and 3.8 sigma
+      selection_samples: draws that select the class to certify; 100 in Cohen et al.
+      samples: further draws that bound its probability, or that `predict` counts. They limit
+        the radius to sigma Phi^-1(alpha^(1 / samples)): 2.5 sigma by default, and 3.8 sigma
         with the 100,000 of Cohen et al.
-      alpha: chance, for each image on its own, that what is answered is false.
+      alpha: probability of a false certificate or prediction, for each image separately.
     """
 
     sigma: float
@@ -49,16 +49,20 @@ class Smoothing:
         check_number("smoothing samples", self.samples, 1)
         if not 0 < self.alpha < 1:
             raise InputError(
-                f"smoothing alpha {self.alpha} is outside (0, 1): give the chance of a false "
-                "certificate that you accept, such as 0.001."
+                f"smoothing alpha {self.alpha} is outside (0, 1): give the probability of "
+                "a false certificate that you accept, such as 0.001."
             )
 
 
 class Certificates(NamedTuple):
-    """Of every image the class, -1 where it abstains, and its L2 radius in pixel units, then 0.
+    """Certified classes and radii.
 
-    Nowhere in the open ball of that radius, in the box [0, 1] or not, does the smoothed
-    classifier answer another class.
+    The smoothed classifier predicts the certified class everywhere in the open ball of the
+    radius, inside the box [0, 1] and outside.
+
+    Attributes:
+      classes: of every image, -1 where the certificate abstains.
+      radii: L2 radius in pixel units, 0 where it abstains.
     """
 
     classes: Int[np.ndarray, "N"]
@@ -66,8 +70,8 @@ class Certificates(NamedTuple):
 
 
 def certify(
-    logits: ClassifierFn,
-    params: Any,
+    classifier: ClassifierFn,
+    network_state: Any,
     images: Float[Array | np.ndarray, "N H W C"],
     key: Array,
     smoothing: Smoothing,
@@ -77,32 +81,31 @@ def certify(
 ) -> Certificates:
     """Classes and certified radii of the smoothed classifier (CERTIFY of Cohen et al.).
 
-    The first draws choose a class; the others, which that choice has not seen, give the
-    Clopper-Pearson lower bound p of its probability. The radius is sigma Phi^-1(p), and where
-    p is 1/2 or less it abstains. Each certificate is false with a chance of at most
-    `smoothing.alpha`, as far as draws and sums in floating point pass for exact ones
-    (Voracek and Hein, Sound Randomized Smoothing in Floating-Point Arithmetics, ICLR 2023).
+    The first draws select a class; the others, independent of them, give the Clopper-Pearson
+    lower bound p of its probability. The radius is sigma Phi^-1(p); where p is 1/2 or less the
+    certificate abstains. Each certificate is false with a probability of at most
+    `smoothing.alpha`, up to errors of floating-point arithmetic (Voracek and Hein, Sound
+    Randomized Smoothing in Floating-Point Arithmetics, ICLR 2023).
 
-    A stochastic classifier gets a fresh key for every draw. Its certificate is that of the
-    smoothed classifier that averages over the network's own randomness too: the argument
-    needs no more than a probability of the class at every input, and randomness that is
-    independent of the noise.
+    A stochastic classifier gets a new key for every draw. Its certificate holds for the smoothed
+    classifier that also averages over the network's own randomness: the proof needs only the
+    probability of a class at every input, and randomness that is independent of the noise.
 
     Args:
-      logits: the classifier; static, so it must be hashable.
-      params: its parameters.
-      images: images in [0, 1]; they are not clipped once the noise is added.
-      key: draw d of image i takes `fold_in(fold_in(key, i), d)`, so that no answer hangs on
-        `batch_size`; it is split into keys of the noise and of a stochastic classifier.
-      smoothing: noise, draws and alpha.
-      batch_size: draws a call; all calls have this shape, the last one's surplus is dropped.
-      progress: called with the number of images finished, after every image.
+      classifier, network_state: see `networks.classifier`.
+      images: in [0, 1]; they are not clipped after noise is added.
+      key: draw d of image i uses `fold_in(fold_in(key, i), d)`, so that results do not depend
+        on `batch_size`; it is split into keys for the noise and for a stochastic classifier.
+      smoothing: noise, number of draws and alpha.
+      batch_size: draws per call; all calls have this shape, and surplus draws are dropped.
+      progress: called after every image with the number of images finished, which is 1.
 
     Raises:
       InputError: a batch size below 1.
     """
     first, more = smoothing.selection_samples, smoothing.samples
-    draws = _votes(logits, params, images, key, smoothing.sigma, first + more, batch_size)
+    options = smoothing.sigma, first + more, batch_size
+    draws = _votes(classifier, network_state, images, key, *options)
     classes, hits = [], []
     for votes in draws:
         classes.append(np.bincount(votes[:first]).argmax())
@@ -117,8 +120,8 @@ def certify(
 
 
 def predict(
-    logits: ClassifierFn,
-    params: Any,
+    classifier: ClassifierFn,
+    network_state: Any,
     images: Float[Array | np.ndarray, "N H W C"],
     key: Array,
     smoothing: Smoothing,
@@ -126,28 +129,29 @@ def predict(
     batch_size: int = 256,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Int[np.ndarray, "N"]:
-    """The smoothed classifier's classes, -1 where it abstains (PREDICT of Cohen et al.).
+    """Predicted classes of the smoothed classifier, -1 where it abstains (PREDICT of Cohen et al.).
 
-    It abstains unless a two-sided binomial test at `smoothing.alpha` tells the two most
-    frequent classes among `smoothing.samples` draws apart, and so answers a class that is
-    not the smoothed classifier's with a chance of at most alpha. Arguments as for `certify`.
+    It abstains unless the two most frequent classes among `smoothing.samples` draws differ in a
+    two-sided binomial test at level `smoothing.alpha`, so that a predicted class is wrong with
+    a probability of at most alpha. Arguments as for `certify`.
     """
-    draws = _votes(logits, params, images, key, smoothing.sigma, smoothing.samples, batch_size)
+    options = smoothing.sigma, smoothing.samples, batch_size
+    draws = _votes(classifier, network_state, images, key, *options)
     classes, leads = [], []
     for votes in draws:
-        counts = np.bincount(votes, minlength=2)  # a runner-up even where there is one class
+        counts = np.bincount(votes, minlength=2)  # a runner-up even if the network has one class
         classes.append(counts.argmax())
         leads.append(np.sort(counts)[:-3:-1])
         progress(1)
     most, second = np.array(leads, int).reshape(-1, 2).T
-    chance = 2 * binom.sf(most - 1, most + second, 0.5)
-    return np.where(chance <= smoothing.alpha, np.array(classes, int), ABSTAIN)
+    p_value = 2 * binom.sf(most - 1, most + second, 0.5)
+    return np.where(p_value <= smoothing.alpha, np.array(classes, int), ABSTAIN)
 
 
 def clopper_pearson(
     hits: Int[np.ndarray, "N"], trials: int, alpha: float
 ) -> Float[np.ndarray, "N"]:
-    """Lower bounds of probabilities, each too high with a chance of at most `alpha`."""
+    """Lower confidence bounds of probabilities, each too high with probability at most `alpha`."""
     bound = beta.ppf(alpha, np.maximum(hits, 1), trials - hits + 1)
     return np.where(hits > 0, bound, 0.0)
 
@@ -157,39 +161,41 @@ def certified_accuracy(
     labels: Int[Array | np.ndarray, "N"],
     radii: Float[Array | np.ndarray, "R"],
 ) -> Float[np.ndarray, "R"]:
-    """Share of images that are certified as their label with at least each of the radii.
+    """Share of images with a certificate for their label of at least each of the radii.
 
-    At radius 0 it is the accuracy with abstentions counted as wrong.
+    At radius 0 it is the accuracy, abstentions counted as wrong.
     """
-    right = certificates.classes == np.asarray(labels)
-    return (right & (certificates.radii >= np.asarray(radii)[:, None])).mean(-1)
+    correct = certificates.classes == np.asarray(labels)
+    return (correct & (certificates.radii >= np.asarray(radii)[:, None])).mean(-1)
 
 
 def _votes(
-    logits, params, images, key, sigma, samples, batch_size
+    classifier, network_state, images, key, sigma, samples, batch_size
 ) -> Iterator[Int[np.ndarray, "samples"]]:
-    """Of every image in turn, the class that the network gives each of its noisy draws."""
+    """For every image in turn, the predicted class of each of its noisy draws."""
     check_number("smoothing batch_size", batch_size, 1)
     for number, image in enumerate(np.asarray(images)):
         key_image = jax.random.fold_in(key, number)
         votes = [
-            _vote(logits, params, image, key_image, sigma, start, batch_size)
+            _vote(classifier, network_state, image, key_image, sigma, start, batch_size)
             for start in range(0, samples, batch_size)
         ]
         yield np.concatenate(votes)[:samples]
 
 
 @partial(jax.jit, static_argnums=(0, 6))
-def _vote(logits, params, image, key, sigma, start, size):
+def _vote(classifier, network_state, image, key, sigma, start, size):
     def noisy(key):
         return image + sigma * jax.random.normal(key, image.shape, image.dtype)
 
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(size))
     noise_keys, own_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     images = jax.vmap(noisy)(noise_keys)
-    if is_stochastic(logits):
-        # One by one: what a classifier shares in a batch would tie its draws together.
-        z = jax.vmap(lambda x, key: logits(params, x[None], key=key)[0])(images, own_keys)
+    if is_stochastic(classifier):
+        # one by one: randomness that a classifier shares in a batch would correlate the draws
+        z = jax.vmap(lambda x, key: classifier(network_state, x[None], key=key)[0])(
+            images, own_keys
+        )
     else:
-        z = logits(params, images)
+        z = classifier(network_state, images)
     return z.argmax(-1)

@@ -1,0 +1,106 @@
+"""Natural corruptions of images, five severities each, to measure natural robustness.
+
+These are the common corruptions of CIFAR-10-C with its published severities, for images of
+any size, gray or RGB. A corruption is a function of images in [0, 1], a severity from 1 to
+5 and a key, and returns images in [0, 1]. Image i uses the key with i folded in, so that the
+result does not depend on the number of images; a split that is corrupted in batches needs a
+key for each batch.
+
+Where it differs from CIFAR-10-C:
+
+- The published lengths of `gaussian_blur`, `glass_blur`, `defocus_blur` and `motion_blur`
+  are in pixels of 32 x 32 images. For larger images they are scaled by the shorter side / 32;
+  smaller images keep them, since a blur of less than a pixel has no effect. Lengths of the
+  others are relative to the side as published.
+- Results are floats, not rounded to 8 bits, except through `jpeg`.
+- `zoom_blur` zooms about the exact center, not about a whole pixel; `elastic` interpolates
+  once, not twice; `glass_blur` also moves the pixels next to the border.
+- `frost` is omitted since it needs pictures of frost, `snow` and `spatter` since their
+  flakes and drops are single pixels, which cannot be scaled.
+
+The published severities are not always ordered by the distance from the original: with
+severity, `elastic` replaces an affine map by local shifts, `glass_blur` replaces one shuffle
+and more blur by two shuffles and less blur, `saturate` reduces saturation at 1 and 2 and
+increases it from 3 on, and `motion_blur` is the same at 3 and 4 except for a tail of
+negligible weight.
+
+References:
+  Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and
+  Perturbations, ICLR 2019.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ccsrp_jax.robustness.corruptions.blurs import (
+    defocus_blur,
+    gaussian_blur,
+    glass_blur,
+    motion_blur,
+    zoom_blur,
+)
+from ccsrp_jax.robustness.corruptions.colors import brightness, contrast, fog, saturate
+from ccsrp_jax.robustness.corruptions.common import Corruption
+from ccsrp_jax.robustness.corruptions.digital import elastic, jpeg, pixelate
+from ccsrp_jax.robustness.corruptions.noise import (
+    gaussian_noise,
+    impulse_noise,
+    shot_noise,
+    speckle_noise,
+)
+from ccsrp_jax.utils.errors import InputError, check_number, unknown
+
+CORRUPTIONS: dict[str, Corruption] = {
+    "gaussian_noise": gaussian_noise,
+    "shot_noise": shot_noise,
+    "impulse_noise": impulse_noise,
+    "speckle_noise": speckle_noise,
+    "gaussian_blur": gaussian_blur,
+    "glass_blur": glass_blur,
+    "defocus_blur": defocus_blur,
+    "motion_blur": motion_blur,
+    "zoom_blur": zoom_blur,
+    "fog": fog,
+    "brightness": brightness,
+    "contrast": contrast,
+    "saturate": saturate,
+    "pixelate": pixelate,
+    "elastic": elastic,
+    "jpeg": jpeg,
+}
+
+
+def corrupt(
+    images: Float[Array | np.ndarray, "B H W C"], name: str, severity: int, key: Array
+) -> Float[Array, "B H W C"]:
+    """Corrupted images, in [0, 1].
+
+    Args:
+      images: float32 in [0, 1], gray or RGB.
+      name: one of `CORRUPTIONS`.
+      severity: 1 (mild) to 5.
+      key: image i uses it with i folded in.
+
+    Raises:
+      InputError: an unknown name, a severity out of range, or images of other channels.
+    """
+    check_corruption(name, severity, images.shape[-1])
+    return jnp.clip(CORRUPTIONS[name](jnp.asarray(images), severity, key), 0, 1)
+
+
+def check_corruption(name: str, severity: int, channels: int) -> None:
+    """Raises InputError for a name, severity or number of channels that `corrupt` does not take."""
+    if name not in CORRUPTIONS:
+        raise unknown("corruption", name, CORRUPTIONS)
+    check_number("corruption severity", severity, 1, 5)
+    if channels not in (1, 3):
+        raise InputError(
+            f"images of {channels} channels cannot be corrupted: give gray images (1) or "
+            "RGB images (3)."
+        )
+
+
+def names(channels: int) -> tuple[str, ...]:
+    """The corruptions that change images of so many channels; `saturate` changes no gray ones."""
+    return tuple(name for name in CORRUPTIONS if channels > 1 or name != "saturate")
