@@ -23,6 +23,7 @@ test: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --level error --pythonpath $(BIN)/python
 
 oracles: $(VENV)/.installed-oracles
 	$(BIN)/python -m pytest -m oracle tests/oracles
