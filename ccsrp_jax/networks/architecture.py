@@ -28,16 +28,16 @@ ENCODINGS = ("direct", "poisson", "gaussian", "frames")
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that fixes a network's function but its weights; hashable.
+    """Everything that determines a network's function except its weights; hashable.
 
     Attributes:
       nodes: in topological order; the last is the classifier, a `Dense`.
-      input_shape: (H, W, C) of the image; for `frames` its channels are T times those that
-        the network sees.
-      time_steps: T, the number of steps that the network runs for an image.
+      input_shape: (H, W, C) of the image; for `frames`, C is T times the number of channels of
+        one frame.
+      time_steps: T, the number of steps per image.
       neuron: family and constants of the neurons of every `Spike` node.
-      mean, std: per channel, subtracted from and divided into images in [0, 1].
-      encoding: what the network sees of an image in [0, 1] in each step: `direct`, the image
+      mean, std: per channel, by which images in [0, 1] are normalized, (x - mean) / std.
+      encoding: the input of each step, from an image in [0, 1]: `direct`, the image
         itself; `poisson`, 1 with the pixel's value as probability, else 0; `gaussian`, the
         image and noise (randomized smoothing coding, RSC-SNN, arXiv 2407.20099); `frames`, the
         next C / T of the image's channels, as of binned events.
@@ -149,7 +149,7 @@ def shapes(architecture: Architecture) -> dict[str, Shape]:
     """
     h, w, c = architecture.input_shape
     frames = architecture.time_steps if architecture.encoding == "frames" else 1
-    known = {IMAGE: (h, w, c // frames)}
+    known: dict[str, Shape] = {IMAGE: (h, w, c // frames)}
     for node in architecture.nodes:
         shape = node.shape(*[known[name] for name in node.inputs])
         if min(shape) < 1:
@@ -182,7 +182,7 @@ def _grouping(architecture: Architecture) -> tuple[dict[str, Channels], frozense
             name = parent[name]
         return name
 
-    opened = {IMAGE: (Segment(IMAGE, shape[IMAGE][-1]),)}
+    opened: dict[str, Channels] = {IMAGE: (Segment(IMAGE, shape[IMAGE][-1]),)}
     for node in architecture.nodes:
         read = [opened[name] for name in node.inputs]
         opened[node.name] = node.channels(read, shape[node.name])

@@ -175,7 +175,7 @@ class SpikingNetwork(nn.Module):
             if node.spiking:
                 statistics = (surrogate_state or {}).get(name)
                 x, potential, statistics = self._neurons(
-                    name, *inputs, masks, surrogate, statistics
+                    name, inputs[0], masks, surrogate, statistics
                 )
                 if activity:
                     active.spikes[name], active.potentials[name] = x, potential

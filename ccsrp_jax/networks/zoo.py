@@ -1,27 +1,28 @@
-"""Builders of the architectures that we ship, and fresh weights for them."""
+"""Builders of the library's architectures, and initialization of their weights."""
 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from ccsrp_jax.networks.architecture import Architecture, shapes
-from ccsrp_jax.networks.neurons import LIF
+from ccsrp_jax.networks.neurons import LIF, Neuron
 from ccsrp_jax.networks.nodes import IMAGE, Add, Conv, Dense, Flatten, Node, Norm, Pool, Spike
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.utils.errors import InputError, check_number, unknown
 
 
 def init(key: Array, architecture: Architecture) -> dict:
-    """Fresh variables, `{"params", "batch_stats"}`, of a network."""
+    """Initial variables, `{"params", "batch_stats"}`, of a network."""
     image = jnp.zeros((1, *architecture.input_shape))
     return jax.jit(SpikingNetwork(architecture).init)(key, image, key=key)
 
 
-POOLS = {"A": "avg", "M": "max"}
+POOLS: dict[str, Literal["avg", "max"]] = {"A": "avg", "M": "max"}
 
 
 NORMS = ("bn", "tdbn")
@@ -35,10 +36,10 @@ def plain(
     dense: Sequence[int] = (),
     width: float | int = 1,
     norm: str = "bn",
-    neuron: LIF = LIF(),
+    neuron: Neuron = LIF(),
     **settings,
 ) -> Architecture:
-    """A feed-forward network in the VGG manner.
+    """A feed-forward network in the style of VGG.
 
     Args:
       plan: a width adds 3 x 3 convolution, batch norm and LIF; `"A"` and `"M"` add 2 x 2
@@ -46,7 +47,7 @@ def plain(
       input_shape: (H, W, C) of the images.
       classes: width of the classifier.
       dense: widths of fully connected LIF layers before the classifier.
-      width: multiplies all of these widths; at least 1 filter is left of each.
+      width: multiplies all of these widths; each keeps at least 1 filter.
       norm: `bn`, or `tdbn`, whose scale starts at the threshold.
       neuron, settings: as in `Architecture`.
 
@@ -92,15 +93,15 @@ def residual(
     dense: Sequence[int] = (),
     width: float | int = 1,
     norm: str = "bn",
-    neuron: LIF = LIF(),
+    neuron: Neuron = LIF(),
     **settings,
 ) -> Architecture:
-    """A residual network of basic blocks, for small images: a 3 x 3 stem and no pooling but the
-    last, over all positions.
+    """A residual network of basic blocks for small images: a 3 x 3 stem, and a single pooling over
+    all positions at the end.
 
     A block is convolution, norm, LIF, convolution, norm; a shortcut whose shape changes has a
-    1 x 1 convolution and a norm. The branches' currents add and then meet a LIF layer (as in
-    tdBN's ResNet-19, arXiv 2011.05280), or each has one of its own and their spikes add
+    1 x 1 convolution and a norm. The branches' currents add before a common LIF layer (as in
+    tdBN's ResNet-19, arXiv 2011.05280), or each branch ends in a LIF layer and their spikes add
     (SEW-ResNet with ADD, Fang et al., NeurIPS 2021, arXiv 2102.04159).
 
     Args:
@@ -108,10 +109,10 @@ def residual(
       input_shape: (H, W, C) of the images.
       classes: width of the classifier.
       stem: filters of the first convolution.
-      spikes_add: spikes add, in place of currents.
+      spikes_add: whether spikes add, instead of currents.
       dense, width, neuron, settings: as for `plain`.
-      norm: `bn`, or `tdbn`, whose scale starts at the threshold, or over the root of 2 where
-        currents add.
+      norm: `bn`, or `tdbn`, whose scale starts at the threshold, divided by the square root of 2
+        where currents add.
 
     Raises:
       InputError: a width that is not above 0, or an unknown norm.
@@ -153,10 +154,10 @@ def _with_head(
     classes: int,
     dense: Sequence[int],
     width: float | int,
-    neuron: LIF,
+    neuron: Neuron,
     settings: dict,
 ) -> Architecture:
-    """Flattening, dense LIF layers and the classifier behind the convolutions."""
+    """Adds flattening, dense LIF layers and the classifier to the convolutions."""
     nodes = [*nodes, Flatten("flatten", nodes[-1].name)]
     for i, features in enumerate(dense, 1):
         nodes.append(Dense(f"fc{i}", nodes[-1].name, _scaled(features, width)))
@@ -172,9 +173,9 @@ def _scaled(filters: int, width: float | int) -> int:
     return max(1, round(filters * width))
 
 
-def _norm_scale(norm: str, neuron: LIF) -> float:
+def _norm_scale(norm: str, neuron: Neuron) -> float:
     if norm not in NORMS:
-        raise unknown("normalisation", norm, NORMS)
+        raise unknown("normalization", norm, NORMS)
     return neuron.threshold if norm == "tdbn" else 1.0
 
 

@@ -1,0 +1,76 @@
+"""Static costs of a network: parameters and MACs by layer, of masked networks too."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from ccsrp_jax.networks.architecture import (
+    Architecture,
+    gate_position,
+    shapes,
+    varies_in_time,
+)
+from ccsrp_jax.networks.masks import MaskTree, alive_channels, kernel
+from ccsrp_jax.networks.nodes import Node, Shape
+
+
+def _compact_shapes(
+    architecture: Architecture, alive: Mapping[str, np.ndarray]
+) -> Iterator[tuple[Node, list[Shape], Shape]]:
+    """Every node with its input shapes and its output shape in the compact network."""
+    shape = shapes(architecture)
+    compact = {name: (*shape[name][:-1], int(bits.sum())) for name, bits in alive.items()}
+    for node in architecture.nodes:
+        yield node, [compact[name] for name in node.inputs], compact[node.name]
+
+
+def macs(architecture: Architecture, masks: MaskTree | None = None) -> dict[str, int]:
+    """MACs by layer with a kernel; their sum is the network's."""
+    return {
+        node.name: node.macs(inputs, output)
+        for node, inputs, output in _compact_shapes(
+            architecture, alive_channels(architecture, masks)
+        )
+        if node.has_kernel
+    }
+
+
+def params(architecture: Architecture, masks: MaskTree | None = None) -> dict[str, int]:
+    """Trainable parameters by layer; batch norm's scale and shift, and learned leaks, included."""
+    alive, counts = alive_channels(architecture, masks), {}
+    for node, inputs, output in _compact_shapes(architecture, alive):
+        sizes = {
+            name: math.prod(shape) for name, shape in node.param_shapes(inputs, output).items()
+        }
+        if node.spiking and architecture.neuron.learned:
+            sizes["leak"] = 1
+        weights = (masks or {}).get(kernel(node.name))
+        if weights is not None:
+            into = [alive[name] for name in node.inputs]
+            cut = node.take({"kernel": np.asarray(weights)}, into, alive[node.name])
+            sizes["kernel"] = int(cut["kernel"].sum())
+        if sizes:
+            counts[node.name] = sum(sizes.values())
+    return counts
+
+
+def layer_macs(architecture: Architecture, begin: int = 0) -> dict[str, int]:
+    """MACs of a forward pass on one image, by layer: over all time steps, or once where the
+    layer's input is constant in time.
+
+    Args:
+      architecture: the network.
+      begin: position in `architecture.nodes` of the first node that counts.
+    """
+    varies, once = varies_in_time(architecture), macs(architecture)
+    return {
+        node.name: once[node.name] * (architecture.time_steps if varies[node.input] else 1)
+        for node in architecture.nodes[begin:]
+        if node.has_kernel
+    }
+
+
+def suffix_macs(architecture: Architecture, group: str) -> int:
+    """MACs, over all time steps, of one candidate for the group on one image."""
+    return sum(layer_macs(architecture, gate_position(architecture, group)).values())

@@ -1,0 +1,79 @@
+"""Synaptic operations of a network on images, and a proxy of its energy."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ccsrp_jax.networks.architecture import Architecture, varies_in_time
+from ccsrp_jax.networks.counts import macs
+from ccsrp_jax.networks.masks import MaskTree, alive_channels, gate, kernel
+from ccsrp_jax.networks.nodes import IMAGE, Node
+from ccsrp_jax.networks.spiking_network import SpikingNetwork
+
+PICOJOULE_PER_MAC = 4.6  # 32-bit float multiply and add at 45 nm (Horowitz, ISSCC 2014)
+PICOJOULE_PER_SYNOP = 0.9  # the add alone
+
+
+def _counted(architecture: Architecture) -> list[Node]:
+    """Layers that do SynOps: those whose inputs are events."""
+    varies = varies_in_time(architecture)
+    noisy = {IMAGE} if architecture.encoding == "gaussian" else set()
+    return [
+        node
+        for node in architecture.nodes
+        if node.has_kernel and varies[node.input] and node.input not in noisy
+    ]
+
+
+def synops(
+    architecture: Architecture,
+    variables: dict,
+    images: Float[Array, "B H W C"],
+    masks: MaskTree | None = None,
+    *,
+    key: Array | None = None,
+) -> dict[str, float]:
+    """SynOps by layer, mean over the images; a stochastic encoding needs a key."""
+    alive, counts = alive_channels(architecture, masks), {}
+    synapses = jax.device_get(_synapses(architecture, variables, images, masks, key))
+    for node in _counted(architecture):
+        whole = not masks or kernel(node.name) not in masks
+        each = node.fan_out(int(alive[node.name].sum())) if whole else 1
+        counts[node.name] = float(synapses[node.name]) * each
+    return counts
+
+
+@partial(jax.jit, static_argnums=0)
+def _synapses(architecture, variables, images, masks, key):
+    """By layer, `Node.synapses` of the non-zero inputs, mean over images."""
+    network, masks = SpikingNetwork(architecture), masks or {}
+    layers = _counted(architecture)
+    values = network.apply(variables, images, key, method="encode")
+    rest, _ = network.apply(
+        variables, values, masks, keep=[node.input for node in layers], method="walk"
+    )
+    values = values | rest
+    zero = (0 - jnp.array(architecture.mean)) / jnp.array(architecture.std)  # after normalization
+    counts = {}
+    for node in layers:
+        silence = zero if node.input == IMAGE else 0.0
+        events = (jnp.abs(values[node.input] - silence) > 1e-6).astype(jnp.float32)
+        weights, kept = masks.get(kernel(node.name)), gate(architecture, node.name, masks)
+        if kept is not None and not node.opens_group:  # it may read channels before their gate
+            events = events * kept
+        if weights is not None and kept is not None:
+            weights = weights * kept
+        counts[node.name] = node.synapses(events, weights) / images.shape[0]
+    return counts
+
+
+def energy_nj(
+    architecture: Architecture, synops_by_layer: dict[str, float], masks: MaskTree | None = None
+) -> float:
+    """Energy of one image in nanojoule, from `synops`; conventions as in `cost`."""
+    analog = sum(n for name, n in macs(architecture, masks).items() if name not in synops_by_layer)
+    analog *= architecture.time_steps if architecture.encoding == "gaussian" else 1
+    picojoule = PICOJOULE_PER_MAC * analog + PICOJOULE_PER_SYNOP * sum(synops_by_layer.values())
+    return picojoule / 1000
