@@ -108,8 +108,8 @@ def latency_ms(
     extra = [key_kwargs(logits, key) for logits, _ in networks]
     times = np.zeros((repeats + 3, len(networks)))
     for row in times:
-        for i, (forward, (_, params)) in enumerate(zip(passes, networks, strict=True)):
+        for i, (forward, (_, network_state)) in enumerate(zip(passes, networks, strict=True)):
             start = time.perf_counter()
-            jax.block_until_ready(forward(params, images, **extra[i]))
+            jax.block_until_ready(forward(network_state, images, **extra[i]))
             row[i] = 1000 * (time.perf_counter() - start)
     return np.median(times[3:], axis=0).tolist()
