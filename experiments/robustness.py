@@ -1,4 +1,4 @@
-"""How robust a saved network is: a suite of attacks, an audit of them, and corruptions.
+"""Evaluates the robustness of a saved network: a suite of attacks, their audit, corruptions.
 
     python experiments/robustness.py runs/latest/pruned.safetensors
     python experiments/robustness.py NETWORK --suite standard --eps 0.0625 --images 256
@@ -6,8 +6,8 @@
     python experiments/robustness.py NETWORK --attacks apgd-ce:assg apgd-t:own square
     python experiments/robustness.py NETWORK --certify 0.1 --norm l2 --eps 0.5
 
-It writes robustness.json and robustness.png beside the network, or into --out; the same command
-again goes on after the last finished attack of a run that was interrupted.
+It writes robustness.json and robustness.png beside the network, or into --out. Repeating the
+command resumes an interrupted run after its last finished attack.
 """
 
 import dataclasses
@@ -49,21 +49,21 @@ class Settings:
 
     Attributes:
       network: a .safetensors file that this library wrote.
-      dataset: `digits`, a TFDS set or an .npz, as for the main job.
-      data_dir: where TFDS sets lie prepared.
+      dataset: `digits`, a TFDS set or an .npz file, as for the main job.
+      data_dir: folder with prepared TFDS sets.
       suite: `quick`, `standard`, or `pgd` alone.
-      attacks: a list of one's own instead, each ATTACK or ATTACK:SOURCE.
-      others: other networks that transfer attacks start from, each NAME=FILE.
-      eps: radius in pixel units, where images span 0 to 1.
-      norm: of the ball.
-      images: so many of the test images, stratified.
-      seed: of all random draws, and of the digits' split.
-      samples: draws that a stochastic network's gradient is averaged over.
-      batch_size: images a call.
-      certify: standard deviation of the noise of randomized smoothing; none by default.
-      certify_samples: draws an image for its certificate.
+      attacks: attacks to run instead of a suite, each ATTACK or ATTACK:SOURCE.
+      others: other networks for transfer attacks, each NAME=FILE.
+      eps: attack radius in pixel units, where images span 0 to 1.
+      norm: norm of the attack, `linf` or `l2`.
+      images: use at most this many test images, stratified by class; by default all.
+      seed: random seed of attacks and certificates, and of the digits' split.
+      samples: draws over which the gradient of a stochastic network is averaged.
+      batch_size: images per call.
+      certify: standard deviation of the noise of randomized smoothing; by default no certificates.
+      certify_samples: draws per image for its certificate.
       out: directory for robustness.json and robustness.png; by default the network's.
-      surrogate: what the network was trained through.
+      surrogate: surrogate gradient that the network was trained with.
     """
 
     network: Annotated[Path, tyro.conf.Positional]
@@ -85,7 +85,7 @@ class Settings:
 
 
 def run(settings: Settings, terminal: Terminal) -> dict:
-    """Attacks, audits, writes and says what came out.
+    """Runs the attacks and the audit, writes the record and prints a summary.
 
     Raises:
       InputError: a file, the data or a setting cannot be used.
@@ -175,7 +175,7 @@ def certificates(classifier, variables, split: Split, smoothing: Smoothing, key)
 
 
 def show(terminal: Terminal, found: Assessment, record: dict) -> None:
-    """What every attack did, what every check said, and the headline."""
+    """Prints the outcome of every attack and check, and the headline."""
     terminal.table(
         f"{record['network']}, {record['images']} images",
         ["attack", "through", "attacked", "broken", "accuracy left", "alone", "seconds"],

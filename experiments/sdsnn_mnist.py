@@ -1,18 +1,18 @@
-"""SD-SNN on MNIST: half of the connections pruned while a spiking network trains.
+"""SD-SNN on MNIST: prunes half of the connections while a spiking network trains.
 
     python experiments/sdsnn_mnist.py --data-dir DIR
 
 For every seed a small network (two convolutions, one hidden dense layer) trains from fresh
 weights with SD-SNN's developmental pruning, and once more without it, for as many epochs on the
-same images with the same recipe; both are then met with the test images, once. Training is clean.
-Connections are counted as the source counts them, see `methods.sdsnn.connections`.
+same images with the same recipe; both are then evaluated on the test images, once. Training is
+clean. Connections are counted as the source counts them, see `pruning.methods.sdsnn.connections`.
 
-The published figure is 99.51 % of accuracy with 49.83 % of the connections pruned, 0.05 points
-above the dense network (Han et al., arXiv 2211.12219), of another network with other settings.
+The published figure is 99.51 % accuracy with 49.83 % of the connections pruned, 0.05 points above
+the dense network (Han et al., arXiv 2211.12219), for another network with other settings.
 Run so far, with --train-images 8000 --epochs 12 --seeds 0: 0.9823 with 50.6 % of the connections
 removed, 0.9847 dense, in 328 s on one core (results/sdsnn_mnist.json); not yet with the defaults.
 
-It writes results/sdsnn_mnist.json, anew after every seed.
+Writes results/sdsnn_mnist.json, and updates it after every seed.
 """
 
 import dataclasses
@@ -52,21 +52,21 @@ class Settings:
     """Prune a network on MNIST while it trains, beside one that stays dense.
 
     Attributes:
-      dataset: `mnist`, or another that the main job reads.
-      data_dir: where TFDS sets lie prepared.
-      train_images: use at most this many.
-      test_images: use at most this many.
-      removed: share of the prunable connections that go.
-      spines: S of SD-SNN, in epochs; by default 18 of 600.
-      epochs: of both networks.
-      seeds: of weights and batches; the splits are those of seed 0.
-      batch_size: images a step.
-      learning_rate: at its peak.
-      time_steps: T.
-      plan: filters of the convolutions, each with 2 x 2 average pooling.
+      dataset: `mnist`, or another data set that the main job reads.
+      data_dir: folder with prepared TFDS sets.
+      train_images: use at most this many training images.
+      test_images: use at most this many test images.
+      removed: share of the prunable connections to remove.
+      spines: S of SD-SNN, in epochs; by default the published 18 of 600 epochs, scaled.
+      epochs: epochs of training, for both networks.
+      seeds: random seeds of weights and batches; the splits are those of seed 0.
+      batch_size: images per step.
+      learning_rate: peak learning rate.
+      time_steps: number of time steps, T.
+      plan: filters of the convolutions, each followed by 2 x 2 average pooling.
       dense: neurons of the hidden layer.
-      augmentation: `auto` takes what the data set calls for.
-      release: SD-SNN as its released code has it.
+      augmentation: `none`, `shift`, or `auto` for the default of the data set.
+      release: follow SD-SNN's released code where it differs from the paper.
       out: file to write.
     """
 
@@ -89,7 +89,7 @@ class Settings:
 
 
 def run(settings: Settings, terminal: Terminal) -> dict:
-    """Trains, prunes, tests and writes.
+    """Trains and prunes for every seed, evaluates, and writes the record.
 
     Raises:
       InputError: the data or a setting cannot be used.
@@ -138,7 +138,7 @@ def run(settings: Settings, terminal: Terminal) -> dict:
 
 
 def both(settings: Settings, data: Dataset, seed: int, terminal: Terminal) -> dict:
-    """One seed's two networks, from the same weights, on the same batches."""
+    """The dense and the pruned network of one seed, from the same weights and batches."""
     steps = [step for width in settings.plan for step in (width, "A")]
     architecture = zoo.plain(
         steps,

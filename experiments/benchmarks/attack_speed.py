@@ -1,4 +1,4 @@
-"""Images attacked a second by PGD-20: ours, foolbox in JAX, torchattacks on SpikingJelly.
+"""Images attacked per second by PGD-20: ours, foolbox in JAX, torchattacks on SpikingJelly.
 
     make oracles; .venv/bin/pip install --no-deps torchattacks
     .venv/bin/python experiments/benchmarks/attack_speed.py
@@ -7,8 +7,8 @@ One network for 32 x 32 x 3 images (the plan 24, A, 48, A, 96, A of the main job
 T = 4, the same random weights, random images, float32, the same number of threads. SpikingJelly
 is at its best here: multi-step neurons, time folded into the batch, channels last, the first
 convolution once for all steps, and no gradients for weights. foolbox is given a jitted
-network. The three take turns; every figure is the median over rounds after one for warm-up.
-That the adversarial images agree is checked first. Writes results/attack_speed.json.
+network. The three alternate; every figure is the median over rounds after one for warm-up. How
+far the adversarial images agree is recorded too. Writes results/attack_speed.json.
 """
 
 import os
@@ -81,7 +81,7 @@ def main() -> None:
     seconds = take_turns(runs, options.rounds)
     rates = {name: options.batch / median for name, median in medians(seconds).items()}
     record = {
-        "what": f"PGD-{STEPS}, images a second, batch {options.batch}, medium network, T = 4",
+        "what": f"PGD-{STEPS}, images per second, batch {options.batch}, medium network, T = 4",
         "images_per_second": rates,
         "ours_over": {name: rates["ours"] / rates[name] for name in rates},
         "seconds": seconds,

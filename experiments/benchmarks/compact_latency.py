@@ -1,19 +1,19 @@
-"""What removing filters gains: latency of compact networks beside the dense one.
+"""Latency of compact networks relative to the dense one.
 
     .venv/bin/python experiments/benchmarks/compact_latency.py [--model vgg11]
 
 From every group of `medium` (32 x 32 x 3 images) and `small` (8 x 8 x 1), 25, 50 and 75 % of
 the filters are removed, chosen at random, three times; counts kept are rounded to multiples
 of 4. Timed is `cost.latency_ms`, one jitted forward pass over T = 4 steps of 1 and of 256
-images, all networks taking turns. Ideal is the ratio of the MACs done over all steps, the
-first layer's once, as its input is constant. How far logits are from the masked network's is
-in the JSON.
+images; the networks alternate. Ideal is the ratio of the MACs over all steps, with the first
+layer's counted once, as its input is constant. The JSON also has the largest difference from the
+masked network's logits.
 
 On two cores (jax 0.10.2), speed-up at batch 1 and 256, and the ideal: medium, 25 % removed
 1.24, 1.44 (1.87), 50 % 1.33, 1.80 (3.87), 75 % 1.73, 2.94 (12.3); small 1.20, 1.73 (1.92),
 1.48, 2.51 (3.98), 1.65, 3.53 (12.9). Compact networks are far from the ideal: narrow
-convolutions run at a fraction of the rate of wide ones (roofline.py), and at batch 1 calls and
-neurons weigh more than MACs.
+convolutions run at a fraction of the rate of wide ones (roofline.py), and at batch 1 the overhead
+of the call and the neurons take more time than the MACs.
 
 Writes results/compact_latency.json and compact_latency.png.
 """
@@ -73,7 +73,7 @@ def even_masks(architecture: Architecture, removed: float, seed: int) -> MaskTre
 def measured(
     model: str, shares: tuple[float, ...], seeds: int, batches: list[int], repeats: int
 ) -> dict:
-    """Latencies of the dense network and of its compact ones."""
+    """Latencies of the dense network and of compact networks made of it."""
     architecture = zoo.build(model, INPUTS[model], 10)
     variables, random = spiking_variables(architecture), np.random.default_rng(0)
     images = random.uniform(size=(max(batches), *INPUTS[model]))
@@ -126,7 +126,7 @@ def summary(found: list[dict], removed: float) -> dict:
 
 
 def show(record: dict) -> None:
-    """The record in lines."""
+    """Prints the record."""
     for model, network in record["networks"].items():
         times = [f"{ms:.2f} ms at batch {batch}" for batch, ms in network["latency_ms"].items()]
         print(f"{model}, dense: " + ", ".join(times))
@@ -140,7 +140,7 @@ def show(record: dict) -> None:
 
 
 def figure(record: dict) -> Figure:
-    """Latency against MACs, both as shares of the dense network's; a point a compact one."""
+    """Latency against MACs, both as shares of the dense network's; one point per network."""
     networks = record["networks"]
     drawn = Figure(figsize=(3.9 * len(networks) + 0.6, 4.2), layout="constrained")
     panels = drawn.subplots(1, len(networks), squeeze=False, sharey=True)[0]

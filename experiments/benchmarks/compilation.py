@@ -1,15 +1,15 @@
-"""How many programs a CCSRP run compiles, and for how long.
+"""Number of programs that a CCSRP run compiles, and the time it takes.
 
     python experiments/benchmarks/compilation.py [--model vgg16 --width 0.125]
 
-Two rounds of the preset `faithful`'s search, with fewer generations, on random images; the number
-of programs by name, and the seconds of compiling beside those of the search. What is compiled
-does not depend on widths, images or generations, so a narrow network shows it. Then the same in
-a second process, which finds what the first kept.
-Writes results/compilation.json.
-On two cores (jax 0.10.2), vgg16 (14 groups): 93 programs in the first round, of which 14
-prefixes and 14 scorings; none in the second. 21 s of the first round's 31 s are compiling; with
-what an earlier run kept it is 2 s of 14 s. A round that compiles nothing takes 4 s.
+Runs two rounds of search with the preset `faithful` and fewer generations on random images, and
+records the number of programs by name, and the seconds of compilation and search. The programs do
+not depend on widths, images or generations, so a narrow network is enough. Then the same in a
+second process, which uses the persistent cache of the first. Writes results/compilation.json.
+
+On two cores (jax 0.10.2), vgg16 (14 groups): 93 programs in the first round, including 14 prefixes
+and 14 scorings; none in the second. Compilation takes 21 s of the first round's 31 s, or 2 s of
+14 s with the cache of an earlier run. A round that compiles nothing takes 4 s.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--model", choices=zoo.MODELS, default="vgg16")
     flags.add_argument("--width", type=float, default=1 / 8)
-    flags.add_argument("--cache", help="(set by the script) where compiled programs are kept")
+    flags.add_argument("--cache", help="(set by the script) folder of the persistent cache")
     options = flags.parse_args()
     if options.cache:
         compilation.enable_persistent_cache(options.cache)
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def search(options: argparse.Namespace) -> dict:
-    """Two rounds, and what each compiled."""
+    """Runs two rounds; what each compiled."""
     architecture = zoo.build(options.model, (32, 32, 3), 10, width=options.width)
     variables = zoo.init(jax.random.key(0), architecture)
     random, current = np.random.default_rng(0), masks.ones(architecture)

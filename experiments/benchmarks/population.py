@@ -292,7 +292,7 @@ def candidates(number: int, alive: Any, count: int) -> np.ndarray:
 
 
 def race(trained: Trained, setting: Setting, group: str, members: np.ndarray) -> dict:
-    """A race of the candidates over more images, beside full evaluations.
+    """A race of the candidates over more images, and full evaluations for comparison.
 
     Of the latter, one per device is timed on a quarter of the images: their time is linear in
     both. Whether a race chooses another mask is the question of racing.py.

@@ -1,8 +1,8 @@
-"""Does a race choose the mask that the full evaluation chooses, and what does it save?
+"""Racing against full evaluation: whether both choose the same mask, and how many images it saves.
 
     python experiments/benchmarks/racing.py
 
-The `small` network, adversarially trained on one half of the digits' training images; the other
+The `small` network is adversarially trained on one half of the digits' training images; the other
 half are the search images. For each group, populations of candidates as the presets draw
 them first (`faithful`: 5 masks that keep each filter with probability 0.95; `snes`: 8 random ones
 that keep 85 %) are scored in full and raced, by accuracy and by cross-entropy, at three
@@ -10,7 +10,7 @@ confidences and over images in a random order. A race's choice differs if its be
 all images than the best of the full evaluation; its regret is by how much (clean + robust).
 Writes results/racing.json.
 
-With --populations 20 (720 races, 14 minutes beside other work): at 95 and 99 % confidence
+With --populations 20 (720 races, 14 minutes on a busy machine): at 95 and 99 % confidence
 none of 480 choices differed, at 80 % 4 of 240 did, the worst by 0.005. At 95 % a race looks at 36 %
 (faithful) and 43 % (snes) of the images by cross-entropy, at 76 and 65 % by accuracy, in which
 candidates of one network seldom differ.
@@ -40,7 +40,7 @@ EPS = 1 / 16
 
 def main() -> None:
     flags = parser(__doc__)
-    flags.add_argument("--populations", type=int, default=60, help="of each kind and group")
+    flags.add_argument("--populations", type=int, default=60, help="per preset and group")
     flags.add_argument("--epochs", type=int, default=10)
     options = flags.parse_args()
     loaded = datasets.load("digits", search_fraction=0.5)
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def draw(key: jax.Array, alive: Any, preset: str) -> np.ndarray:
-    """A preset's first candidates."""
+    """The first candidates of a preset."""
     alive = np.asarray(alive)
     search, kept = PRESETS[preset], int(alive.sum())
     least = strategies.keep_count(kept, search.keep_floor, search.width_multiple)
@@ -92,7 +92,7 @@ def draw(key: jax.Array, alive: Any, preset: str) -> np.ndarray:
 
 
 def run(task: Task, members: np.ndarray, preset: str) -> list[dict]:
-    """Races of one population, each beside the full evaluation."""
+    """Races of one population, each compared with the full evaluation."""
     full, races = fitness.score(task, members), []
     for objective in ("accuracy", "loss"):
         value = selection.weighted_sum(full.objectives(objective))
@@ -114,7 +114,7 @@ def run(task: Task, members: np.ndarray, preset: str) -> list[dict]:
 
 
 def table(races: list[dict]) -> list[dict]:
-    """Races of one kind, summed up."""
+    """Summary of the races by preset, objective and confidence."""
     rows, kinds = [], ("preset", "objective", "confidence")
     for kind in dict.fromkeys(tuple(race[name] for name in kinds) for race in races):
         some = [race for race in races if tuple(race[name] for name in kinds) == kind]

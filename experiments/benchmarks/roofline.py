@@ -165,7 +165,7 @@ def by_group(model: str, scorings: dict[str, Scoring], rate: float, rounds: int)
 
 
 def show(record: dict) -> None:
-    """The record in lines."""
+    """Prints the record."""
     rate = record["product"]["gmacs_per_second"]
     print(f"matrix product: {rate:.1f} GMAC/s")
     for model, network in record["networks"].items():

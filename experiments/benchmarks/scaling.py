@@ -1,33 +1,34 @@
-"""How the cost of scoring grows with what is asked for.
+"""How the cost of scoring grows with population, time steps, width, images, depth and devices.
 
     .venv/bin/python experiments/benchmarks/scaling.py
 
 From one setting (on a CPU, `small` on 8 x 8 x 1 images, T = 4, 16 candidates for its first
 group, 32 clean and 32 adversarial images), one size at a time is swept: population, T, width,
 images, devices; and for depth, networks of 2 to 16 equal convolutions, every group of which
-is scored, on half of the images. Timed is `fitness.score`. What candidates share was computed
-before; not so for depth, where every score computes it anew, beside whole networks for each
-candidate, without sharing (`sharing.score_attacked`; their scores are checked to be the
-same), and beside the last group but one alone. The points of a curve take turns; medians
+is scored, on half of the images. Timed is `fitness.score`. The shared prefix was computed
+before, except for depth, where every score recomputes it. There it is compared with whole
+networks for each candidate, without sharing (after checking that their scores are the same), and
+the last group but one is timed alone, too. The points of a curve alternate; figures are medians
 over rounds, after one for warm-up.
 
-`slope` is that of log time over log size, `macs_slope` the same of the MACs that must be
-done: 1 for population, T and images, near 2 for width. Where that of time is lower, small
-sizes waste more; `ends` says on what at both ends of a curve, in the parts of roofline.py.
+`slope` is the slope of log time over log size, and `macs_slope` that of the MACs that must be
+computed: 1 for population, T and images, near 2 for width. Where the slope of time is lower,
+small sizes are less efficient; `ends` has the parts of a call at both ends of a curve, as in
+roofline.py.
 
 Where all layers cost the same, half of them follow a group on average: sharing halves what
-a candidate costs in a sweep, which still grows in line with the layers after the first (the
-first reads the image, once for all steps, and costs next to nothing; hence a `macs_slope`
-above 1), and the whole sweep with their square. What a candidate for one group costs grows
-with the layers after it alone, but for its part of the prefix, which all candidates share.
+a candidate costs in a sweep, which still grows linearly with the number of layers after the first
+(the first reads the image, once for all steps, and costs very little; hence a `macs_slope` above
+1), and the whole sweep with its square. The cost of a candidate for one group grows only with the
+layers after it, apart from its share of the prefix.
 
-The devices of a CPU are forced ones, a process for each number, and share its cores; elsewhere
-`devices.mesh` takes real ones. Both score four times the images.
+On a CPU the devices are forced ones, with one process for each number of devices, and share the
+cores; elsewhere they are real. Both score four times the images.
 
 On two cores (jax 0.10.2), slopes of time: 1.02 with population, 1.02 with T, 0.95 with images
-(at 8 images the call itself and the neurons waste a little), 1.57 with width where the MACs say
-2 (at half the width neurons, gate and the call itself are 40 % of it, at 4 times 9 %, and the
-rate is 2.5 times as high). In depth 1.13 without sharing, 1.00 with it at half the cost, and
+(at 8 images the overhead of the call and the neurons matter a little), 1.57 with width, where the
+MACs predict 2 (at half the width neurons, gate and overhead take 40 % of it, at 4 times 9 %, and
+the rate is 2.5 times as high). In depth 1.13 without sharing, 1.00 with it at half the cost, and
 0.21 for the last group but one. At T = 16 the rate falls by a fifth, and neurons take 32 % of a
 call instead of 16 %. Two devices of one core each score 1.47 times as fast as one of two cores,
 four no faster than two.
@@ -99,7 +100,7 @@ FILTERS = 24 if CPU else 256  # of every layer where depth is swept
 
 
 class Point(NamedTuple):
-    """One size of a curve: what is timed, and the MACs that must be done there."""
+    """One size of a curve: the run that is timed, and the MACs that it must compute."""
 
     size: float
     run: Callable[[], Any]
@@ -317,7 +318,7 @@ def measured(curves: dict[str, list[Point]], rounds: int) -> dict[str, dict]:
 
 
 def slope(sizes: Any, values: Any) -> float | None:
-    """Of the straight line through the logarithms; None of a single point."""
+    """Slope of a straight line through the logarithms; None for a single point."""
     if len(sizes) < 2:
         return None
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
@@ -330,7 +331,7 @@ def in_words(curve: dict) -> str:
 
 
 def show(record: dict) -> None:
-    """The record in lines."""
+    """Prints the record."""
     for name, curve in record["curves"].items():
         rates = ", ".join(f"{rate:.1f}" for rate in curve["gmacs_per_second"])
         print(f"{name:<26}{in_words(curve)}, GMAC/s: {rates}")
@@ -342,7 +343,7 @@ def show(record: dict) -> None:
 
 
 def figure(record: dict) -> Figure:
-    """Time over size, a panel each, beside the MACs at the rate of the largest size."""
+    """Time against size, and what the MACs would take at the rate of the largest size."""
     drawn = Figure(figsize=(10, 6.2), layout="constrained")
     for ax, (title, names) in zip(drawn.subplots(2, 3).flat, PANELS.items(), strict=True):
         style_axes(ax, title)

@@ -91,7 +91,7 @@ from convolutions import convolutions
 
 BATCHES = {"small": 256 if CPU else 4096, "vgg11": 16 if CPU else 256}
 RATE, MOMENTUM = 1e-3, 0.9  # of SGD
-NEEDS = {  # what a peer imports, beside itself
+NEEDS = {  # packages that a peer needs
     "spikingjelly": ("torch", "spikingjelly"),
     "snntorch": ("torch", "spikingjelly", "snntorch"),  # its layers are those of the twin
     "norse": ("torch", "spikingjelly", "norse"),
@@ -99,7 +99,7 @@ NEEDS = {  # what a peer imports, beside itself
 }
 NAMES = {
     "ours": "ours, one device",
-    "ours_dealt": "ours, a device a core",
+    "ours_dealt": "ours, one device per core",
     "ours_bfloat16": "ours, bfloat16",
     "spikingjelly": "SpikingJelly",
     "snntorch": "snnTorch",
@@ -118,8 +118,10 @@ class Runs(NamedTuple):
 
 
 def training_macs(architecture: Architecture) -> int:
-    """MACs of a training step on an image: every layer's output, its weights' gradient and its
-    input's, which the layers that read the image need not compute."""
+    """MACs of a training step per image: of outputs, weight gradients and input gradients.
+
+    Layers that read the image need no gradient of their input.
+    """
     macs = layer_macs(architecture)
     first = [node.name for node in architecture.nodes if node.input == IMAGE]
     return 3 * sum(macs.values()) - sum(macs[name] for name in first)
@@ -134,7 +136,7 @@ def ours(
     mesh: jax.sharding.Mesh | None = None,
     dtype: Any = jnp.float32,
 ) -> Runs:
-    """Our network; with a mesh, images are dealt out over its devices."""
+    """Our network; with a mesh, images are sharded over its devices."""
     network, optimizer = (
         ParallelClassifier(architecture, dtype=dtype, mesh=mesh),
         optax.sgd(RATE, MOMENTUM),
@@ -337,7 +339,7 @@ def main() -> None:
 
         torch.set_num_threads(os.cpu_count())
         torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as in JAX
-    what = {"what": "images a second; see throughput.py", "networks": {}}
+    what = {"what": "images per second; see throughput.py", "networks": {}}
     record = machine(*packages) | what
     for name in options.networks:
         record["networks"][name] = measured(name, options, peers)
@@ -347,7 +349,7 @@ def main() -> None:
 
 
 def show(name: str, network: dict) -> None:
-    """A network's record in lines."""
+    """Prints the record of a network."""
     batch, steps = network["batch"], network["time_steps"]
     rate = network["product_gmacs_per_second"]
     print(f"{name}, batch {batch}, T = {steps}; matrix product: {rate:.1f} GMAC/s")
@@ -367,7 +369,7 @@ def show(name: str, network: dict) -> None:
 
 
 def figure(record: dict) -> Figure:
-    """Images a second by library, and the rates of the heaviest convolutions."""
+    """Images per second by library, and the rates of the heaviest convolutions."""
     networks = record["networks"]
     drawn = Figure(figsize=(12, 3.4 * len(networks)), layout="constrained")
     grid = drawn.subplots(len(networks), 3, squeeze=False)
@@ -384,7 +386,7 @@ def figure(record: dict) -> Figure:
             shares = [f"{each['share_of_the_product']:.0%}" for each in rates.values()]
             ax.bar_label(bars, shares, padding=4, fontsize=8, color=INK)
             ax.margins(x=0.15)
-            words = "images a second; beside the bars, share of a matrix product's rate"
+            words = "images per second; at the bars, share of a matrix product's rate"
             ax.set_xlabel(words, fontsize=8, color=INK)
         ax = row[-1]
         style_axes(ax, "Heaviest convolutions")
