@@ -1,4 +1,4 @@
-"""The command line of the main job: settings in, one sentence and status 2 if they are off."""
+"""Command line of the main job; an error is one sentence and exit status 2."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -16,16 +16,19 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def guard(run: Callable[[], object], flag: str = "--run-dir", again: str = "--resume") -> int:
-    """Runs something, says in a sentence what went wrong, and returns the exit status.
+    """Runs a command, prints one sentence for an error, and returns the exit status.
 
-    `flag` is that of the place to write to, and `again` what goes on after an interruption.
+    Args:
+      run: the command.
+      flag: of the folder that it writes to, named in the advice.
+      again: flag that resumes it after an interruption, likewise.
     """
     try:
         run()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read our output has gone
+    except BrokenPipeError:  # the reader of our output has exited
         return 1
     except OSError as error:
         place = f" at {error.filename}" if error.filename else ""

@@ -1,4 +1,4 @@
-"""The end of a run: the dense and the chosen network meet the test images, once."""
+"""Final evaluation of the dense and the chosen network on the test set."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from ccsrp_jax.attacks.base import SHORT_PGD_CAVEAT
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.data.splits import Dataset, to_unit_range
 from ccsrp_jax.networks import cost, serialization
+from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.cost import costs
 from ccsrp_jax.pipeline.config import Config
@@ -37,7 +38,7 @@ def measure(
 ) -> dict:
     """Robustness, costs and latency of saved networks on the test images.
 
-    Attacks made on the dense one are tried on the others too.
+    Adversarial images of the dense network are tried on the others too (transfer).
 
     Args:
       config: settings of the run.
@@ -50,23 +51,20 @@ def measure(
     Returns:
       The part of the run's summary that follows from the test images.
     """
-    test, loaded = data.test, {name: serialization.load(path) for name, path in networks.items()}
-    sources = {
-        name: GradientSource(Classifier(architecture, config.surrogate), (variables, None))
-        for name, (architecture, variables) in loaded.items()
-    }
+    loaded = {name: serialization.load(path) for name, path in networks.items()}
     key_costs, key_latency = jax.random.split(jax.random.fold_in(key, 10**6))
     robustness, measured = {}, {}
     for name, (architecture, variables) in loaded.items():
         terminal.line(f"{name:<9} {config.attack.suite} suite on the test images")
+        others = {} if name == "dense" else {"dense": _gradient_source(config, loaded["dense"])}
         found = evaluate(
-            *sources[name],
-            test,
+            *_gradient_source(config, loaded[name]),
+            data.test,
             eps=config.attack.eps,
             key=key,
             suite=config.attack.suite,
             natural=(),
-            others={} if name == "dense" else {"dense": sources["dense"]},
+            others=others,
             record=folder / f"suite-{name}.json",
             terminal=terminal,
         )
@@ -76,41 +74,65 @@ def measure(
             "robust_accuracy": found.outcome.robust_accuracy,
             "pgd_accuracy": found.outcome.reference,
             "reliable": found.verdict.reliable,
-            **costs(architecture, variables, None, test, key_costs),
+            **costs(architecture, variables, None, data.test, key_costs),
         }
-    fill = np.arange(config.latency_batch) % len(test.labels)
+    latencies = _latencies(config, data, loaded, key_latency)
+    for name, latency in latencies.items():
+        measured[name]["latency_ms"] = latency
+    return {
+        **_attack_records(config, attacks=len(robustness["dense"]["attacks"])),
+        **measured,
+        "robustness": {"suite": config.attack.suite, **robustness},
+        "latency_batch": config.latency_batch,
+        "test_images": len(data.test.labels),
+        "footnote": data.record["footnote"],
+        **machine(),
+    }
+
+
+Network = tuple[Architecture, dict]
+
+
+def _gradient_source(config: Config, network: Network) -> GradientSource:
+    """A compact network as attacks see it, with the surrogate gradient of the settings."""
+    architecture, variables = network
+    return GradientSource(Classifier(architecture, config.surrogate), (variables, None))
+
+
+def _latencies(
+    config: Config, data: Dataset, networks: dict[str, Network], key: Array
+) -> dict[str, float]:
+    """Milliseconds a batch of test images, by network."""
+    fill = np.arange(config.latency_batch) % len(data.test.labels)
     latencies = cost.latency_ms(
         [
             (Classifier(architecture), (variables, None))
-            for architecture, variables in loaded.values()
+            for architecture, variables in networks.values()
         ],
-        to_unit_range(jnp.asarray(test.images[fill])),
-        key=key_latency,
+        to_unit_range(jnp.asarray(data.test.images[fill])),
+        key=key,
     )
-    for values, latency in zip(measured.values(), latencies, strict=True):
-        values["latency_ms"] = latency
+    return dict(zip(networks, latencies, strict=True))
+
+
+def _attack_records(config: Config, attacks: int) -> dict:
+    """What the summary says of the suite, and of the attack of the archive."""
     surrogate = f"{config.surrogate.name}:{config.surrogate.width}"
     return {
         "attack": {
             "name": f"{config.attack.suite} suite",
             "norm": "linf",
             "eps": config.attack.eps,
-            "attacks": len(robustness["dense"]["attacks"]),
+            "attacks": attacks,
             "surrogate": surrogate,
             "caveat": SUITE_CAVEAT[config.attack.suite],
         },
         "search_attack": pgd_record(config.test_attack) | {"surrogate": surrogate},
-        **measured,
-        "robustness": {"suite": config.attack.suite, **robustness},
-        "latency_batch": config.latency_batch,
-        "test_images": len(test.labels),
-        "footnote": data.record["footnote"],
-        **machine(),
     }
 
 
 def pgd_record(attack: PGD) -> dict:
-    """The attack that the archive was measured with."""
+    """What the summary says of the attack that the archive was measured with."""
     return {
         "name": "pgd",
         "norm": attack.norm,
@@ -123,7 +145,7 @@ def pgd_record(attack: PGD) -> dict:
 
 
 def show(terminal: Terminal, summary: dict, page: Path) -> None:
-    """The closing table."""
+    """Prints a table of the dense and the pruned network, and where the report is."""
     dense, pruned, attack = summary["dense"], summary["pruned"], summary["attack"]
     batch = summary["latency_batch"]
     names = {

@@ -13,7 +13,13 @@ from ccsrp_jax.networks import masks
 from ccsrp_jax.networks.architecture import kernel_shapes
 from ccsrp_jax.pruning import budget
 from ccsrp_jax.pruning.methods import hydra as module
-from ccsrp_jax.pruning.methods.hydra import hydra, hydra_weights, search_scores, start_scores
+from ccsrp_jax.pruning.methods.hydra import (
+    ScoreSearch,
+    hydra,
+    hydra_weights,
+    search_scores,
+    start_scores,
+)
 from ccsrp_jax.pruning.problem import Callbacks, Passes, weight_masks
 from ccsrp_jax.training.recipe import Recipe
 
@@ -88,7 +94,7 @@ def test_a_step_is_the_slope_for_the_masked_weights(problem, digits):
     before = start_scores(one, weight_masks(one))
     counts = counts_of(one, before)
     after, passes = search_scores(
-        KEY, one, before, counts, epochs=1, learning_rate=0.3, robust=False
+        KEY, one, before, counts, ScoreSearch(epochs=1, learning_rate=0.3, robust=False)
     )
     assert passes == Passes(32, 32)
     params, kept = dict(one.variables["params"]), module.straight_through(before, counts)
@@ -115,7 +121,7 @@ def test_the_search_lowers_the_loss_of_the_frozen_network(problem):
     before = start_scores(problem, weight_masks(problem))
     counts = counts_of(problem, before)
     after, _ = search_scores(
-        KEY, problem, before, counts, epochs=20, learning_rate=10.0, robust=False
+        KEY, problem, before, counts, ScoreSearch(epochs=20, learning_rate=10.0, robust=False)
     )
     assert loss(problem, after, counts) < loss(problem, before, counts) - 0.15
 
@@ -135,7 +141,7 @@ def test_attacks_are_the_recipe_s_or_the_problem_s_and_are_counted(problem, digi
     counts = {name: len(values) // 2 for name, values in scores.items()}
     for asked, kind in ((problem, (0.05, 2)), (trained_robustly, (0.1, 7))):
         used.clear()
-        _, passes = search_scores(KEY, asked, scores, counts, epochs=1)
+        _, passes = search_scores(KEY, asked, scores, counts, ScoreSearch(epochs=1))
         assert used == [kind] * 2
         assert passes == Passes(64 * (kind[1] + 1), 64 * (kind[1] + 1))
 
@@ -143,7 +149,7 @@ def test_attacks_are_the_recipe_s_or_the_problem_s_and_are_counted(problem, digi
 @pytest.mark.parametrize("method", (hydra, hydra_weights))
 def test_weights_stay_and_every_layer_loses_the_same_share(problem, method):
     before = jax.tree.map(np.array, problem.variables)
-    found = method(KEY, problem, epochs=1)
+    found = method(KEY, problem, search=ScoreSearch(epochs=1))
     jax.tree.map(np.testing.assert_array_equal, found.variables, before)
     masks.check(problem.architecture, found.masks)
     measure = "macs" if method is hydra else "params"
@@ -162,7 +168,7 @@ def test_weights_stay_and_every_layer_loses_the_same_share(problem, method):
 def test_fine_tuning_takes_the_whole_recipe(digits):
     epochs = []
     asked = pruning_problem(digits, callbacks=Callbacks(on_epoch=epochs.append))
-    found = hydra(KEY, asked, robust=False)
+    found = hydra(KEY, asked, search=ScoreSearch(robust=False))
     assert len(epochs) == 4
     assert found.search == Passes(64, 64)  # by default an epoch at least
     assert not np.array_equal(

@@ -18,7 +18,7 @@ from ccsrp_jax.pruning.methods.dendritic_spines import (
     Growth,
     constrain,
     regenerate,
-    sprout,
+    initial_spines,
     update_ranges,
 )
 from ccsrp_jax.pruning.methods.sdsnn import by_budget, connections, sdsnn
@@ -241,7 +241,7 @@ def test_every_epoch_is_that_of_a_loop_over_single_weights(
 
 
 def test_ranges_come_in_by_a_quarter_after_s_falls_and_move_out_by_the_mean_excess():
-    layer = sprout(np.array([[1.0], [-0.5], [0.8]], np.float32))
+    layer = initial_spines(np.array([[1.0], [-0.5], [0.8]], np.float32))
     np.testing.assert_array_equal(layer.reach, 1)
     for factor in (0.9, 0.8, 0.7):
         weights = np.array([[1.3], [-0.5 * factor], [0.8]], np.float32)
@@ -259,7 +259,7 @@ def test_a_masked_kernel_returns_after_more_than_s_epochs_in_a_row():
     weights = random.normal(size=(3, 3, 4, 5)).astype(np.float32)
     weights[..., 3] = 0.0
     weights[..., 2, 3], weights[..., 1, 3] = 2.0, -2.0
-    layer = sprout(weights)
+    layer = initial_spines(weights)
     layer.mask[..., 3] = 0
     epochs, signed = [], layer
     for _ in range(4):

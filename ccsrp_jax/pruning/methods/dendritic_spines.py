@@ -72,8 +72,8 @@ class Growth(NamedTuple):
     rates: dict[str, float]
 
 
-def sprout(kernel: np.ndarray) -> Spines:
-    """A layer's spines before the first epoch: all reach as far as its largest weight."""
+def initial_spines(kernel: np.ndarray) -> Spines:
+    """A layer's spines before the first epoch: every range ends at the largest weight."""
     pair, shape, units = (2, *kernel.shape), kernel.shape, kernel.shape[-2:]
     reach, mask = np.full(pair, kernel.max(), np.float32), np.ones(shape, np.float32)
     none, counts = np.zeros(pair, bool), np.zeros(pair, int)
@@ -150,25 +150,43 @@ def importance(layer: Spines) -> np.ndarray:
     return (layer.mask * scaled).sum(tuple(range(width.ndim - 1)), dtype=np.float64)
 
 
+def group_importance(growth: Growth, layers: dict[str, list[str]]) -> Scores:
+    """By group, the sum of its neurons' importance over its layers."""
+    return {
+        group: np.sum([importance(growth.layers[name]) for name in names], axis=0)
+        for group, names in layers.items()
+    }
+
+
+def relative_rates(growth: Growth, layers: dict[str, list[str]]) -> dict[str, float]:
+    """Rates relative to the mean of those of the same kind, convolutions or dense layers."""
+    kinds, rates = kinds_of(growth, layers), growth.rates
+    mean = {
+        kind: np.mean([rates[group] for group in layers if kinds[group] == kind])
+        for kind in kinds.values()
+    }
+    return {group: float(rates[group] / mean[kinds[group]]) for group in layers}
+
+
 def _incoming(growth: Growth, layers: list[str]) -> np.ndarray:
     """Masks of all weights into a group, (weights, neurons)."""
     masks = [growth.layers[name].mask for name in layers]
     return np.concatenate([mask.reshape(-1, mask.shape[-1]) for mask in masks])
 
 
-def next_rates(growth: Growth, found: dict[str, list[str]], event: int) -> dict[str, float]:
+def next_rates(growth: Growth, layers: dict[str, list[str]], event: int) -> dict[str, float]:
     """The paper's cumulative rates in percent, by group, for pruning event 0, 1, ...
 
     A last convolution without a layer behind it goes by a ratio of 1; the dense layers' rate is
     written for 512 neurons, and goes by the share of them.
     """
-    kinds, alive = kinds_of(growth, found), {}
-    for group, layers in found.items():
-        masks = _incoming(growth, layers)
+    kinds, alive = kinds_of(growth, layers), {}
+    for group, names in layers.items():
+        masks = _incoming(growth, names)
         enough = min(DEAD[kinds[group]], len(masks))
         alive[group] = max(int((masks.sum(0) >= enough).sum()), 1)
     rates, behind = {}, [*list(alive.values())[1:], None]
-    for group, following in zip(found, behind, strict=True):
+    for group, following in zip(layers, behind, strict=True):
         if kinds[group] == "conv":
             grows = math.exp(-event / FADE) * alive[group] / (following or alive[group])
         else:
@@ -178,23 +196,23 @@ def next_rates(growth: Growth, found: dict[str, list[str]], event: int) -> dict[
     return rates
 
 
-def kinds_of(growth: Growth, found: dict[str, list[str]]) -> dict[str, str]:
+def kinds_of(growth: Growth, layers: dict[str, list[str]]) -> dict[str, str]:
     """By group, `conv` or `dense`."""
-    return {group: growth.layers[layers[0]].kind for group, layers in found.items()}
+    return {group: growth.layers[names[0]].kind for group, names in layers.items()}
 
 
-def standing(growth: Growth, found: dict[str, list[str]]) -> dict[str, np.ndarray]:
-    """By group, which neurons are there: never pruned, or revived by a kernel that grew back."""
+def present_neurons(growth: Growth, layers: dict[str, list[str]]) -> dict[str, np.ndarray]:
+    """By group, which neurons are present: never pruned, or revived by a kernel that grew back."""
     return {
-        group: ~growth.pruned[group] | _incoming(growth, layers).any(0)
-        for group, layers in found.items()
+        group: ~growth.pruned[group] | _incoming(growth, names).any(0)
+        for group, names in layers.items()
     }
 
 
-def tree(growth: Growth, found: dict[str, list[str]]) -> MaskTree:
+def tree(growth: Growth, layers: dict[str, list[str]]) -> MaskTree:
     """Filter masks of the groups, weight masks of their layers."""
     weights = {masking.kernel(name): layer.mask for name, layer in growth.layers.items()}
-    alive = standing(growth, found)
+    alive = present_neurons(growth, layers)
     return {group: bits.astype(np.float32) for group, bits in alive.items()} | weights
 
 
@@ -210,12 +228,12 @@ def by_rate(growth: Growth, scores: Scores, alive: Chosen) -> Chosen:
     return gone
 
 
-def prune(growth: Growth, found: dict[str, list[str]], gone: Chosen) -> Growth:
+def prune(growth: Growth, layers: dict[str, list[str]], gone: Chosen) -> Growth:
     """Masks all weights of neurons."""
-    layers = dict(growth.layers)
-    for group, names in found.items():
+    spines = dict(growth.layers)
+    for group, names in layers.items():
         for name in names:
-            mask = np.where(gone[group], np.float32(0), layers[name].mask)
-            layers[name] = layers[name]._replace(mask=mask)
+            mask = np.where(gone[group], np.float32(0), spines[name].mask)
+            spines[name] = spines[name]._replace(mask=mask)
     pruned = {group: bits | gone[group] for group, bits in growth.pruned.items()}
-    return growth._replace(layers=layers, pruned=pruned)
+    return growth._replace(layers=spines, pruned=pruned)

@@ -6,6 +6,7 @@ kept, and the gradient for the mask goes straight through to the scores.
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -27,15 +28,31 @@ from ccsrp_jax.training.batches import full_batch, shuffled_batches, steps_per_e
 from ccsrp_jax.utils.errors import check_number
 
 
-def hydra(
-    key: Array,
-    problem: Problem,
-    *,
-    epochs: int | None = None,
-    learning_rate: float = 0.1,
-    momentum: float = 0.9,
-    robust: bool = True,
-) -> Pruned:
+@dataclass(frozen=True)
+class ScoreSearch:
+    """Settings of the search for importance scores.
+
+    Attributes:
+      epochs: over the training images, in addition to the recipe's, which are all for
+        fine-tuning; by default a fifth of those, as the source's 20 to 100.
+      learning_rate: peak rate of SGD on the scores; a cosine takes it to 0.
+      momentum: of SGD.
+      robust: on attacked training images (by the recipe's attack, or by the problem's where the
+        recipe trains on clean ones), else on clean ones.
+    """
+
+    epochs: int | None = None
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    robust: bool = True
+
+    def __post_init__(self) -> None:
+        check_number("epochs of the search", 0 if self.epochs is None else self.epochs, 0)
+        check_number("learning_rate of the search", self.learning_rate, 0, above=True)
+        check_number("momentum of the search", self.momentum, 0, 1)
+
+
+def hydra(key: Array, problem: Problem, *, search: ScoreSearch = ScoreSearch()) -> Pruned:
     """Removes filters, the same share of every group; see `hydra_weights`.
 
     The released code and the paper score single weights. One score a filter is our reading of it:
@@ -44,66 +61,46 @@ def hydra(
     Args:
       key: of the search and of training.
       problem: see `problem`.
-      epochs: of the search for scores, by default a fifth of the recipe's, as the source's 20 to
-        100; the recipe's are all for fine-tuning.
-      learning_rate, momentum: of SGD on the scores; a cosine takes the first to 0.
-      robust: on attacked training images (by the recipe's attack, or by the problem's where the
-        recipe trains on clean ones), else on clean ones.
+      search: its settings.
 
     References:
       Sehwag et al., HYDRA: Pruning Adversarially Robust Neural Networks, NeurIPS 2020,
       arXiv 2002.10509.
     """
-    whole, measure = masking.ones(problem.architecture), problem.target.measure
-    return _hydra(key, problem, whole, measure, epochs, learning_rate, momentum, robust)
+    dense, measure = masking.ones(problem.architecture), problem.target.measure
+    return _hydra(key, problem, dense, measure, search)
 
 
-def hydra_weights(
-    key: Array,
-    problem: Problem,
-    *,
-    epochs: int | None = None,
-    learning_rate: float = 0.1,
-    momentum: float = 0.9,
-    robust: bool = True,
-) -> Pruned:
+def hydra_weights(key: Array, problem: Problem, *, search: ScoreSearch = ScoreSearch()) -> Pruned:
     """Removes single weights, the same share of every layer but the classifier.
 
     From the paper and the released code: frozen weights, one score a weight, top k of |score| in
     every layer with a straight-through gradient, the scaled start (`start_scores`), SGD with a
-    cosine, the same k in every layer, then fine-tuning with frozen masks. Otherwise than there:
-    the classifier stays whole, batch norm is in inference mode in the search, so that it leaves
-    all variables as they are, scores have no weight decay, and the robust loss is always the
-    cross-entropy of attacked images, under a recipe of TRADES too.
+    cosine, the same k in every layer, then fine-tuning with frozen masks. Unlike there, the
+    classifier stays whole, batch norm is in inference mode in the search, so that all variables
+    stay as they are, scores have no weight decay, and the robust loss is always the cross-entropy
+    of attacked images, under a recipe of TRADES too.
 
     Args:
-      key, problem, epochs, learning_rate, momentum, robust: as in `hydra`.
+      key, problem, search: as in `hydra`.
     """
-    whole, measure = weight_masks(problem), problem.weight_measure
-    return _hydra(key, problem, whole, measure, epochs, learning_rate, momentum, robust)
+    return _hydra(key, problem, weight_masks(problem), problem.weight_measure, search)
 
 
-def _hydra(key, problem, whole, measure, epochs, learning_rate, momentum, robust):
+def _hydra(
+    key: Array, problem: Problem, dense: MaskTree, measure: str, search: ScoreSearch
+) -> Pruned:
     key_search, key_train = jax.random.split(key)
     cost, limit = problem.cost(measure), problem.limit(measure=measure)
 
-    def chosen(scores: Mapping[str, Array]) -> MaskTree:
+    def masks_of(scores: Mapping[str, Array]) -> MaskTree:
         sizes = {name: np.abs(s) for name, s in scores.items()}
         return budget.prune_to_budget(budget.uniform_ranking(sizes), cost, limit)
 
-    scores = start_scores(problem, whole)
-    counts = {name: int(mask.sum()) for name, mask in chosen(scores).items()}
-    scores, passes = search_scores(
-        key_search,
-        problem,
-        scores,
-        counts,
-        epochs=max(problem.recipe.epochs // 5, 1) if epochs is None else epochs,
-        learning_rate=learning_rate,
-        momentum=momentum,
-        robust=robust,
-    )
-    masks = chosen(scores)
+    scores = start_scores(problem, dense)
+    counts = {name: int(mask.sum()) for name, mask in masks_of(scores).items()}
+    scores, passes = search_scores(key_search, problem, scores, counts, search)
+    masks = masks_of(scores)
     variables, _ = finetune(key_train, problem, problem.variables, masks)
     return Pruned(variables, masks, passes)
 
@@ -126,12 +123,8 @@ def search_scores(
     problem: Problem,
     scores: Mapping[str, Array],
     counts: Mapping[str, int],
-    *,
-    epochs: int,
-    learning_rate: float = 0.1,
-    momentum: float = 0.9,
-    robust: bool = True,
-) -> tuple[dict[str, Array], Passes]:
+    search: ScoreSearch,
+) -> tuple[Mapping[str, Array], Passes]:
     """Scores after gradient descent on training images, and the passes that it took.
 
     Args:
@@ -139,18 +132,16 @@ def search_scores(
       problem: its weights stay as they are.
       scores: to start from, named and shaped as masks.
       counts: by name, how many of the highest absolute scores are kept.
-      epochs, learning_rate, momentum, robust: as in `hydra`.
+      search: settings.
     """
-    check_number("epochs of the search", epochs, 0)
-    check_number("learning_rate of the search", learning_rate, 0, above=True)
-    check_number("momentum of the search", momentum, 0, 1)
     recipe, train, classifier = problem.recipe, problem.train, problem.classifier
-    attack = (recipe.adversarial or problem.attack) if robust else None
+    epochs = max(recipe.epochs // 5, 1) if search.epochs is None else search.epochs
+    attack = (recipe.adversarial or problem.attack) if search.robust else None
     count = len(train.labels)
-    steps, batch = steps_per_epoch(recipe, count), full_batch(recipe, count)
+    steps = epochs * steps_per_epoch(recipe, count)
     images, labels = (jnp.asarray(part) for part in train)
+    velocity = jax.tree.map(jnp.zeros_like, dict(scores))
     scores = dict(scores)
-    velocity = jax.tree.map(jnp.zeros_like, scores)
     for epoch in range(epochs):
         for step, key_step, indices in shuffled_batches(key, recipe, count, epoch):
             key_augment, key_attack, key_pass = jax.random.split(key_step, 3)
@@ -159,8 +150,7 @@ def search_scores(
             if attack:
                 masks = straight_through(scores, counts)
                 x = attack(classifier, (problem.variables, masks), x, y, key_attack)
-            progress = step / (epochs * steps)
-            rate = learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+            rate = search.learning_rate * 0.5 * (1 + math.cos(math.pi * (step / steps)))
             scores, velocity = _step(
                 classifier,
                 problem.variables,
@@ -170,11 +160,11 @@ def search_scores(
                 x,
                 y,
                 rate,
-                momentum,
+                search.momentum,
                 key_pass,
             )
-    each = epochs * steps * batch * (1 + (attack.gradients if attack else 0))
-    return scores, Passes(each, each)
+    passes = steps * full_batch(recipe, count) * (1 + (attack.gradients if attack else 0))
+    return scores, Passes(passes, passes)
 
 
 @jax.jit
@@ -198,6 +188,6 @@ def _step(classifier, variables, scores, velocity, counts, images, labels, rate,
         logits = classifier((variables, masks), images, **key_kwargs(classifier, key))
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    slopes = jax.grad(loss)(scores)
-    velocity = jax.tree.map(lambda v, g: momentum * v + g, velocity, slopes)
+    gradient = jax.grad(loss)(scores)
+    velocity = jax.tree.map(lambda v, g: momentum * v + g, velocity, gradient)
     return jax.tree.map(lambda s, v: s - rate * v, scores, velocity), velocity

@@ -5,7 +5,8 @@ are functions of what is kept between epochs.
 """
 
 import math
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,13 +23,13 @@ from ccsrp_jax.pruning.methods.dendritic_spines import (
     Scores,
     by_rate,
     constrain,
-    importance,
-    kinds_of,
+    group_importance,
+    initial_spines,
     next_rates,
+    present_neurons,
     prune,
     regenerate,
-    sprout,
-    standing,
+    relative_rates,
     tree,
     update_ranges,
 )
@@ -162,74 +163,95 @@ def sdsnn(
             raise unknown(name, given, known)
     last = max(1, epochs - math.ceil(rest * epochs))
     first = min(2 * spines + 1, last)  # a short training prunes at its last event at least
+    events = Events(spines, first, last)
     progress = np.cumsum(np.exp(-np.arange(last - first + 1) / FADE))
     progress = (progress / progress[-1]).tolist()
-    found, cost_of = writers(problem.architecture), problem.cost()
+    layers, cost_of = writers(problem.architecture), problem.cost()
     if measure == "connections":
-        cost_of = lambda masks: 1 - connections(problem, masks)  # noqa: E731
-    whole_cost = cost_of(masking.ones(problem.architecture))
-    growth = start(problem, found)
-    whole = tree(growth, found)
+        cost_of = partial(_connections_left, problem)
+    dense_cost = cost_of(masking.ones(problem.architecture))
+    growth = start(problem, layers)
+    dense = tree(growth, layers)
 
     def choose(growth: Growth, event: int) -> Chosen:
-        alive = standing(growth, found)
-        scores = {
-            group: sum(importance(growth.layers[name]) for name in layers)
-            for group, layers in found.items()
-        }
+        present = present_neurons(growth, layers)
+        scores = group_importance(growth, layers)
         if rates == "paper":
-            return by_rate(growth, scores, alive)
-        kinds, speeds = kinds_of(growth, found), growth.rates
-        if measure == "target":
-            mean = {
-                kind: np.mean([speeds[group] for group in found if kinds[group] == kind])
-                for kind in kinds.values()
-            }
-            speeds = {group: float(speeds[group] / mean[kinds[group]]) for group in found}
-        masks, limit = tree(growth, found), problem.target.fraction ** progress[event] * whole_cost
-        return by_budget(growth, scores, alive, speeds, lambda cut: cost_of(masks | cut), limit)
+            return by_rate(growth, scores, present)
+        speeds = growth.rates if measure == "connections" else relative_rates(growth, layers)
+        limit = problem.target.fraction ** progress[event] * dense_cost
+        others = dict(tree(growth, layers))
+        cost_with = lambda masks: cost_of({**others, **masks})  # noqa: E731
+        return by_budget(growth, scores, present, speeds, cost_with, limit)
 
     def adapt(done: int, state: TrainState, masks: MaskTree) -> tuple[TrainState, MaskTree]:
         nonlocal growth
         if done > last:
             return state, masks
-        params, layers, weights = state.variables["params"], {}, {}
-        for name, layer in growth.layers.items():
-            value = np.array(params[name]["kernel"])  # a copy, as the state's memory is reused
-            if not (release and layer.kind == "conv"):
-                layer = update_ranges(layer, value, spines)
-            if done > spines:
-                value = constrain(layer, value)
-            if done >= first:
-                percentile = min(99.0, START_PERCENTILE[layer.kind] + 1.1 ** (done - first))
-                layer = regenerate(layer, value, percentile, spines, signed=release)
-            layers[name], weights[name] = layer, value
-        growth = growth._replace(layers=layers)
+        params = state.variables["params"]
+        growth, weights = _grown(growth, params, done, events, release)
         if done >= first:
-            growth = growth._replace(rates=next_rates(growth, found, done - first))
-            growth = prune(growth, found, choose(growth, done - first))
-        layers = {
-            name: layer._replace(weights=weights[name] * layer.mask)
-            for name, layer in growth.layers.items()
-        }
-        growth = growth._replace(layers=layers)
+            growth = growth._replace(rates=next_rates(growth, layers, done - first))
+            growth = prune(growth, layers, choose(growth, done - first))
+        growth = _with_weights(growth, weights)
         changed = {
             name: params[name] | {"kernel": jnp.asarray(layer.weights)}
-            for name, layer in layers.items()
+            for name, layer in growth.layers.items()
         }
         state = state._replace(variables=state.variables | {"params": params | changed})
-        return state, tree(growth, found) if done == last else whole
+        return state, tree(growth, layers) if done == last else dense
 
-    variables, masks = finetune(key, problem, problem.variables, whole, adapt=adapt)
+    variables, masks = finetune(key, problem, problem.variables, dense, adapt=adapt)
     return Pruned(variables, masks)
 
 
-def start(problem: Problem, found: dict[str, list[str]]) -> Growth:
-    """What is known before the first epoch, from the network's weights."""
-    params = problem.variables["params"]
+class Events(NamedTuple):
+    """Epochs of SD-SNN's rules: clipping after `spines`, pruning from `first` to `last`."""
+
+    spines: int
+    first: int
+    last: int
+
+
+def _grown(
+    growth: Growth, params: dict, done: int, events: Events, release: bool
+) -> tuple[Growth, dict[str, np.ndarray]]:
+    """Ranges, clipped weights and regenerated kernels after an epoch of training."""
+    layers, weights = {}, {}
+    for name, layer in growth.layers.items():
+        value = np.array(params[name]["kernel"])  # a copy, as the state's memory is reused
+        if not (release and layer.kind == "conv"):
+            layer = update_ranges(layer, value, events.spines)
+        if done > events.spines:
+            value = constrain(layer, value)
+        if done >= events.first:
+            percentile = min(99.0, START_PERCENTILE[layer.kind] + 1.1 ** (done - events.first))
+            layer = regenerate(layer, value, percentile, events.spines, signed=release)
+        layers[name], weights[name] = layer, value
+    return growth._replace(layers=layers), weights
+
+
+def _with_weights(growth: Growth, weights: dict[str, np.ndarray]) -> Growth:
+    """The weights, masked, from which the next epoch starts."""
     layers = {
-        name: sprout(np.array(params[name]["kernel"])) for names in found.values() for name in names
+        name: layer._replace(weights=weights[name] * layer.mask)
+        for name, layer in growth.layers.items()
+    }
+    return growth._replace(layers=layers)
+
+
+def _connections_left(problem: Problem, masks: MaskTree) -> float:
+    return 1 - connections(problem, masks)
+
+
+def start(problem: Problem, layers: dict[str, list[str]]) -> Growth:
+    """The state before the first epoch, from the network's weights."""
+    params = problem.variables["params"]
+    spines = {
+        name: initial_spines(np.array(params[name]["kernel"]))
+        for names in layers.values()
+        for name in names
     }
     pruned = {group: np.zeros(n, bool) for group, n in groups(problem.architecture).items()}
-    rates = {group: START_RATE[layers[names[0]].kind] for group, names in found.items()}
-    return Growth(layers, pruned, rates)
+    rates = {group: START_RATE[spines[names[0]].kind] for group, names in layers.items()}
+    return Growth(spines, pruned, rates)
