@@ -1,7 +1,7 @@
-"""Plain rivals: a score for every filter or weight, a share for every layer, and fine-tuning.
+"""Baselines: a score for every filter or weight, an allocation over layers, and fine-tuning.
 
-A criterion says which filters of a layer go first, an allocation how the budget is dealt out over
-layers. Recent work finds the second, and fine-tuning, to matter more (Beyond Pruning Criteria,
+A criterion ranks the filters of a layer, an allocation divides the budget among layers. Recent
+work finds the allocation, and fine-tuning, to matter more (Beyond Pruning Criteria,
 arXiv 2410.15176), so every criterion can have every allocation, at once or in rounds.
 """
 
@@ -57,7 +57,7 @@ def by_score(
     Args:
       key: of the criterion and of training.
       problem: see `problem`.
-      criterion: by group, scores of filters; low ones go.
+      criterion: scores of filters by group; the lowest are removed.
       allocation: `uniform`, every group loses the same share; `global`, one order for all groups;
         `sensitivity`, shares by `sensitivity`, which are uniform where all layers are equal; or
         by group, shares of filters that they keep, relative to each other.
@@ -73,15 +73,15 @@ def by_score(
         scores, passes = criterion(key_score, problem, variables, masks)
         search += passes
         if given:
-            scores = budget.proportional_ranking(_first(scores, masks), allocation)
+            scores = budget.proportional_ranking(_pruned_first(scores, masks), allocation)
         elif allocation == "sensitivity":
-            felt, passes = sensitivity(key_layers, problem, variables, masks)
+            measured, passes = sensitivity(key_layers, problem, variables, masks)
             search += passes
-            mean = np.mean(list(felt.values()))
-            speeds = {g: mean / max(s, 1e-9) for g, s in felt.items()}
-            scores = budget.uniform_ranking(_first(scores, masks), speeds)
+            mean = np.mean(list(measured.values()))
+            speeds = {g: mean / max(s, 1e-9) for g, s in measured.items()}
+            scores = budget.uniform_ranking(_pruned_first(scores, masks), speeds)
         elif allocation == "uniform":
-            scores = budget.uniform_ranking(_first(scores, masks))
+            scores = budget.uniform_ranking(_pruned_first(scores, masks))
         cost = problem.cost(variables=variables)
         limit = problem.limit((number + 1) / rounds)
         masks = budget.prune_to_budget(scores, cost, limit, before=masks)
@@ -89,14 +89,14 @@ def by_score(
     return Pruned(variables, masks, search)
 
 
-def _first(scores: Scores, masks: MaskTree) -> Scores:
-    """The same scores, but filters that are gone go before all others."""
+def _pruned_first(scores: Scores, masks: MaskTree) -> Scores:
+    """The same scores, but below all others for filters that are pruned already."""
     least = min(float(np.min(values)) for values in scores.values()) - 1
     return {name: np.where(np.asarray(masks[name]) > 0, s, least) for name, s in scores.items()}
 
 
 def magnitude(key: Array, problem: Problem, *, rounds: int = 1, early: int | None = None) -> Pruned:
-    """Removes the weights of least absolute value, in one order for all layers but the classifier.
+    """Removes the weights of least absolute value, ranked over all layers but the classifier.
 
     A dense machine saves no MACs by it; the target's fraction is taken of the parameters (or of
     the SynOps).
@@ -118,7 +118,7 @@ def magnitude(key: Array, problem: Problem, *, rounds: int = 1, early: int | Non
 
 
 def at_random(key: Array, problem: Problem, variables: dict, masks: MaskTree):
-    """Every filter alike."""
+    """A uniform random score for every filter."""
     scores = {}
     for number, (name, width) in enumerate(groups(problem.architecture).items()):
         scores[name] = np.asarray(jax.random.uniform(jax.random.fold_in(key, number), (width,)))
@@ -176,8 +176,9 @@ def _rates(architecture, variables, masks, images, key):
 
 
 def taylor(key: Array, problem: Problem, variables: dict, masks: MaskTree):
-    """Squared slope of the loss by a filter's gate, on clean and attacked search images: to first
-    order, what removing the filter changes (Molchanov et al., CVPR 2019)."""
+    """Sum over images of the squared gradient of the loss with respect to a filter's gate, on clean
+    and attacked search images: to first order, what removing the filter changes (Molchanov et al.,
+    CVPR 2019)."""
     total, passes = {}, Passes()
     network = problem.classifier, variables
     for number, (images, labels, real) in enumerate(batches(problem)):
@@ -187,33 +188,33 @@ def taylor(key: Array, problem: Problem, variables: dict, masks: MaskTree):
             problem.classifier, (variables, masks), images, labels, key_attack
         )
         for version in (images, attacked):
-            slopes = _slopes(*network, masks, version, labels, key_attack)
-            for name, slope in slopes.items():
-                total[name] = total.get(name, 0) + np.asarray(slope)
+            sums = _squared_gradients(*network, masks, version, labels, key_attack)
+            for name, value in sums.items():
+                total[name] = total.get(name, 0) + np.asarray(value)
         both = real * (2 + problem.attack.gradients)
         passes += Passes(both, both)
     return total, passes
 
 
 @partial(jax.jit, static_argnums=0)
-def _slopes(classifier, variables, masks, images, labels, key):
-    """By group, the sum over images of squared slopes of each image's loss by the gates."""
+def _squared_gradients(classifier, variables, masks, images, labels, key):
+    """By group, the sum over images of squared gradients of each image's loss by the gates."""
 
     def loss(masks, image, label):
         logits = classifier((variables, masks), image[None], **key_kwargs(classifier, key))
         return optax.softmax_cross_entropy_with_integer_labels(logits[0], label)
 
-    slopes = jax.vmap(jax.grad(loss), (None, 0, 0))(masks, images, labels)
-    return {name: (slope**2).sum(0) for name, slope in slopes.items()}
+    gradients = jax.vmap(jax.grad(loss), (None, 0, 0))(masks, images, labels)
+    return {name: (gradient**2).sum(0) for name, gradient in gradients.items()}
 
 
 def sensitivity(key: Array, problem: Problem, variables: dict, masks: MaskTree):
     """By group, how much the attacked loss reacts to a small adversarial change of its weights.
 
     A layer's weights are moved along the gradient of the loss on attacked search images, by
-    `PERTURBATION` of their norm, and the loss's rise is the sensitivity: sensitive layers are to
-    lose less. The formula of Module Robust Sensitivity (arXiv 2410.15176) was not to be had; this
-    is our reading of its abstract.
+    `PERTURBATION` of their norm. The increase of the loss is the sensitivity; sensitive layers
+    lose fewer filters. The formula of Module Robust Sensitivity (arXiv 2410.15176) was not
+    available to us; this is our reading of its abstract.
 
     Returns:
       Sensitivities of a mean of about 1, between 1/4 and 4, and the passes taken.
@@ -224,7 +225,9 @@ def sensitivity(key: Array, problem: Problem, variables: dict, masks: MaskTree):
     architecture, segments = problem.architecture, channel_groups(problem.architecture)
     [(images, labels, real), *_] = batches(problem)
     attacked = problem.attack(problem.classifier, (variables, masks), images, labels, key)
-    base, slopes = _loss_and_slopes(problem.classifier, variables, masks, attacked, labels, key)
+    base, gradients = _loss_and_gradients(
+        problem.classifier, variables, masks, attacked, labels, key
+    )
     rises = {}
     for group in groups(architecture):
         layers = [
@@ -234,9 +237,9 @@ def sensitivity(key: Array, problem: Problem, variables: dict, masks: MaskTree):
         ]
         params = dict(variables["params"])
         for layer in layers:
-            weights, slope = params[layer]["kernel"], slopes[layer]["kernel"]
-            step = PERTURBATION * jnp.linalg.norm(weights) / (jnp.linalg.norm(slope) + 1e-12)
-            params[layer] = {**params[layer], "kernel": weights + step * slope}
+            weights, gradient = params[layer]["kernel"], gradients[layer]["kernel"]
+            step = PERTURBATION * jnp.linalg.norm(weights) / (jnp.linalg.norm(gradient) + 1e-12)
+            params[layer] = {**params[layer], "kernel": weights + step * gradient}
         moved = {**variables, "params": params}
         loss = _loss(problem.classifier, moved, masks, attacked, labels, key)
         rises[group] = float(loss - base)
@@ -262,7 +265,7 @@ def _loss(classifier, variables, masks, images, labels, key):
 
 
 @partial(jax.jit, static_argnums=0)
-def _loss_and_slopes(classifier, variables, masks, images, labels, key):
+def _loss_and_gradients(classifier, variables, masks, images, labels, key):
     def loss(params):
         return _loss(classifier, {**variables, "params": params}, masks, images, labels, key)
 

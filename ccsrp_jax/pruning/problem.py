@@ -23,7 +23,7 @@ from ccsrp_jax.data import batching
 from ccsrp_jax.data.augmentation import Augmentation
 from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import masks as masking
-from ccsrp_jax.networks.architecture import kernel_shapes
+from ccsrp_jax.networks.architecture import Architecture, kernel_shapes
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.cost import COST_IMAGES
 from ccsrp_jax.networks.masks import MaskTree
@@ -35,9 +35,9 @@ from ccsrp_jax.utils.errors import InputError
 
 
 class Passes(NamedTuple):
-    """Images that went through the network, forward and back, to choose what is pruned.
+    """Images that went forward and backward through the network to choose what is pruned.
 
-    A pass of a part of the network counts as one of the whole.
+    A pass through a part of the network counts as one of the whole.
     """
 
     forward: int = 0
@@ -103,13 +103,15 @@ class Problem:
     callbacks: Callbacks = Callbacks()
 
     @property
-    def architecture(self):
+    def architecture(self) -> Architecture:
         return self.classifier.architecture
 
     def cost(self, measure: str | None = None, variables: dict | None = None) -> budget.Cost:
-        """What masks leave, as the target counts it; SynOps with these weights, by default the
-        dense network's, on search images."""
-        images = to_unit_range(jnp.asarray(self.search.images[:COST_IMAGES]))
+        """The cost of masks in a measure, by default the target's, as a function.
+
+        SynOps are those of `variables`, by default the dense network's, on search images.
+        """
+        images = jnp.asarray(to_unit_range(jnp.asarray(self.search.images[:COST_IMAGES])))
         return budget.cost_of(
             self.architecture,
             measure or self.target.measure,
@@ -119,26 +121,24 @@ class Problem:
         )
 
     def limit(self, share: float | int = 1, measure: str | None = None) -> float:
-        """Cost that the target allows after a share of all pruning rounds.
-
-        Rounds take equal shares of what the one before left, so that the last meets the target.
-        """
+        """Cost allowed after a share of all pruning rounds, each of which multiplies the cost by
+        the same factor, so that the last meets the target."""
         return self.target.fraction**share * self.cost(measure)(masking.ones(self.architecture))
 
     @property
     def weight_measure(self) -> str:
-        """What methods that remove single weights are held to: parameters, in place of MACs, of
-        which they save none on a dense machine."""
+        """The target's measure for methods that remove single weights: parameters in place of
+        MACs, of which they save none on a dense machine."""
         return "params" if self.target.measure == "macs" else self.target.measure
 
 
 class Pruned(NamedTuple):
-    """What a method found.
+    """The result of a method.
 
     Attributes:
       variables: weights after the last training.
-      masks: by group, or of weights.
-      search: passes that it took beside training.
+      masks: of filters, by group, or of weights, by `masks.kernel`.
+      search: passes taken in addition to training.
     """
 
     variables: dict
@@ -166,20 +166,21 @@ def finetune(
     epochs: int | None = None,
     adapt: Adapt | None = None,
 ) -> tuple[dict, MaskTree]:
-    """Trains a masked network with the problem's recipe; returns its weights and last masks.
+    """Trains a masked network with the problem's recipe; returns its weights and final masks.
 
     Args:
       key: of this training.
       problem, variables, masks: the network.
       epochs: by default all of the recipe; the learning rate's schedule covers these.
-      adapt: changes masks and state after epochs, see `training.train`.
+      adapt: changes state and masks after every epoch, as in `training.train`.
     """
-    last = masks
+    last, follow = masks, None
+    if adapt is not None:
 
-    def follow(done: int, state: TrainState, masks: MaskTree) -> tuple[TrainState, MaskTree]:
-        nonlocal last
-        state, last = adapt(done, state, masks)
-        return state, last
+        def follow(done: int, state: TrainState, masks: MaskTree) -> tuple[TrainState, MaskTree]:
+            nonlocal last
+            state, last = adapt(done, state, masks)
+            return state, last
 
     recipe = problem.recipe
     if epochs is not None:
@@ -203,15 +204,15 @@ def finetune(
 
 
 def epochs_per_round(epochs: int, rounds: int, early: int | None = None) -> list[int]:
-    """Epochs of fine-tuning after each round, which add up; the last round has what is left over.
+    """Epochs of fine-tuning after each round; they add up to `epochs`.
 
     Args:
       epochs: in all.
       rounds: of pruning.
-      early: after every round but the last; by default equal shares.
+      early: after every round but the last; by default equal shares, and the last has the rest.
 
     Raises:
-      InputError: there are more rounds than epochs for them.
+      InputError: there are fewer epochs than rounds.
     """
     each = epochs // max(rounds, 1) if early is None else early
     if rounds < 1 or (rounds > 1 and not 0 < each * (rounds - 1) < epochs):
@@ -223,16 +224,16 @@ def epochs_per_round(epochs: int, rounds: int, early: int | None = None) -> list
 
 
 def weight_masks(problem: Problem) -> MaskTree:
-    """Masks that keep every weight, of every layer but the classifier."""
+    """Masks that keep all weights of every layer but the classifier."""
     *layers, _ = kernel_shapes(problem.architecture).items()
     return {masking.kernel(name): jnp.ones(shape) for name, shape in layers}
 
 
 def batches(problem: Problem) -> list[tuple[Array, Array, int]]:
-    """Search images in [0, 1], labels, and how many of them are real."""
+    """Batches of search images in [0, 1], labels, and how many of them are not padding."""
     return list(batching.padded_batches(problem.search, problem.batch_size))
 
 
 def kept(masks: MaskTree) -> int:
-    """Filters, and weights, that masks keep."""
+    """Number of filters and weights that masks keep."""
     return int(sum(np.sum(np.asarray(mask)) for mask in masks.values()))

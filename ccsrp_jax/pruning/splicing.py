@@ -50,7 +50,7 @@ def splice_by_lagrangian(
             lagrangian = losses[name] + multiplier * each.scored_objectives[:, 2]
             lagrangian = np.where(np.isfinite(lagrangian), lagrangian, np.inf)
             chosen[name] = each.scored_masks[int(np.argmin(lagrangian))]
-        return masks | chosen
+        return {**masks, **chosen}
 
     low, high = 1e-6, 1e6
     for _ in range(BISECTIONS):
@@ -89,9 +89,11 @@ def fit_to_budget(
     ranks = _ranked(key, before, importance)
     scores = {name: np.asarray(after[name]) + rank for name, rank in ranks.items()}
     others = {name: mask for name, mask in after.items() if name not in scores}
-    masks = others | prune_to_budget(
-        scores, lambda masks: cost_of(others | masks), limit, before=before
-    )
+
+    def cost_with(masks: MaskTree) -> float:
+        return cost_of({**others, **masks})
+
+    masks = {**others, **prune_to_budget(scores, cost_with, limit, before=before)}
     removed = [
         (rank, name, i)
         for name, values in ranks.items()
@@ -99,7 +101,7 @@ def fit_to_budget(
         if before[name][i] and not masks[name][i]
     ]
     for _, name, i in sorted(removed, reverse=True):  # a cheaper filter may still fit
-        more = masks | {name: masks[name] + (np.arange(len(masks[name])) == i)}
+        more = {**masks, name: masks[name] + (np.arange(len(masks[name])) == i)}
         if cost_of(more) <= limit:
             masks = more
     return masks

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,14 @@ from conftest import pruning_problem
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution import fitness
 from ccsrp_jax.coevolution import search as coevolution
-from ccsrp_jax.coevolution.settings import Search
+from ccsrp_jax.coevolution.settings import PRESETS, Search
 from ccsrp_jax.coevolution.subpopulation import GroupResult, search_group
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks import zoo
-from ccsrp_jax.pruning import budget, splicing
+from ccsrp_jax.pruning import METHODS, budget, splicing
 from ccsrp_jax.pruning.budget import Target
-from ccsrp_jax.pruning.methods import ccsrp as evolved
-from ccsrp_jax.pruning.methods.ccsrp import ccsrp
+from ccsrp_jax.pruning.methods import ccsrp as module
+from ccsrp_jax.pruning.methods.ccsrp import RoundKeys, RoundState, ccsrp, round_keys
 from ccsrp_jax.pruning.problem import Callbacks, kept
 from ccsrp_jax.pruning.splicing import fit_to_budget, splice_by_lagrangian
 from ccsrp_jax.robustness.accuracy import correct
@@ -323,7 +324,7 @@ def rounds(monkeypatch):
         found.append((arguments, coevolution.search_round(*arguments, **options)))
         return found[-1][1]
 
-    monkeypatch.setattr(evolved, "search_round", record)
+    monkeypatch.setattr(module, "search_round", record)
     return found
 
 
@@ -402,6 +403,66 @@ def test_rounds_are_as_many_as_the_floor_asks_for(problem, rounds):
     gentle = dataclasses.replace(PRICED, keep_floor=0.8)
     ccsrp(KEY, problem, search=gentle)
     assert len(rounds) == 2 and len(epochs) == 4
+
+
+SMALL = dataclasses.replace(PRESETS["snes"], population=3, generations=2, multiple=2)
+
+
+def test_rounds_that_need_not_be_exact_end_with_the_first_within_the_target(problem, rounds):
+    """Masks are those of the search, and every round trains the epochs that it is given."""
+    problem, epochs = reported(problem)
+    pruned = METHODS["rounds"](KEY, problem, search=SMALL, rounds=5, epochs=1)
+    assert 1 < len(rounds) < 5 and [epoch.epoch for epoch in epochs] == [0] * len(rounds)
+    costs = [problem.cost()(found.masks) for _, found in rounds]
+    assert costs[-1] <= problem.limit() < min(costs[:-1])
+    jax.tree.map(np.testing.assert_array_equal, pruned.masks, rounds[-1][1].masks)
+
+
+def test_rounds_end_where_no_group_can_lose_a_filter(problem, rounds):
+    problem, epochs = reported(problem, target=Target("macs", 1e-6))
+    coarse = dataclasses.replace(SMALL, multiple=8, residual_streams=True)
+    pruned = METHODS["rounds"](KEY, problem, search=coarse, rounds=9, epochs=0)
+    assert len(rounds) < 9 and not epochs
+    assert not coarse.prunable(problem.architecture, pruned.masks)
+
+
+@pytest.mark.parametrize("name", ("rounds", "ccsrp-priced"))
+def test_rounds_resume_from_any_of_their_states_bit_for_bit(problem, name):
+    search = dataclasses.replace(METHODS[name].keywords["search"], population=3, generations=2)
+    method, states = partial(METHODS[name], search=search, rounds=2), []
+    spliced = []
+    whole = method(
+        *(KEY, problem),
+        on_splice=lambda state, found: spliced.append((state, found)),
+        on_round=lambda state, found: states.append(state),
+    )
+    assert [state.number for state in states] == [1, 2]
+    assert [state.number for state, _ in spliced] == [1, 2]
+    for (before, found), after in zip(spliced, states, strict=True):
+        assert found.groups.keys() <= before.masks.keys()
+        jax.tree.map(np.testing.assert_array_equal, before.masks, after.masks)
+    assert spliced[0][0].variables is problem.variables
+    assert spliced[1][0].variables is states[0].variables
+    for state in (RoundState(0, problem.variables, masking.ones(problem.architecture)), *states):
+        again = method(KEY, problem, start=state)
+        jax.tree.map(np.testing.assert_array_equal, whole[:2], again[:2])
+
+
+def test_rounds_draw_from_the_keys_that_they_are_given(problem, rounds):
+    drawn = []
+
+    def keys(key, number):
+        drawn.append(RoundKeys(*(jax.random.fold_in(key, 10 * number + i) for i in range(3))))
+        return drawn[-1]
+
+    given = ccsrp(KEY, problem, search=FAITHFUL, rounds=2, keys=keys)
+    searched = [arguments[0] for arguments, _ in rounds]
+    assert all(a is b.search for a, b in zip(searched, drawn, strict=True))
+    default = ccsrp(KEY, problem, search=FAITHFUL, rounds=2, keys=round_keys)
+    plain = ccsrp(KEY, problem, search=FAITHFUL, rounds=2)
+    jax.tree.map(np.testing.assert_array_equal, default[:2], plain[:2])
+    kernels = [each.variables["params"]["conv1"]["kernel"] for each in (given, plain)]
+    assert not np.array_equal(*kernels)
 
 
 def test_without_a_robust_weight_the_attack_does_not_matter(problem, monkeypatch):

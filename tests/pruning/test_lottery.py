@@ -8,7 +8,7 @@ from conftest import pruning_problem
 from ccsrp_jax.networks import masks
 from ccsrp_jax.pruning.budget import Target
 from ccsrp_jax.pruning.methods import lottery as tickets
-from ccsrp_jax.pruning.methods.lottery import balance, lottery, u_ticket, utilisation
+from ccsrp_jax.pruning.methods.lottery import balance, lottery, u_ticket, utilization
 from ccsrp_jax.pruning.problem import Callbacks, Passes
 from ccsrp_jax.training.recipe import Recipe
 from ccsrp_jax.utils.errors import InputError
@@ -42,12 +42,12 @@ def retrained(monkeypatch):
     return calls
 
 
-def test_utilisation_of_known_loads():
+def test_utilization_of_known_loads():
     def of(*loads):
         mask = np.zeros((3, 3, 4, len(loads)))
         for f, load in enumerate(loads):
             mask[..., f].flat[:load] = 1
-        return utilisation(mask, n_pe=len(loads))
+        return utilization(mask, n_pe=len(loads))
 
     assert of(7, 7, 7) == pytest.approx(1)
     assert of(0, 9, 0, 0) == pytest.approx(0)
@@ -58,7 +58,7 @@ def test_utilisation_of_known_loads():
 
 @pytest.mark.parametrize("n_pe", (4, 16))
 @pytest.mark.parametrize("grouping", ("sata", "systolic"))
-def test_utilisation_and_balance_equal_counting_one_by_one(grouping, n_pe):
+def test_utilization_and_balance_equal_counting_one_by_one(grouping, n_pe):
     rng = np.random.default_rng(0)
     before = (rng.random((3, 3, 32, 36)) < rng.random((32, 36)) ** 2).astype(np.float32)
     draws = [rng.random(before.shape).astype(np.float32) for _ in range(2)]
@@ -72,9 +72,9 @@ def test_utilisation_and_balance_equal_counting_one_by_one(grouping, n_pe):
             assert new.sum() == np.ceil(mean)
             come, go = ((new > part).sum(), (part > new).sum())
             assert come == 0 or go == 0
-    assert utilisation(before, grouping=grouping, n_pe=n_pe) == pytest.approx(np.mean(use))
+    assert utilization(before, grouping=grouping, n_pe=n_pe) == pytest.approx(np.mean(use))
     assert np.mean(use) < 0.9
-    assert utilisation(after, grouping=grouping, n_pe=n_pe) == 1
+    assert utilization(after, grouping=grouping, n_pe=n_pe) == 1
     assert (balance(before, draws[1], grouping=grouping, n_pe=n_pe) != after).any()
 
 
@@ -137,7 +137,7 @@ def test_u_tickets_meet_the_target_with_even_work(digits, monkeypatch, grouping)
     for number in (1, 2):
         found, trained = calls[number]["masks"], calls[number - 1]["trained"]["params"]
         masks.check(problem.architecture, found)
-        assert utilisation(found["conv2/kernel"], grouping=grouping, n_pe=4) == 1
+        assert utilization(found["conv2/kernel"], grouping=grouping, n_pe=4) == 1
         limit = problem.limit(number / 2, "params")
         assert limit - 12 <= cost(found) <= limit  # a removal changes a group by its elements
         # layers that are not evened out are pruned by size alone, with one threshold
@@ -147,7 +147,7 @@ def test_u_tickets_meet_the_target_with_even_work(digits, monkeypatch, grouping)
             sizes[name] = size[np.asarray(before[name]) > 0], found[name][before[name] > 0] > 0
         kept = min(size[alive].min() for size, alive in sizes.values())
         assert all(size[~alive].max() < kept for size, alive in sizes.values())
-    assert utilisation(found["conv1/kernel"], n_pe=4) < 1
+    assert utilization(found["conv1/kernel"], n_pe=4) < 1
 
 
 def test_filters_make_tickets_too(digits, monkeypatch):

@@ -17,8 +17,8 @@ from ccsrp_jax.pruning.methods import sdsnn as module
 from ccsrp_jax.pruning.methods.dendritic_spines import (
     Growth,
     constrain,
-    regenerate,
     initial_spines,
+    regenerate,
     update_ranges,
 )
 from ccsrp_jax.pruning.methods.sdsnn import by_budget, connections, sdsnn

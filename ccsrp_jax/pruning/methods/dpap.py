@@ -263,7 +263,7 @@ def dpap(
         kept = prune_to_budget(order(alive, masks), cost_of, limit)
         for name in kinds:
             goes = (kept[name] == 0) & ((alive[name] < 0) | (done == last))
-            masks = masks | {name: jnp.asarray(np.where(goes, 0, masks[name]), jnp.float32)}
+            masks = {**masks, name: jnp.asarray(np.where(goes, 0, masks[name]), jnp.float32)}
         return state, masks
 
     variables, masks = finetune(key, problem, problem.variables, masks, adapt=adapt)

@@ -112,10 +112,11 @@ def u_ticket(
         }
 
         def even(masks: MaskTree) -> MaskTree:
-            return masks | {
+            balanced = {
                 name: balance(masks[name], draws, grouping=grouping, n_pe=n_pe)
                 for name, draws in noise.items()
             }
+            return {**masks, **balanced}
 
         return even(budget.prune_to_budget(scores, lambda masks: cost(even(masks)), limit))
 
@@ -195,8 +196,8 @@ def balance(
     return (place < share[cell]).astype(np.float32).reshape(mask.shape)
 
 
-def utilisation(mask: np.ndarray | Array, *, grouping: Grouping = "sata", n_pe: int = 16) -> float:
-    """How evenly the work of a layer is dealt out: 1 if equally, 0 if one element does it all.
+def utilization(mask: np.ndarray | Array, *, grouping: Grouping = "sata", n_pe: int = 16) -> float:
+    """How evenly the work of a layer is shared among elements: 1 if equally, 0 if one does it all.
 
     1 - (max - mean) / max * n / (n - 1) over the n elements of a group, from the released code;
     the mean over groups is our reading. Groups without work, or of one element, count as 1.
