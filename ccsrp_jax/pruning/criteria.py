@@ -7,7 +7,7 @@ arXiv 2410.15176), so every criterion can have every allocation, at once or in r
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -167,7 +167,8 @@ def spike_rate(key: Array, problem: Problem, variables: dict, masks: MaskTree):
 @partial(jax.jit, static_argnums=0)
 def _rates(architecture, variables, masks, images, key):
     network, rates = SpikingNetwork(architecture), {}
-    _, active = network.apply(variables, images, masks, activity=True, key=key)
+    result: Any = network.apply(variables, images, masks, activity=True, key=key)
+    _, active = result
     for layer, spikes in active.spikes.items():
         for group, part in split_channels(architecture, layer, spikes):
             if group in groups(architecture):

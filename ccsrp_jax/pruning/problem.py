@@ -174,13 +174,13 @@ def finetune(
       epochs: by default all of the recipe; the learning rate's schedule covers these.
       adapt: changes state and masks after every epoch, as in `training.train`.
     """
-    last, follow = masks, None
-    if adapt is not None:
+    last = masks
 
-        def follow(done: int, state: TrainState, masks: MaskTree) -> tuple[TrainState, MaskTree]:
-            nonlocal last
-            state, last = adapt(done, state, masks)
-            return state, last
+    def follow(done: int, state: TrainState, masks: MaskTree) -> tuple[TrainState, MaskTree]:
+        nonlocal last
+        assert adapt is not None
+        state, last = adapt(done, state, masks)
+        return state, last
 
     recipe = problem.recipe
     if epochs is not None:

@@ -1,7 +1,7 @@
 """Pruning with regeneration by criticality: neurons near their threshold are brought back."""
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -227,7 +227,8 @@ def channel_criticality(
 def _critical(architecture, score, variables, masks, images, real, key):
     """By group, the sum over the real images."""
     network = SpikingNetwork(architecture)
-    _, active = network.apply(variables, images, masks, activity=True, key=key)
+    result: Any = network.apply(variables, images, masks, activity=True, key=key)
+    _, active = result
     threshold, found = architecture.neuron.threshold, {}
     for layer, v in active.potentials.items():
         segments = channel_groups(architecture)[layer]
