@@ -1,10 +1,16 @@
 """Robust pruning of spiking neural networks by cooperative coevolution, in JAX.
 
-The pieces compose: describe a network (`Architecture`, `build`, `plain`, `residual`), run it
-(`SpikingNetwork`, `Classifier`), attack it (`PGD`, `APGD`, `Square`, ...) through any backward
-pass (`gradients`), say how robust it is and whether that can be believed (`evaluate`,
-`certify`), score populations of masks for its filters (`make_task`, `score`), search them
-(`Search`, `search_round`), cut them out (`compact`) and count what was saved (`cost`).
+- Networks: describe one (`Architecture`, `build`, `plain`, `residual`), run it (`Classifier`,
+  `SpikingNetwork`), train it (`Recipe`, `train`), save and load it (`save`, `load`).
+- Data: `load_data` by name; `data.from_arrays` for arrays in memory.
+- Attacks: `PGD`, `APGD`, `SAPGD`, `Square`, with any surrogate gradient (`gradients`).
+- Robustness: evaluate a suite of attacks with an audit for masked gradients (`evaluate`), certify
+  (`certify`), corrupt images (`corrupt`).
+- Pruning: score populations of filter masks (`make_task`, `score`), search them (`Search`,
+  `search_round`), remove the filters (`compact`) and count the operations saved (`cost`).
+
+Further parts are in the subpackages `data`, `networks`, `attacks`, `training`, `robustness`,
+`coevolution`, `pruning`, `reporting`, `pipeline` and `utils`.
 """
 
 from ccsrp_jax.attacks.apgd import APGD
