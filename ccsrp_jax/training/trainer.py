@@ -192,12 +192,12 @@ def _step_inputs(
     draws = classifier.stochastic or dropout or recipe.orthogonal
     all_steps = recipe.epochs * steps_per_epoch(recipe, len(training.labels))
     return StepInputs(
-        versions,
-        y,
-        np.array([share / len(batch.indices) for share in shares], np.float32),
-        learning_rate(recipe, (batch.step + 0.5) / all_steps),
-        corrected_decay(recipe.ema, batch.step + 1),
-        jax.random.fold_in(key_attack, 1) if draws else None,
+        versions=versions,
+        labels=y,
+        weights=np.array([share / len(batch.indices) for share in shares], np.float32),
+        learning_rate=learning_rate(recipe, (batch.step + 0.5) / all_steps),
+        ema_decay=corrected_decay(recipe.ema, batch.step + 1),
+        key=jax.random.fold_in(key_attack, 1) if draws else None,
     )
 
 
