@@ -245,8 +245,8 @@ def test_a_family_from_outside_runs_saves_and_loads(images, tmp_path):
 def test_constants_and_registrations_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match=r"CubaLIF tau_syn 0\.5"):
         CubaLIF(tau_syn=0.5)
-    with pytest.raises(InputError, match="unknown reset 'softt'"):
-        CubaLIF(reset="softt")
+    with pytest.raises(InputError, match=r"CubaLIF threshold 0\.0"):
+        CubaLIF(threshold=0.0)
     with pytest.raises(InputError, match="a neuron 'LIF' is registered already"):
         register_neuron(dataclasses.make_dataclass("LIF", [], bases=(Neuron,), frozen=True))
     unknown = dataclasses.make_dataclass("Unknown", [], bases=(QuadraticIF,), frozen=True)

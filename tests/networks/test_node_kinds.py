@@ -364,7 +364,9 @@ def test_channels_that_a_kind_fixes_are_not_pruned():
 
 def test_a_network_of_an_unregistered_kind_is_refused_in_a_sentence(tmp_path, monkeypatch):
     architecture = outside(Scale("scale", "lif1"))
-    serialization.save(tmp_path / "network", architecture, busy(architecture, seed=0))
+    serialization.save(
+        tmp_path / "network", architecture, zoo.init(jax.random.key(0), architecture)
+    )
     monkeypatch.delitem(NODE_KINDS, "Scale")
     with pytest.raises(InputError, match=r"kind 'Scale', which is not registered: call .*register"):
         serialization.load(tmp_path / "network")
@@ -376,8 +378,8 @@ def test_names_that_exist_and_classes_that_are_no_kinds_are_refused():
     same = dataclasses.make_dataclass("Conv", [], bases=(Node,), frozen=True)
     with pytest.raises(InputError, match="a node kind 'Conv' is registered already"):
         register_node(same, lambda node, run, x: x)
-    with pytest.raises(InputError, match="LIF cannot be a node kind"):
-        register_node(LIF, lambda node, run, x: x)
+    with pytest.raises(InputError, match="a node kind 'Scale' is registered already"):
+        register_node(Scale, lambda node, run, x: x)
     opens = type("Opens", (), {"opens_group": True})
     wide = dataclasses.make_dataclass("Opening", [], bases=(opens, Node), frozen=True)
     with pytest.raises(InputError, match="Opening opens a mask group: give it a field `width`"):
@@ -388,7 +390,6 @@ def test_names_that_exist_and_classes_that_are_no_kinds_are_refused():
     ("make", "says"),
     [
         (lambda: Concat("cat", "a", ()), r"'cat' has others=\(\)"),
-        (lambda: Concat("cat", "a", "b"), "'cat' has others='b'"),
         (lambda: Dropout("drop", "a", 1.0), "dropout rate 1.0"),
         (lambda: groups(outside(Flatten("flat", "lif1"))), r"'conv2' reads features of shape"),
     ],
