@@ -90,7 +90,7 @@ def fit_to_budget(
     scores = {name: np.asarray(after[name]) + rank for name, rank in ranks.items()}
     others = {name: mask for name, mask in after.items() if name not in scores}
 
-    def cost_with(masks: MaskTree) -> float:
+    def cost_with(masks: MaskTree) -> float | int:
         return cost_of({**others, **masks})
 
     masks = {**others, **prune_to_budget(scores, cost_with, limit, before=before)}
