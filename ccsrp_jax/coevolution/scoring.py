@@ -99,6 +99,7 @@ def _score_suffix(architecture, group, variables, masks, prefix, labels, members
 
     def score_one(member):
         mask = gate(architecture, spiking, {group: member})
+        assert mask is not None  # the gate is the group's own
         gated = values | {spiking: values[spiking] * mask.astype(network.dtype)}
         out, _ = network.apply(
             variables, gated, masks | {group: member}, begin=position + 1, method="walk"

@@ -12,6 +12,7 @@ from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from jaxtyping import Array, Float
 
 from ccsrp_jax.coevolution import selection, strategies
+from ccsrp_jax.coevolution.importance import genes_by_importance, removal_importance
 from ccsrp_jax.coevolution.settings import Search
 from ccsrp_jax.utils.aliases import keyword_aliases
 from ccsrp_jax.utils.errors import InputError
@@ -232,9 +233,11 @@ def _init_distribution(
     # topk uses only the order of genes; with threshold, most filters are to be kept at first
     mean = jnp.full(len(group.current), 1.0 if search.decoder == "threshold" else 0.0)
     if importance is None and search.single_removals:
-        importance = _removal_importance(group)
+        importance = removal_importance(
+            group.current, lambda masks: search.scalarize(group.scored.objectives(masks))
+        )
     if importance is not None:
-        mean = _genes_by_importance(group.current, importance)
+        mean = genes_by_importance(group.current, importance)
         for count in group.keep_counts:  # the order itself, before it is varied
             group.scored.objectives(group.decode(mean[None], count))
     return group.algorithm.init(key_state, mean, group.params), importance
@@ -287,33 +290,3 @@ def _choose(group: Subpopulation) -> int:
         ranks = selection.front_ranks(jnp.asarray(points[indices], jnp.float32))
         values = np.where(np.asarray(ranks) == 0, values, np.inf)
     return int(indices[np.argmin(values)])
-
-
-def _removal_importance(group: Subpopulation) -> Float[np.ndarray, "n"]:
-    """For each filter, the increase of the scalar value if it alone is removed.
-
-    0 for filters that the current mask has removed, and for the last one left.
-    """
-    current = group.current
-    kept = np.flatnonzero(current)
-    importance = np.zeros_like(current)
-    if len(kept) == 1:
-        return importance
-    removals = np.repeat(current[None], len(kept), axis=0)
-    removals[np.arange(len(kept)), kept] = 0
-    points = group.scored.objectives(np.concatenate([current[None], removals]))
-    values = group.search.scalarize(points)
-    worst = np.nanmax(np.where(np.isinf(values), 0, values))
-    values = np.where(np.isfinite(values), values, worst)
-    importance[kept] = values[1:] - values[0]
-    return importance
-
-
-def _genes_by_importance(current: Float[np.ndarray, "n"], importance: np.ndarray) -> Array:
-    """(n,) genes in the order of importance: twice the quantiles of a standard normal
-    distribution, so that first steps of length 1 vary the order but do not erase it."""
-    kept = np.flatnonzero(current)
-    ranks = np.argsort(np.argsort(importance[kept], kind="stable"), kind="stable")
-    genes = np.zeros(len(current), np.float32)
-    genes[kept] = 2 * jax.scipy.stats.norm.ppf((ranks + 0.5) / len(kept))
-    return jnp.asarray(genes)

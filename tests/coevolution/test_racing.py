@@ -152,6 +152,23 @@ def test_looks_come_as_the_odds_of_seen_to_unseen_double():
                 assert looks == sorted(set(looks)) and all(look < batches for look in looks)
 
 
+@pytest.mark.parametrize(("first", "members"), [(2, 2), (32, 6), (500, 40)])
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_elimination_begins_at_students_quantile(first, members, confidence):
+    """Of scipy.stats, for one candidate whose mean difference lies just below or above it."""
+    points, total = 3, 2 * first
+    level = 1 - (1 - confidence) / ((members - 1) * points)
+    limit = stats.t.ppf(level, first - 1) * np.sqrt((1 - first / total) / first)
+    noise = np.random.default_rng(9).normal(size=first)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    for factor, out in ((1 - 1e-4, False), (1 + 1e-4, True)):
+        values = np.zeros((members, first))
+        values[1] = noise + factor * limit
+        race = Racing(confidence=confidence, objective="loss", robust_weight=0.0)
+        eliminated = race.eliminated(both(values), np.zeros(members), total, points)
+        np.testing.assert_array_equal(eliminated, np.arange(members) == 1 if out else False)
+
+
 @pytest.mark.parametrize("wrong", [{"confidence": 0.0}, {"confidence": 1.5}, {"first": 1}])
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(InputError, match=str(*wrong.values())):

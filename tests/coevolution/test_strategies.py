@@ -227,6 +227,9 @@ def test_same_key_same_search():
         ({"generations": 0}, "generations 0"),
         ({"mutation_rate": 0.0}, "mutation_rate 0.0"),
         ({"robust_weight": float("nan")}, "robust_weight nan"),
+        ({"macs_weight": -1.0, "objective": "change"}, "macs_weight -1.0"),
+        ({"racing_confidence": 0.0}, "racing confidence 0.0"),
+        ({"racing": True, "objective": "change"}, "racing compares accuracies or losses"),
         ({"strategy": "PSO", "selection": "nsga2"}, "PSO.*weighted_sum"),
     ],
 )
