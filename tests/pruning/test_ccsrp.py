@@ -428,7 +428,8 @@ def test_rounds_end_where_no_group_can_lose_a_filter(problem, rounds):
 
 @pytest.mark.parametrize("name", ("rounds", "ccsrp-priced"))
 def test_rounds_resume_from_any_of_their_states_bit_for_bit(problem, name):
-    search = dataclasses.replace(METHODS[name].keywords["search"], population=3, generations=2)
+    small = {"population": 3, "generations": 2, "multiple": 1}
+    search = dataclasses.replace(METHODS[name].keywords["search"], **small)
     method, states = partial(METHODS[name], search=search, rounds=2), []
     spliced = []
     whole = method(
