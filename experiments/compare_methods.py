@@ -339,7 +339,7 @@ def _measure(stage: Stage, variables: dict, chosen: masks.MaskTree) -> dict:
 def report(folder: Path) -> None:
     """Writes methods.json from the cells in a directory, and index.html and curves.png from it."""
     about, table = folder / "about.json", folder / "methods.json"
-    cells = [io.read_json(path) for path in sorted((folder / "cells").glob("*.json"))]
+    cells = [io.read_json(path) for path in sorted((folder / "cells").glob("[!.]*.json"))]
     if about.exists() and cells:
         record = io.read_json(about) | {"cells": cells}
     elif table.exists():  # a table without its cells

@@ -6,8 +6,9 @@
     python experiments/robustness.py NETWORK --attacks apgd-ce:assg apgd-t:own square
     python experiments/robustness.py NETWORK --certify 0.1 --norm l2 --eps 0.5
 
-It writes robustness.json and robustness.png beside the network, or into --out. Repeating the
-command resumes an interrupted run after its last finished attack.
+It writes robustness.json and robustness.png beside the network, or into --out; where these are of
+another network or other settings, it writes NAME.robustness.json and .png. Repeating the command
+resumes an interrupted run after its last finished attack.
 """
 
 import dataclasses
@@ -153,12 +154,36 @@ def run(settings: Settings, terminal: Terminal) -> dict:
     if smoothing is not None:
         record["certified"] = certificates(classifier, variables, data.test, smoothing, key_certify)
     picture = figure_style.to_png(robustness_figure({settings.network.stem: record}))
-    write_atomic(folder / "robustness.json", (json.dumps(record, indent=1) + "\n").encode())
-    write_atomic(folder / "robustness.png", picture)
+    report = report_path(folder, record, digest)
+    write_atomic(report, (json.dumps(record, indent=1) + "\n").encode())
+    write_atomic(report.with_suffix(".png"), picture)
     unfinished.unlink(missing_ok=True)
     show(terminal, found, record)
-    terminal.line(f"written to {folder / 'robustness.json'}")
+    terminal.line(f"written to {report}")
     return record
+
+
+def report_path(folder: Path, record: dict, digest: str) -> Path:
+    """Where to write a report, so that it replaces none of another network or other settings.
+
+    The first report in a folder is robustness.json; others have the name of their network before
+    that, and a digest of their settings if that is taken too.
+    """
+    stem = Path(record["network"]).stem
+    names = ("robustness.json", f"{stem}.robustness.json", f"{stem}.{digest}.robustness.json")
+    for name in names[:-1]:
+        path = folder / name
+        if not path.exists() or _same_report(path, record):
+            return path
+    return folder / names[-1]
+
+
+def _same_report(path: Path, record: dict) -> bool:
+    try:
+        found = json.loads(path.read_bytes())
+        return all(found[key] == record[key] for key in ("network", "settings"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # not ours, or damaged: it stays
 
 
 def certificates(classifier, variables, split: Split, smoothing: Smoothing, key) -> dict:

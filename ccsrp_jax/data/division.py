@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from ccsrp_jax.data.source import SourceDataset
+from ccsrp_jax.data.quality import check_layout, quality_warnings
+from ccsrp_jax.data.source import CHUNK, SourceDataset
 from ccsrp_jax.data.splits import Dataset, Split, to_unit_range
 from ccsrp_jax.utils.errors import InputError
 
 # One random stream for each purpose: a size limit on one split does not change the others.
 DRAWN_TEST, SEARCH, SEARCH_LIMIT, TEST_LIMIT = range(4)
-CHUNK = 1000  # images processed at a time, to bound memory
 MIN_STD = 1e-3  # avoids division by 0 where a channel is constant
 
 
@@ -32,31 +32,49 @@ class SplitSettings:
         been held out.
 
     Raises:
-      InputError: a setting is out of range.
+      InputError: a setting is out of range, or no whole number.
     """
 
-    seed: int = 0
+    seed: int | np.integer = 0
     search_fraction: float = 0.2
-    train_images: int | None = None
-    search_images: int | None = None
-    test_images: int | None = None
+    train_images: int | np.integer | None = None
+    search_images: int | np.integer | None = None
+    test_images: int | np.integer | None = None
 
     def __post_init__(self) -> None:
+        for name in ("seed", "train_images", "search_images", "test_images"):
+            value = getattr(self, name)
+            if value is not None or name == "seed":
+                object.__setattr__(self, name, whole_number(name, value))
         if self.seed < 0:
             raise InputError(f"seed {self.seed} is negative: give 0 or more.")
+        if not isinstance(self.search_fraction, float | int | np.floating):
+            raise InputError(
+                f"search_fraction {self.search_fraction!r} is no number: give a share."
+            )
+        object.__setattr__(self, "search_fraction", float(self.search_fraction))
         if not 0 < self.search_fraction < 1:
             raise InputError(
                 f"search_fraction {self.search_fraction} is outside (0, 1): give a share."
             )
 
 
+def whole_number(name: str, value: object) -> int:
+    """A whole number as Python's own, which the record can hold."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise InputError(f"{name} {value!r} is no whole number: give one.")
+    return int(value)
+
+
 def divide(source: SourceDataset, settings: SplitSettings = SplitSettings()) -> Dataset:
     """Divides a data set into training, search and test splits.
 
     Raises:
-      InputError: the settings leave a split without an image of each class.
+      InputError: the settings leave too few images for the classes, or the images are of one
+        class only or have their channels first.
     """
     train, test = source.train, source.test
+    check_layout(source)
     _check_sizes(source, settings)
     kept, searched = _hold_out(train.labels, settings)
     tested = stratified_order(test.labels, settings.seed, TEST_LIMIT)[: settings.test_images]
@@ -77,6 +95,7 @@ def divide(source: SourceDataset, settings: SplitSettings = SplitSettings()) -> 
         "search_sha256": hashlib.sha256(searched.astype("<i8").tobytes()).hexdigest(),
         "search_indices": searched.tolist(),
         "footnote": "; ".join(source.footnotes) or None,
+        "warnings": [*source.warnings, *quality_warnings(source, *splits)],
     }
     return Dataset(
         source.name,

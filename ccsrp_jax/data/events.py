@@ -4,11 +4,11 @@ A recording becomes an image whose channels are T frames in a row, each of two p
 input encoding `frames` shows the network one frame per time step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 from ccsrp_jax.utils.errors import InputError, check_number, unknown
 
@@ -17,10 +17,14 @@ NMNIST_SHAPE = (34, 34)  # (H, W) in pixels
 # any event, 93 % have no more in one of 4 frames and 98 % in one of 10. It divides 255, so that
 # grey levels are exact.
 SATURATION = 5
+MAX_SIDE = 2**14  # pixels: more than any event camera has
+MAX_FRAMES = 2**11
+MAX_SPAN = 2**51  # from the first event to the last; times MAX_FRAMES, it fits into 64 bits
+MAX_VALUES = 2**28  # grey levels of one recording, which are counted in 8 bytes each
 
 
 class Events(NamedTuple):
-    """Events of a recording, an array of integers each."""
+    """Events of a recording, an array of integers each, of any width and sign."""
 
     x: np.ndarray  # column, from the left
     y: np.ndarray  # row, from the top
@@ -60,63 +64,51 @@ def bin_events(
     Raises:
       InputError: a setting is out of range, or the arrays are not events of such a camera.
     """
-    check_number("time_steps", time_steps, 1)
+    height, width = check_frames(shape, time_steps)
     check_number("saturation", saturation, 1)
     if by not in ("time", "count"):
         raise unknown("way to bin events", by, ("time", "count"))
-    events = Events(x, y, polarity, microseconds)
-    _check_integers(events)
-    _check_range(events, shape)
-    frame, (height, width) = np.zeros(len(x), np.int64), shape
+    events = _checked(Events(x, y, polarity, microseconds), (height, width))
+    frame, total = np.zeros(len(events.x), np.int64), len(events.x)
     if by == "count":
-        rank = np.arange(len(x)) // max(len(x) // time_steps, 1)
-        frame[np.argsort(microseconds, kind="stable")] = np.minimum(rank, time_steps - 1)
-    elif len(x):
-        elapsed = microseconds.astype(np.int64) - int(microseconds.min())
-        frame = elapsed * time_steps // (elapsed.max() + 1)
-    pixel = y.astype(np.int64) * width + x
-    index = (pixel * time_steps + frame) * 2 + polarity
+        rank = np.arange(total) // max(total // time_steps, 1)
+        order = np.argsort(events.microseconds, kind="stable")
+        frame[order] = np.minimum(rank, time_steps - 1)
+    elif total:
+        frame = events.microseconds * time_steps // (events.microseconds.max() + 1)
+    pixel = events.y * width + events.x
+    index = (pixel * time_steps + frame) * 2 + events.polarity
     counts = np.bincount(index, minlength=height * width * time_steps * 2)
     grey = np.rint(255 / saturation * np.minimum(counts, saturation)).astype(np.uint8)
     return grey.reshape(height, width, 2 * time_steps)
 
 
-def bin_recordings(
-    source: str, arrays: Mapping[str, np.ndarray], time_steps: int
-) -> UInt8[np.ndarray, "N H W C"]:
-    """Frames of recordings that are concatenated in arrays.
-
-    Args:
-      source: name of the file, for error messages.
-      arrays: `x`, `y`, `p` and `t`, the fields of `Events`; `offset` (N + 1,), the index at which
-        each recording begins, and the number of events last; optionally `shape`, (H, W) of the
-        camera, by default the smallest that contains all events.
-      time_steps: T, the number of frames.
+def check_frames(shape: Sequence[int], time_steps: int) -> tuple[int, int]:
+    """The (H, W) of a camera as plain numbers, once they and the number of frames are checked.
 
     Raises:
-      InputError: arrays that are not such recordings.
+      InputError: there can be no such camera, or its frames would be too large to count.
     """
-    offset, events = arrays["offset"], Events(*(arrays[key] for key in ("x", "y", "p", "t")))
-    try:
-        _check_integers(events)
-    except InputError as error:
-        raise InputError(f"{source} cannot be used: {error}") from error
-    _check_offset(source, offset, events.x.size)
-    shape = arrays.get("shape", np.array([events.y.max() + 1, events.x.max() + 1]))
-    if shape.shape != (2,) or shape.dtype.kind not in "iu" or shape.min() < 1:
-        raise InputError(f"shape of {source} is {shape.tolist()}: give the camera's (H, W).")
+    check_number("time_steps", time_steps, 1, MAX_FRAMES)
+    if len(shape) != 2 or not all(isinstance(side, int | np.integer) for side in shape):
+        raise InputError(f"camera shape {shape} is no (H, W): give two whole numbers of pixels.")
     height, width = map(int, shape)
-    images = np.empty((len(offset) - 1, height, width, 2 * time_steps), np.uint8)
-    for number, image in enumerate(images):
-        recording = (part[offset[number] : offset[number + 1]] for part in events)
-        try:
-            image[:] = bin_events(*recording, time_steps=time_steps, shape=(height, width))
-        except InputError as error:
-            raise InputError(f"recording {number} of {source} cannot be used: {error}") from error
-    return images
+    for name, side in (("height", height), ("width", width)):
+        check_number(f"camera {name}", side, 1, MAX_SIDE)
+    if height * width * time_steps * 2 > MAX_VALUES:
+        raise InputError(
+            f"{time_steps} frames of {height} x {width} pixels and two polarities are more than "
+            f"{MAX_VALUES} values: use fewer time steps or crop the recordings."
+        )
+    return height, width
 
 
-def _check_integers(events: Events) -> None:
+def check_integers(events: Events) -> None:
+    """Checks that all columns are integers, one per event.
+
+    Raises:
+      InputError: one is not.
+    """
     for name, values in events._asdict().items():
         if values.dtype.kind not in "iub" or values.shape != (events.x.size,):
             raise InputError(
@@ -125,7 +117,28 @@ def _check_integers(events: Events) -> None:
             )
 
 
-def _check_range(events: Events, shape: tuple[int, int]) -> None:
+def elapsed(microseconds: np.ndarray) -> Int64[np.ndarray, "N"]:
+    """Times since the first event of a recording, in whatever width and sign they come.
+
+    Raises:
+      InputError: they span more than any recording does, so one of them must be wrong.
+    """
+    if not microseconds.size:
+        return np.zeros(0, np.int64)
+    first, last = int(microseconds.min()), int(microseconds.max())
+    if last - first > MAX_SPAN:
+        raise InputError(
+            f"microseconds of the events are from {first} to {last}, further apart than any "
+            "recording is long: remove the events with a wrong time."
+        )
+    if microseconds.dtype.kind == "u":  # may be above the range of int64
+        return (microseconds - microseconds.dtype.type(first)).astype(np.int64)
+    return microseconds.astype(np.int64) - first  # narrow types would overflow
+
+
+def _checked(events: Events, shape: tuple[int, int]) -> Events:
+    """The events as int64, with times since the first of them."""
+    check_integers(events)
     height, width = shape
     for values, name, count in zip(events, events._fields, (width, height, 2), strict=False):
         if len(values) and not (values.min() >= 0 and values.max() < count):
@@ -133,18 +146,5 @@ def _check_range(events: Events, shape: tuple[int, int]) -> None:
                 f"{name} of the events is from {values.min()} to {values.max()}: give 0 to "
                 f"{count - 1}."
             )
-
-
-def _check_offset(source: str, offset: np.ndarray, total: int) -> None:
-    if not (
-        offset.dtype.kind in "iu"
-        and offset.ndim == 1
-        and len(offset) > 1
-        and offset[0] == 0
-        and offset[-1] == total
-        and (np.diff(offset.astype(np.int64)) > 0).all()
-    ):
-        raise InputError(
-            f"offset of {source} does not divide its {total} events into recordings: give (N + 1,) "
-            f"integers that increase from 0 to {total}."
-        )
+    x, y, polarity = (values.astype(np.int64) for values in events[:3])
+    return Events(x, y, polarity, elapsed(events.microseconds))

@@ -7,9 +7,11 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32
 
 from ccsrp_jax.data.events import NMNIST_SHAPE, Events, bin_events
+from ccsrp_jax.data.paths import user_path
+from ccsrp_jax.data.recordings import Recordings, empty_frames, oddity, oddity_warnings
 from ccsrp_jax.data.source import ReadOptions, SourceDataset, subset_footnotes
 from ccsrp_jax.data.splits import Split
 from ccsrp_jax.utils.errors import InputError
@@ -32,11 +34,11 @@ def read(options: ReadOptions) -> SourceDataset:
             "nmnist has no folder: give the --data-dir that holds Train and Test, as its official "
             "archives unpack."
         )
-    root = Path(options.data_dir).expanduser()
+    root = user_path(options.data_dir)
     if not (root / "Train").is_dir() and (root / "N-MNIST").is_dir():
         root = root / "N-MNIST"
-    train = Split(*read_recordings(root / "Train", options.time_steps))
-    test = Split(*read_recordings(root / "Test", options.time_steps))
+    recorded = [read_recordings(root / part, options.time_steps) for part in ("Train", "Test")]
+    train, test = (Split(frames.images, labels) for frames, labels in recorded)
     digest = hashlib.sha256(train.images.data)
     digest.update(test.images.data)
     return SourceDataset(
@@ -51,33 +53,39 @@ def read(options: ReadOptions) -> SourceDataset:
             "N-MNIST", (len(train.labels), len(test.labels)), OFFICIAL_SIZES
         ),
         encoding="frames",
+        warnings=recorded[0][0].warnings + recorded[1][0].warnings,
     )
 
 
-def read_recordings(
-    folder: Path, time_steps: int
-) -> tuple[UInt8[np.ndarray, "N H W C"], Int32[np.ndarray, "N"]]:
+def read_recordings(folder: Path, time_steps: int) -> tuple[Recordings, Int32[np.ndarray, "N"]]:
     """Frames and classes of the recordings FOLDER/0/*.bin to FOLDER/9/*.bin.
 
-    They are in the order of the file numbers, which is the order of MNIST.
+    They are in the order of the file numbers, which is the order of MNIST. Hidden files, such as
+    the `._` files of a Mac, are none of them.
 
     Raises:
       InputError: there are no recordings, or one that cannot be read.
     """
-    files = sorted(folder.glob("[0-9]/*.bin"), key=lambda path: (path.name, path.parent.name))
+    found = (path for path in folder.glob("[0-9]/*.bin") if not path.name.startswith("."))
+    files = sorted(found, key=lambda path: (path.name, path.parent.name))
     if not files:
         raise InputError(
             f"there are no recordings in {folder}: expected {folder}/0/*.bin to {folder}/9/*.bin, "
             "as the official archives of N-MNIST unpack."
         )
-    images = np.empty((len(files), *NMNIST_SHAPE, 2 * time_steps), np.uint8)
+    images = empty_frames(str(folder), len(files), NMNIST_SHAPE, time_steps)
+    clocks = []
     for image, path in zip(images, files, strict=True):
         events = read_recording(path)
         try:
             image[:] = bin_events(*events, time_steps=time_steps)
         except InputError as error:
             raise InputError(f"{path} is no recording of N-MNIST: {error}") from error
-    return images, np.array([path.parent.name for path in files]).astype(np.int32)
+        clocks.append(oddity(events, time_steps))
+    names = [f"{path.parent.name}/{path.name}" for path in files]
+    warnings = oddity_warnings(str(folder), names, clocks)
+    labels = np.array([path.parent.name for path in files]).astype(np.int32)
+    return Recordings(images, warnings), labels
 
 
 def read_recording(path: Path) -> Events:

@@ -2,13 +2,13 @@
 
 import hashlib
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
+import psutil
 
-from ccsrp_jax.data import events
 from ccsrp_jax.data.division import draw_test_split
+from ccsrp_jax.data.recordings import bin_recordings
 from ccsrp_jax.data.source import (
     ReadOptions,
     SourceDataset,
@@ -17,6 +17,7 @@ from ccsrp_jax.data.source import (
     validated_train_and_test,
 )
 from ccsrp_jax.data.splits import Split
+from ccsrp_jax.utils.devices import format_gib
 from ccsrp_jax.utils.errors import InputError, reason
 
 IMAGE_KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -28,7 +29,7 @@ def read(path: Path, options: ReadOptions) -> SourceDataset:
     """The images or recordings of a file; pickled objects are never loaded.
 
     A file of images has the arrays x_train, y_train, x_test and y_test. A file of recordings has
-    x, y, p, t and offset as in `events.bin_recordings`, label with the class of each recording
+    x, y, p, t and offset as in `recordings.bin_recordings`, label with the class of each recording
     and, optionally, train: how many of the recordings, from the first, are for training. Without
     it a test split is drawn.
 
@@ -36,8 +37,11 @@ def read(path: Path, options: ReadOptions) -> SourceDataset:
       InputError: the file or its arrays cannot be used.
     """
     arrays = _read_arrays(path)
-    with path.open("rb") as file:
-        version = "sha256 " + hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            version = "sha256 " + hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): give another.") from error
     if "offset" in arrays:
         return _recordings(path, arrays, version, options)
     train, test, classes = validated_train_and_test(path.name, *(arrays[key] for key in IMAGE_KEYS))
@@ -50,29 +54,62 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path} is no .npz, or a damaged one: write it with numpy.savez.")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            has_events = "offset" in file.files
-            required = EVENT_KEYS if has_events else IMAGE_KEYS
-            missing = sorted(set(required) - set(file.files))
-            if missing:
-                raise InputError(
-                    f"{path} has no {', '.join(missing)}: expected {', '.join(required)}, "
-                    f"found {', '.join(file.files) or 'nothing'}."
-                )
-            optional = set(OPTIONAL_EVENT_KEYS if has_events else ()) & set(file.files)
-            return {key: np.asarray(file[key]) for key in (*required, *optional)}
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        with zipfile.ZipFile(path) as file:
+            found = {name.removesuffix(".npy"): name for name in file.namelist()}
+            wanted = _wanted_keys(path, list(found))
+            _check_room(path, [file.getinfo(found[key]) for key in wanted])
+            return {key: _read_array(file, found[key]) for key in wanted}
+    except InputError:
+        raise
+    except Exception as error:  # of any type: zip, four compressions, headers, memory
         raise InputError(
             f"{path} cannot be read as an .npz of plain number arrays ({reason(error)}): "
             "write it again with numpy.savez."
         ) from error
 
 
+def _wanted_keys(path: Path, found: list[str]) -> list[str]:
+    """The arrays to read of those found."""
+    has_events = "offset" in found
+    required = EVENT_KEYS if has_events else IMAGE_KEYS
+    missing = sorted(set(required) - set(found))
+    if missing:
+        raise InputError(
+            f"{path} has no {', '.join(missing)}: expected {', '.join(required)}, "
+            f"found {', '.join(found) or 'nothing'}."
+        )
+    optional = OPTIONAL_EVENT_KEYS if has_events else ()
+    return [*required, *(key for key in optional if key in found)]
+
+
+def _check_room(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Refuses arrays that memory has no room for, as a damaged or hostile file may claim."""
+    wanted, free = sum(member.file_size for member in members), psutil.virtual_memory().available
+    if wanted > free:
+        raise InputError(
+            f"the arrays of {path} need {format_gib(wanted)} of memory where {format_gib(free)} "
+            "are free: write it again with fewer images."
+        )
+
+
+def _read_array(file: zipfile.ZipFile, name: str) -> np.ndarray:
+    """A plain array; reading to the very end has the checksum of its bytes compared."""
+    shown = f"{name.removesuffix('.npy')} of {Path(str(file.filename)).name}"
+    with file.open(name) as member:
+        try:
+            array = np.lib.format.read_array(member, allow_pickle=False)
+        except ValueError as error:
+            raise ValueError(f"{shown}: {reason(error)}") from error
+        if member.read(1):
+            raise ValueError(f"{shown} goes on after the end of its array")
+    return array
+
+
 def _recordings(
     path: Path, arrays: dict[str, np.ndarray], version: str, options: ReadOptions
 ) -> SourceDataset:
-    images = events.bin_recordings(path.name, arrays, options.time_steps)
-    whole = validated_split(path.name, "recordings", images, "label", arrays["label"])
+    frames = bin_recordings(path.name, arrays, options.time_steps)
+    whole = validated_split(path.name, "recordings", frames.images, "label", arrays["label"])
     classes, footnotes = count_classes(path.name, "label", whole), ()
     if "train" in arrays:
         train, test = _divided_at(path.name, whole, arrays["train"])
@@ -89,6 +126,7 @@ def _recordings(
         version=version,
         footnotes=footnotes,
         encoding="frames",
+        warnings=frames.warnings,
     )
 
 

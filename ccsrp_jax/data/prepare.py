@@ -14,8 +14,8 @@ from ccsrp_jax.utils.errors import InputError, reason
 def prepare(name: str, data_dir: str | None = None) -> None:
     """Downloads a TFDS data set and writes it in the format that `load` reads.
 
-    A data set that has already been prepared is left as it is. Needs TensorFlow (optional
-    dependency `prepare`).
+    A data set that has already been prepared is left as it is, in whatever format. Needs
+    TensorFlow (optional dependency `prepare`).
 
     Args:
       name: of a TFDS data set, as `cifar10` or `imagenette/160px-v2`.
@@ -41,8 +41,11 @@ def prepare(name: str, data_dir: str | None = None) -> None:
             "not need it)."
         )
     root = tfds.data_folder(data_dir)
+    prepared = tfds.newest_version(name, root)
+    if prepared:
+        tfds.check_format(name, prepared)
     try:
-        builder = tensorflow_datasets.builder(name, data_dir=root, file_format="array_record")
+        builder = tensorflow_datasets.builder(name, data_dir=root, file_format=tfds.FILE_FORMAT)
         builder.download_and_prepare()
     except Exception as error:  # of any type: network, disk, checksum, manual downloads
         raise InputError(

@@ -8,6 +8,8 @@ from ccsrp_jax.data.augmentation import Augmentation
 from ccsrp_jax.data.splits import Encoding, Split
 from ccsrp_jax.utils.errors import InputError
 
+CHUNK = 1000  # images processed at a time, to bound memory
+
 
 class ReadOptions(NamedTuple):
     """Options of `load` that readers may need.
@@ -30,6 +32,7 @@ class SourceDataset(NamedTuple):
       name, train, test, classes, augmentation, encoding: as in `Dataset`.
       source, version: where the data comes from, for the record.
       footnotes: what a report on this data has to mention.
+      warnings: sentences on what its reader saw that may be wrong; see `Dataset.record`.
     """
 
     name: str
@@ -41,6 +44,7 @@ class SourceDataset(NamedTuple):
     version: str
     footnotes: tuple[str, ...] = ()
     encoding: Encoding = "direct"
+    warnings: tuple[str, ...] = ()
 
 
 def subset_footnotes(
@@ -124,12 +128,17 @@ def count_classes(source: str, y: str, split: Split) -> int:
     """Number of classes that the labels of the training images imply.
 
     Raises:
-      InputError: there is only one.
+      InputError: there is only one, or there are more than images.
     """
-    classes = int(split.labels.max()) + 1
-    if classes < 2:
+    first, classes, count = split.labels[0], int(split.labels.max()) + 1, len(split.labels)
+    if (split.labels == first).all():
         raise InputError(
-            f"{y} of {source} contains label 0 only: give images of at least two classes."
+            f"{y} of {source} contains label {first} only: give images of at least two classes."
+        )
+    if classes > count:
+        raise InputError(
+            f"{y} of {source} has labels up to {classes - 1}, which makes {classes} classes, for "
+            f"{count} images: number the classes from 0 without large gaps."
         )
     return classes
 

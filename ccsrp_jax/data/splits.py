@@ -28,7 +28,8 @@ class Dataset(NamedTuple):
       mean, std: per channel, of the `train` images in [0, 1]; 0 and 1 for event frames, so that
         a pixel without events stays 0.
       augmentation: suitable for the training images; see `augment`.
-      record: source, sizes, seed and positions of the search images, as JSON-compatible data.
+      record: source, sizes, seed and positions of the search images, and `warnings`, a sentence
+        for everything in the data that may be wrong, as JSON-compatible data.
       encoding: input encoding that the architecture needs: `frames` for event frames, else
         `direct`.
     """

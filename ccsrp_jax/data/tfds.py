@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import json
 import re
 import shlex
 from collections.abc import Iterable
@@ -10,16 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from ccsrp_jax.data.division import CHUNK
-from ccsrp_jax.data.source import SourceDataset, subset_footnotes, validated_split
+from ccsrp_jax.data.paths import user_path
+from ccsrp_jax.data.source import CHUNK, SourceDataset, subset_footnotes, validated_split
 from ccsrp_jax.utils.errors import InputError, reason
 
 NAME_PATTERN = r"\w+(/[\w.-]+)?"  # NAME or NAME/CONFIG
+VERSION_PATTERN = r"\d{1,9}\.\d{1,9}\.\d{1,9}"
 OFFICIAL_SIZES = {  # training and test images
     "cifar10": (50000, 10000),
     "mnist": (60000, 10000),
     "svhn_cropped": (73257, 26032),
 }
+FILE_FORMAT = "array_record"  # which needs no TensorFlow
+EIGHT_BIT_MODES = {"L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "1"}  # of Pillow
 COLOUR_GLYPHS = {"cmaterdb", "omniglot", "svhn_cropped"}  # colour images that flips would change
 
 
@@ -36,20 +40,22 @@ def read(name: str, data_dir: str | None, other_names: Iterable[str] = ()) -> So
         classification, or its files are damaged.
     """
     import tensorflow_datasets as tfds
-    from google.protobuf import json_format
 
     root = data_folder(data_dir)
     folder = _prepared_folder(name, root, other_names)
+    check_format(name, folder)
     try:
-        builder = tfds.builder_from_directory(folder)
+        builder = tfds.builder_from_directory(folder, file_format=FILE_FORMAT)
         splits = list(builder.info.splits)
         image, label = _features(name, folder, builder)
         _check_splits(name, folder, splits)
         arrays = {split: _decode(builder, split, image.shape) for split in ("train", "test")}
-    except (OSError, RuntimeError, ValueError, KeyError, json_format.Error) as error:
+    except InputError:
+        raise
+    except Exception as error:  # of any type: JSON, protobuf, TFDS, array_record, Pillow, memory
         raise InputError(
-            f"the files of {name} in {folder} cannot be read ({reason(error)}): remove that folder "
-            f"and prepare the data set again with {_prepare_command(name, root)}."
+            f"the files of {name} in {folder} cannot be read ({reason(error)}): prepare the data "
+            f"set in another folder with {_prepare_command(name, 'OTHER')}."
         ) from error
     train, test = (
         validated_split(
@@ -79,7 +85,29 @@ def data_folder(data_dir: str | None) -> Path:
     """The folder of prepared data sets, by default that of TFDS."""
     from tensorflow_datasets.core import constants
 
-    return Path(data_dir or constants.DATA_DIR).expanduser()
+    return user_path(data_dir or constants.DATA_DIR)
+
+
+def check_format(name: str, folder: Path) -> None:
+    """Checks that a prepared data set is in the format that is read without TensorFlow.
+
+    Raises:
+      InputError: it is in another; the message says how to get this one.
+    """
+    try:
+        info = json.loads((folder / "dataset_info.json").read_bytes())
+        formats = {info.get("fileFormat") or "tfrecord", *info.get("alternativeFileFormats", ())}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return  # damaged: reading says how
+    if FILE_FORMAT not in formats:
+        version = f"OTHER/{name}/{folder.name}"
+        raise InputError(
+            f"{name} in {folder} is prepared as {', '.join(sorted(map(str, formats)))}, which only "
+            f"TensorFlow reads: keep that folder, write the data set as {FILE_FORMAT} into another "
+            f"one, with {_prepare_command(name, 'OTHER')} or `tfds convert_format "
+            f"--dataset_version_dir={shlex.quote(str(folder))} --out_file_format={FILE_FORMAT} "
+            f"--out_dir={version}` where TensorFlow is installed, and give OTHER as --data-dir."
+        )
 
 
 def check_name(name: str, other_names: Iterable[str] = ()) -> None:
@@ -139,10 +167,9 @@ def _check_splits(name: str, folder: Path, found: list[str]) -> None:
 
 def _prepared_folder(name: str, root: Path, other_names: Iterable[str]) -> Path:
     """The folder of the newest prepared version."""
-    found = list((root / name).glob("*/features.json")) if re.fullmatch(NAME_PATTERN, name) else []
-    versions = [file.parent for file in found if re.fullmatch(r"\d+\.\d+\.\d+", file.parent.name)]
-    if versions:
-        return max(versions, key=lambda folder: [int(n) for n in folder.name.split(".")])
+    newest = newest_version(name, root)
+    if newest:
+        return newest
     check_name(name, other_names)
     command = _prepare_command(name, root)
     if not root.is_dir():
@@ -163,6 +190,19 @@ def _prepared_folder(name: str, root: Path, other_names: Iterable[str]) -> Path:
     )
 
 
+def newest_version(name: str, root: Path) -> Path | None:
+    """The folder of the newest version that is prepared in any format, or None."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        return None
+    try:
+        found = [file.parent for file in (root / name).glob("*/features.json")]
+    except OSError as error:  # a loop of links
+        raise InputError(f"{root / name} cannot be read ({error.strerror}): mend it.") from error
+    versions = [folder for folder in found if re.fullmatch(VERSION_PATTERN, folder.name)]
+    numbers = {folder: [int(n) for n in folder.name.split(".")] for folder in versions}
+    return max(versions, key=numbers.__getitem__, default=None)
+
+
 def _decode(builder: Any, split: str, shape: tuple) -> tuple[np.ndarray, np.ndarray]:
     """All images and labels of a split."""
     import tensorflow_datasets as tfds
@@ -177,10 +217,22 @@ def _decode(builder: Any, split: str, shape: tuple) -> tuple[np.ndarray, np.ndar
         chunk = range(start, min(start + CHUNK, len(source)))
         for i, example in zip(chunk, source.__getitems__(chunk), strict=True):
             with Image.open(io.BytesIO(example["image"])) as picture:
+                _check_picture(picture, f"{split} image {i}", shape)
                 images[i] = np.asarray(picture.convert(mode)).reshape(shape)
             labels[i] = example["label"]
     return images, labels
 
 
-def _prepare_command(name: str, root: Path) -> str:
+def _check_picture(picture: Any, name: str, shape: tuple) -> None:
+    """Refuses what a change of shape or type would scramble or clip without a word."""
+    width, height = picture.size
+    if (height, width) != tuple(shape[:2]):
+        raise ValueError(
+            f"{name} has {height} x {width} pixels, and features.json says {shape[0]} x {shape[1]}"
+        )
+    if picture.mode not in EIGHT_BIT_MODES:
+        raise ValueError(f"{name} has pixels of type {picture.mode}, not of 8 bits")
+
+
+def _prepare_command(name: str, root: Path | str) -> str:
     return f"`python -m ccsrp_jax.data.prepare {name} {shlex.quote(str(root))}`"

@@ -36,7 +36,7 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
     strategies.make_strategy(
         config.search.strategy, config.search.population, 8
     )  # refuses it early
-    data = data_of(config)
+    data = data_of(config, warn=lambda text: terminal.line(f"warning: {text}"))
     mesh = devices.mesh(config.devices)
     if data.encoding != "direct" and config.encoding != "direct":
         raise InputError(

@@ -15,7 +15,7 @@ from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution import subproblem
 from ccsrp_jax.data import augmentation
 from ccsrp_jax.data.batching import balanced_batch_size
-from ccsrp_jax.data.datasets import load
+from ccsrp_jax.data.datasets import load, log_warning
 from ccsrp_jax.data.splits import Dataset, Split
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
@@ -167,8 +167,8 @@ def accuracies(job: Run, state: State, attack: PGD, key: Array, **options) -> tu
     return float(clean.mean()), float((clean & attacked).mean())
 
 
-def data_of(config: Config) -> Dataset:
-    """Loads the data set of a run's settings."""
+def data_of(config: Config, warn: Callable[[str], None] = log_warning) -> Dataset:
+    """Loads the data set of a run's settings; `warn` as in `load`."""
     return load(
         config.dataset,
         data_dir=config.data_dir,
@@ -178,6 +178,7 @@ def data_of(config: Config) -> Dataset:
         search_images=config.search_images,
         test_images=config.test_images,
         time_steps=config.time_steps,
+        warn=warn,
     )
 
 

@@ -39,6 +39,7 @@ def write_tfds(root: Path, name: str = "mnist", version: str = "3.0.1", **change
         "label": "class_label_feature.ClassLabel",
         "splits": ("train", "test"),
         "format": "array_record",
+        "pixels": np.uint8,
     } | changes
     folder = root / name / version
     folder.mkdir(parents=True)
@@ -51,7 +52,7 @@ def write_tfds(root: Path, name: str = "mnist", version: str = "3.0.1", **change
         writer = ArrayRecordWriter(str(path), "group_size:1")
         for image, label in zip(images, labels, strict=True):
             png = io.BytesIO()
-            Image.fromarray(image).save(png, "png")
+            Image.fromarray(image.astype(settings["pixels"])).save(png, "png")
             example = tf_example_pb2.Example()
             example.features.feature["image"].bytes_list.value.append(png.getvalue())
             example.features.feature["label"].int64_list.value.append(int(label))

@@ -137,8 +137,10 @@ def test_a_set_with_configurations_lists_them(tmp_path):
         ({"label": "text_feature.Text"}, ["no image-classification data set", "image, label"]),
         ({"shape": (-1, -1, 1)}, ["(None, None, 1)"]),
         ({"shape": (6, 5, 4)}, ["(6, 5, 4)", "1 or 3 channels"]),
-        ({"shape": (7, 7, 1)}, ["cannot be read"]),
-        ({"format": "tfrecord"}, ["cannot be read"]),
+        ({"shape": (7, 7, 1)}, ["cannot be read", "train image 0 has 6 x 5 pixels", "7 x 7"]),
+        ({"shape": (5, 6, 1)}, ["cannot be read", "train image 0 has 6 x 5 pixels", "5 x 6"]),
+        ({"shape": (30, 1, 1)}, ["train image 0 has 6 x 5 pixels", "30 x 1"]),
+        ({"pixels": np.uint16}, ["train image 0 has pixels of type I;16"]),
     ],
 )
 def test_unfit_tfds_sets_are_refused(tmp_path, changes, parts):
@@ -177,3 +179,76 @@ def test_preparing_without_tensorflow_says_how_to_get_it(tmp_path, monkeypatch, 
 def test_what_cannot_be_prepared_is_refused(tmp_path, name, part):
     with pytest.raises(InputError, match=part):
         preparing.prepare(name, str(tmp_path))
+
+
+@pytest.mark.parametrize("format", ("tfrecord", "riegeli", "parquet"))
+def test_a_set_in_another_format_is_kept_and_the_way_to_this_one_is_told(tmp_path, format):
+    folder = write_tfds(tmp_path, format=format)
+    before = sorted(path.read_bytes() for path in folder.iterdir())
+    message = refusal("mnist", data_dir=str(tmp_path))
+    assert f"mnist in {folder} is prepared as {format}, which only TensorFlow reads" in message
+    assert "`python -m ccsrp_jax.data.prepare mnist OTHER`" in message
+    assert f"tfds convert_format --dataset_version_dir={folder}" in message
+    assert "--out_dir=OTHER/mnist/3.0.1" in message and "--data-dir" in message
+    assert "remove" not in message
+    with pytest.raises(InputError, match=f"is prepared as {format}"):
+        preparing.prepare("mnist", str(tmp_path))
+    assert before == sorted(path.read_bytes() for path in folder.iterdir())
+
+
+def test_a_format_that_is_not_recorded_is_the_one_that_tfds_takes_by_default(tmp_path):
+    edit_json(write_tfds(tmp_path) / "dataset_info.json", lambda info: info.pop("fileFormat"))
+    assert "is prepared as tfrecord" in refusal("mnist", data_dir=str(tmp_path))
+
+
+def test_a_set_that_was_converted_in_its_folder_is_read(tmp_path):
+    def convert(info):
+        info["fileFormat"], info["alternativeFileFormats"] = "tfrecord", ["array_record"]
+
+    edit_json(write_tfds(tmp_path) / "dataset_info.json", convert)
+    data = load("mnist", data_dir=str(tmp_path))
+    np.testing.assert_array_equal(data.test.images[..., 0], arrays(shape=(6, 5))["x_test"])
+
+
+def edit_json(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize("file", ("features.json", "dataset_info.json"))
+@pytest.mark.parametrize("text", ("[]", "3", "null", '"text"', '{"a": []}', "{}", DEEP, "1" * 5000))
+def test_settings_of_a_wrong_type_are_refused(tmp_path, file, text):
+    (write_tfds(tmp_path) / file).write_text(text)
+    message = refusal("mnist", data_dir=str(tmp_path))
+    assert "cannot be read" in message or "is prepared as tfrecord" in message
+    assert "remove" not in message
+
+
+@pytest.mark.parametrize(
+    "change",
+    (
+        lambda f: f["featuresDict"].update(features=[]),
+        lambda f: f["featuresDict"]["features"].update(image=3),
+        lambda f: f["featuresDict"]["features"]["image"].update(pythonClassName=3),
+        lambda f: f["featuresDict"]["features"]["image"]["image"].update(shape=3),
+        lambda f: f["featuresDict"]["features"]["label"]["classLabel"].update(numClasses="many"),
+        lambda f: f["featuresDict"]["features"]["label"]["classLabel"].update(numClasses=10**400),
+        lambda f: f["featuresDict"]["features"]["label"]["classLabel"].update(numClasses=2),
+        lambda f: f.update(pythonClassName="no.such.Class"),
+    ),
+)
+def test_features_of_a_wrong_type_are_refused(tmp_path, change):
+    edit_json(write_tfds(tmp_path) / "features.json", change)
+    refusal("mnist", data_dir=str(tmp_path))
+
+
+def test_files_of_a_mac_beside_the_shards_are_passed_over(tmp_path):
+    folder = write_tfds(tmp_path)
+    for path in list(folder.iterdir()):
+        (folder / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    (folder.parent / "._3.0.1").write_bytes(b"\0\5\x16\7")
+    assert load("mnist", data_dir=str(tmp_path)).classes == 4

@@ -80,3 +80,51 @@ def test_images_of_another_shape_are_refused(script, saved, tmp_path, capsys):
     np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
     assert script.main([str(saved), "--dataset", str(path)]) == 2
     assert "takes images of (8, 8, 1)" in capsys.readouterr().err
+
+
+def test_reports_of_several_networks_and_settings_lie_side_by_side(script, tmp_path, monkeypatch):
+    """Each call's own figures are read back after all of them."""
+
+    def pretend(settings, terminal):
+        text = f"{settings.network} {settings.eps}"
+        record = {"network": settings.network.name, "settings": {"text": text}, "headline": text}
+        path = script.report_path(tmp_path, record, str(settings.eps))
+        path.write_text(json.dumps(record))
+        return path.name
+
+    calls = [("a", 0.1), ("b", 0.1), ("c", 0.1), ("b", 0.2), ("a", 0.2), ("b", 0.2), ("a", 0.1)]
+    names = []
+    for name, eps in calls:
+        settings = script.Settings(tmp_path / f"{name}.safetensors", eps=eps)
+        names.append(pretend(settings, None))
+    assert names == [
+        "robustness.json",
+        "b.robustness.json",
+        "c.robustness.json",
+        "b.0.2.robustness.json",
+        "a.robustness.json",
+        "b.0.2.robustness.json",
+        "robustness.json",
+    ]
+    for (name, eps), file in zip(calls, names, strict=True):
+        headline = json.loads((tmp_path / file).read_text())["headline"]
+        assert headline == f"{tmp_path / name}.safetensors {eps}"
+
+
+@pytest.mark.parametrize("content", ("", "[]", "3", "{", '{"network": "other.safetensors"}'))
+def test_a_file_of_anothers_under_the_name_of_a_report_stays(script, tmp_path, content):
+    (tmp_path / "robustness.json").write_text(content)
+    record = {"network": "net.safetensors", "settings": {}}
+    assert script.report_path(tmp_path, record, "1").name == "net.robustness.json"
+
+
+def test_two_networks_in_one_folder_keep_their_reports(script, saved, tmp_path):
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(saved.read_bytes())
+    flags = ["--attacks", "noise", "--images", "12"]
+    for path in (saved, other, saved):
+        assert script.main([str(path), *flags]) == 0
+    for file, network in (("robustness", saved), ("other.robustness", other)):
+        assert json.loads((tmp_path / f"{file}.json").read_text())["network"] == network.name
+        assert (tmp_path / f"{file}.png").exists()
+    assert len(list(tmp_path.glob("*robustness*"))) == 4
