@@ -10,7 +10,7 @@ import numpy as np
 
 from ccsrp_jax.data import digits, nmnist, npz, tfds
 from ccsrp_jax.data.augmentation import Augmentation
-from ccsrp_jax.data.division import SplitSettings, divide
+from ccsrp_jax.data.division import SplitSettings, divide, whole_number
 from ccsrp_jax.data.paths import user_path
 from ccsrp_jax.data.source import ReadOptions, SourceDataset, validated_train_and_test
 from ccsrp_jax.data.splits import Dataset, Encoding
@@ -37,7 +37,7 @@ def load(
     train_images: int | np.integer | None = None,
     search_images: int | np.integer | None = None,
     test_images: int | np.integer | None = None,
-    time_steps: int = 4,
+    time_steps: int | np.integer = 4,
     warn: Callable[[str], None] = log_warning,
 ) -> Dataset:
     """Reads a data set and divides it, without TensorFlow and without downloading.
@@ -59,12 +59,12 @@ def load(
       InputError: a setting, the name, the folder or the data cannot be used.
     """
     settings = SplitSettings(seed, search_fraction, train_images, search_images, test_images)
-    check_number("time_steps", time_steps, 1)
+    check_number("time_steps", whole_number("time_steps", time_steps), 1)
     if not isinstance(name, str | os.PathLike):
         raise InputError(f"data set {name!r} is no name: give a name or the path of an .npz file.")
     name = os.fspath(name)
     data_dir = None if data_dir is None else os.fspath(data_dir)
-    options = ReadOptions(data_dir, int(settings.seed), time_steps)
+    options = ReadOptions(data_dir, int(settings.seed), int(time_steps))
     if name in READERS:
         source = READERS[name](options)
     elif name.endswith(".npz"):

@@ -60,7 +60,11 @@ class SplitSettings:
 
 
 def whole_number(name: str, value: object) -> int:
-    """A whole number as Python's own, which the record can hold."""
+    """A whole number as Python's own, which the record can hold.
+
+    Raises:
+      InputError: it is none.
+    """
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         raise InputError(f"{name} {value!r} is no whole number: give one.")
     return int(value)
