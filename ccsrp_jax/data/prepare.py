@@ -34,16 +34,16 @@ def prepare(name: str, data_dir: str | None = None) -> None:
     if name in READERS or name.endswith(".npz"):
         raise InputError(f"{name} needs no preparing: use it as the data set directly.")
     tfds.check_name(name, READERS)
+    root = tfds.data_folder(data_dir)
+    prepared = tfds.newest_version(name, root)
+    if prepared:
+        tfds.check_format(name, prepared)
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(
             f"preparing {name} needs TensorFlow, which is not installed: run "
             "`pip install '.[prepare]'` in a checkout first (reading the data set afterwards does "
             "not need it)."
         )
-    root = tfds.data_folder(data_dir)
-    prepared = tfds.newest_version(name, root)
-    if prepared:
-        tfds.check_format(name, prepared)
     try:
         builder = tensorflow_datasets.builder(name, data_dir=root, file_format=tfds.FILE_FORMAT)
         builder.download_and_prepare()

@@ -45,7 +45,7 @@ def read(name: str, data_dir: str | None, other_names: Iterable[str] = ()) -> So
     folder = _prepared_folder(name, root, other_names)
     check_format(name, folder)
     try:
-        builder = tfds.builder_from_directory(folder, file_format=FILE_FORMAT)
+        builder = tfds.builder_from_directory(folder)
         splits = list(builder.info.splits)
         image, label = _features(name, folder, builder)
         _check_splits(name, folder, splits)
@@ -96,13 +96,13 @@ def check_format(name: str, folder: Path) -> None:
     """
     try:
         info = json.loads((folder / "dataset_info.json").read_bytes())
-        formats = {info.get("fileFormat") or "tfrecord", *info.get("alternativeFileFormats", ())}
+        found = info.get("fileFormat") or "tfrecord"
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return  # damaged: reading says how
-    if FILE_FORMAT not in formats:
+    if found != FILE_FORMAT:
         version = f"OTHER/{name}/{folder.name}"
         raise InputError(
-            f"{name} in {folder} is prepared as {', '.join(sorted(map(str, formats)))}, which only "
+            f"{name} in {folder} is prepared as {found}, which only "
             f"TensorFlow reads: keep that folder, write the data set as {FILE_FORMAT} into another "
             f"one, with {_prepare_command(name, 'OTHER')} or `tfds convert_format "
             f"--dataset_version_dir={shlex.quote(str(folder))} --out_file_format={FILE_FORMAT} "

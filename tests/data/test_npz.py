@@ -51,7 +51,7 @@ x, y = arrays()["x_train"], arrays()["y_train"]
         ({"y_train": y * 0}, ["y_train", "label 0 only"]),
         ({"y_train": y * 0 + 3}, ["y_train", "label 3 only"]),
         ({"y_train": np.where(y == 3, 60, y)}, ["y_train", "labels up to 60", "60 images"]),
-        ({"y_train": y + np.uint64(2**63)}, ["y_train", str(2**63)]),
+        ({"y_train": y.astype(np.uint64) + 2**63}, ["y_train", str(2**63)]),
         ({"y_test": y + 1}, ["y_test", "1 to 4", "0 to 3"]),
         ({"y_test": y - 1}, ["y_test", "-1 to 2"]),
         ({"x_train": x.astype(np.int64)}, ["x_train", "int64", "uint8"]),

@@ -26,7 +26,7 @@ dtypes = (
     arrays.integer_dtypes(endianness="?")
     | arrays.unsigned_integer_dtypes(endianness="?")
     | arrays.floating_dtypes(endianness="?")
-    | st.sampled_from(["bool", "U3", "S2", "c8", "M8[us]", "m8[s]", "V4", "i4,f4"]).map(np.dtype)
+    | st.sampled_from(["bool", "U3", "S2", "c8", "M8[us]", "m8[s]", "i4,f4"]).map(np.dtype)
 )
 any_array = dtypes.flatmap(
     lambda dtype: arrays.arrays(dtype, arrays.array_shapes(min_dims=0, max_dims=5, min_side=0))
