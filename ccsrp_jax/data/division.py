@@ -121,7 +121,9 @@ def draw_test_split(whole: Split, seed: int) -> tuple[Split, Split, str]:
     return _take(whole, order[:rest]), _take(whole, order[rest:]), footnote
 
 
-def stratified_order(labels: np.ndarray, seed: int, purpose: int) -> Int[np.ndarray, "N"]:
+def stratified_order(
+    labels: np.ndarray, seed: int | np.integer, purpose: int
+) -> Int[np.ndarray, "N"]:
     """A random order of the positions in which every prefix is stratified by class.
 
     A prefix contains the same share of each class, rounded up, so one that is at least as long
