@@ -1,7 +1,7 @@
 """From a data set to a compact, robust spiking network, in one command.
 
     python experiments/ccsrp.py                       # digits, as `make run` does
-    python experiments/ccsrp.py --preset faithful     # with the ancestor's search
+    python experiments/ccsrp.py --preset faithful     # with the search of CCEP
     python experiments/ccsrp.py --config experiments/configs/cifar10.toml --data-dir DIR
 
 For a GPU, experiments/configs/cifar10_vgg11.toml and cifar10_resnet19.toml train clean networks,

@@ -4,12 +4,12 @@ r"""Compares every pruning method on one trained network, at equal budgets.
     python experiments/compare_methods.py runs/dense
 
 The first command trains the network; the second prunes it with every method, for every target and
-seed. All methods have the same images and gradient steps to train weights with; what they compute
-beyond that, to choose, is reported as search. Every cell of the table is a file, so the same
-command resumes where it was interrupted, and commands with different --seeds or --methods may
+seed. All methods have the same images and gradient steps to train weights; what they compute in
+addition, to decide what is pruned, is reported as search. Every cell of the table is a file, so the
+same command resumes where it was interrupted, and commands with different --seeds or --methods may
 share a directory and run at the same time. `methods.json`, `curves.png` and `index.html` are
-made of all cells that exist; --only-report makes them without computing any. `networks/` has
-the pruned networks, which `experiments/robustness.py` takes.
+made from all cells that exist; --only-report makes them without computing any. `networks/` has
+the pruned networks, for `experiments/robustness.py`.
 
 Run so far, on two cores with one command on each, so that seconds are rough:
 
@@ -79,16 +79,16 @@ class Settings:
       out: directory of the results; by default RUN/methods.
       methods: names of methods; by default all of the library's. There are also ablations, such
         as "ccsrp: even widths".
-      targets: cost that pruned networks may have, as fractions of the dense network's.
-      measure: cost that the targets limit: `macs`, `params` or `synops`. With `macs`, methods
-        that remove single weights are held to parameters, as they save no MACs.
+      targets: highest costs of pruned networks, as fractions of the dense network's.
+      measure: measure of these costs: `macs`, `params` or `synops`. With `macs`, the targets of
+        methods that remove single weights are in parameters, as these save no MACs.
       seeds: random seeds of the methods and their fine-tuning.
       epochs: total epochs of fine-tuning, the same for every method.
       learning_rate: peak learning rate of fine-tuning; by default the run's.
       suite: attacks on the test images: `quick`, `standard`, or `pgd` alone for trials.
-      train_images: use only the first images of this number for training; by default all.
-      search_images: likewise for the search.
-      test_images: likewise for the test.
+      train_images: number of training images, the first ones; by default all.
+      search_images: number of search images, the first ones; by default all.
+      test_images: number of test images, the first ones; by default all.
       data_dir: folder with prepared TFDS sets.
       only_report: only make methods.json, curves.png and index.html of the existing cells.
     """
@@ -128,7 +128,7 @@ class Settings:
 
     @property
     def fixed(self) -> dict:
-        """What all cells of a directory have in common."""
+        """The settings that all cells of a directory share."""
         return {
             "measure": self.measure,
             "epochs": self.epochs,
@@ -140,7 +140,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Stage:
-    """What every cell starts from."""
+    """The network, data and settings that all cells share."""
 
     settings: Settings
     job: config.Config
@@ -189,7 +189,7 @@ def _file(method: str, fraction: float, seed: int) -> str:
 
 
 def _prepare(settings: Settings) -> Stage:
-    """Reads the run, and measures its dense network unless that has been done."""
+    """Reads the run, and measures its dense network if that has not been done."""
     run, folder = Path(settings.run), settings.folder
     if not (run / "config.json").exists():
         raise InputError(
@@ -232,7 +232,7 @@ def _prepare(settings: Settings) -> Stage:
 
 
 def _unpack(folder: Path) -> None:
-    """Writes the cells of a table that has none as files, so that its comparison can continue."""
+    """Writes a table's cells as files if there are none, so that its comparison can continue."""
     table, cells, part = folder / "methods.json", folder / "cells", folder / "cells.part"
     if cells.exists() or not table.exists():
         return
@@ -246,7 +246,7 @@ def _unpack(folder: Path) -> None:
 
 
 class Watched:
-    """Callbacks of a problem that record its training, and what they have recorded."""
+    """Callbacks that record training, and their records."""
 
     def __init__(self, advance: Callable[[], None]) -> None:
         self.steps = 0
@@ -269,7 +269,7 @@ class Watched:
 
 
 def _cell(stage: Stage, name: str, fraction: float, seed: int, terminal: Terminal) -> dict:
-    """One method, target and seed: prunes, fine-tunes, and is tested once."""
+    """Prunes with one method, target and seed, fine-tunes, and evaluates on the test set once."""
     settings, target = stage.settings, Target(stage.settings.measure, fraction)
     dense = stage.variables, stage.architecture
     problem = stages.problem_of(stage.job, stage.data, *dense, target)

@@ -23,7 +23,7 @@ TARGETS = (0.5, 0.25)
 
 
 class Comparison:
-    """One table of `compare_methods.py`: what the page quotes of it."""
+    """The parts of a table of `compare_methods.py` that the page quotes."""
 
     def __init__(self, record: Mapping) -> None:
         summary = summarize(record)
@@ -52,7 +52,7 @@ class Comparison:
 
     @property
     def rank(self) -> int:
-        """The default's place by hypervolume."""
+        """The default's rank by hypervolume."""
         return 1 + self.filters.index(DEFAULT)
 
     def volume(self, method: str) -> float:
@@ -64,14 +64,14 @@ class Comparison:
         return f"{spread.mean:.3f}{deviation}"
 
     def scores(self, method: str, target: float) -> str:
-        """Means of accuracy and robust accuracy; a dash where nothing was measured."""
+        """Means of accuracy and robust accuracy; a dash for cells that were not measured."""
         row = self.rows.get((method, target))
         if row is None:
             return "–"
         return f"{row['accuracy'].mean:.3f} / {row['robust_accuracy'].mean:.3f}"
 
     def passes(self, method: str, target: float = 0.25) -> str:
-        """Forward and backward passes that the search needed."""
+        """Forward and backward passes of the search."""
         row = self.rows[method, target]
         return f"{row['forward'].mean:,.0f} / {row['backward'].mean:,.0f}"
 
@@ -100,7 +100,7 @@ def read(name: str) -> Any:
 
 
 def context() -> dict[str, Any]:
-    """What the template refers to."""
+    """The values that the template uses."""
     ranking = read("methods/networks")
     methods = {name: Comparison(read(f"methods/{name}/methods")) for name in ranking["networks"]}
     own = next(row for row in ranking["macs"] if row["method"] == DEFAULT)
@@ -138,7 +138,7 @@ def context() -> dict[str, Any]:
 
 
 def render() -> str:
-    """The page as it follows from the results."""
+    """The page, generated from the results."""
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )

@@ -67,7 +67,7 @@ def _read(path: Path) -> dict:
 
 
 def _plain(row: comparison.MethodRank) -> dict:
-    """JSON has no nan."""
+    """None for nan, which JSON does not have."""
     return row._asdict() | {"p": None if math.isnan(row.p) else row.p}
 
 

@@ -1,4 +1,4 @@
-"""From a masked network to a physically smaller one with the same function."""
+"""Compaction: a masked network to a smaller one that computes the same function."""
 
 import dataclasses
 
@@ -11,12 +11,11 @@ from ccsrp_jax.networks.architecture import Architecture
 def compact(
     architecture: Architecture, variables: dict, masks: masking.MaskTree
 ) -> tuple[Architecture, dict]:
-    """Cuts masked filters out of the weights.
+    """Removes masked filters from the weights.
 
-    A masked filter never spikes, so removing it together with its batch norm and with the
-    input channels that read it changes nothing else: the compact network gives the masked
-    one's spikes (of the kept filters) and logits, up to the order of float sums. Groups
-    without a mask stay whole.
+    A masked filter never spikes, so it can be removed together with its batch norm and with the
+    input channels of the layers that read it. The compact network has the spikes (of the kept
+    filters) and logits of the masked one, up to rounding. Groups without a mask keep all filters.
 
     Weight masks are multiplied into the kernels; they do not make the network smaller.
 
@@ -26,8 +25,8 @@ def compact(
     Raises:
       InputError: the masks do not fit, or a group would keep no filter.
     """
-    alive = masking.alive_channels(architecture, masks)
-    kept = {name: np.flatnonzero(bits) for name, bits in alive.items()}
+    channels = masking.kept_channels(architecture, masks)
+    kept = {name: np.flatnonzero(bits) for name, bits in channels.items()}
     nodes = []
     params = dict(masking.fold(variables, masks)["params"])
     stats = dict(variables.get("batch_stats", {}))

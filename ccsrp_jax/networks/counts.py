@@ -11,7 +11,7 @@ from ccsrp_jax.networks.architecture import (
     shapes,
     varies_in_time,
 )
-from ccsrp_jax.networks.masks import MaskTree, alive_channels, kernel
+from ccsrp_jax.networks.masks import MaskTree, kept_channels, kernel
 from ccsrp_jax.networks.nodes import Node, Shape
 
 
@@ -30,7 +30,7 @@ def macs(architecture: Architecture, masks: MaskTree | None = None) -> dict[str,
     return {
         node.name: node.macs(inputs, output)
         for node, inputs, output in _compact_shapes(
-            architecture, alive_channels(architecture, masks)
+            architecture, kept_channels(architecture, masks)
         )
         if node.has_kernel
     }
@@ -38,7 +38,7 @@ def macs(architecture: Architecture, masks: MaskTree | None = None) -> dict[str,
 
 def params(architecture: Architecture, masks: MaskTree | None = None) -> dict[str, int]:
     """Trainable parameters by layer; batch norm's scale and shift, and learned leaks, included."""
-    alive, counts = alive_channels(architecture, masks), {}
+    alive, counts = kept_channels(architecture, masks), {}
     for node, inputs, output in _compact_shapes(architecture, alive):
         sizes = {
             name: math.prod(shape) for name, shape in node.param_shapes(inputs, output).items()

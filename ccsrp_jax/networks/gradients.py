@@ -1,12 +1,12 @@
-"""Backward passes of spiking layers: surrogate gradients, and those that attacks use.
+"""Backward passes of spiking layers: surrogate gradients, and gradients for attacks.
 
 The derivative of a spike is 0 almost everywhere, so training and attacks replace it, and an
-attack is only as strong as its replacement. All of these leave the network's output unchanged,
-except `Relu`, which is another network with the same weights.
+attack is only as strong as the replacement. None of them changes the network's output, except
+`Relu`, which is a different network with the same weights.
 
-Rate gradients and `Relu` measure the input current in thresholds, as their sources do (where the
-neuron divides its input by tau, after that division; see `Neuron.rate_gain`). Widths of
-surrogates are in units of membrane potential.
+In rate gradients and `Relu` the input current is in units of the threshold, as in their sources
+(after the division by tau, for neurons that divide their input; see `Neuron.rate_gain`). Widths
+of surrogates are in units of membrane potential.
 """
 
 import math
@@ -30,10 +30,10 @@ class StraightThrough:
 
 @dataclass(frozen=True)
 class RateGradient:
-    """Differentiates the firing rate as a function of the mean current; no gradient crosses time.
+    """Gradient of the firing rate as a function of the mean current; none through time.
 
     Attributes:
-      rule: `bptr`, 1 where the neuron fired at all (Ding et al., SNN-RAT, NeurIPS 2022); or
+      rule: `bptr`, 1 if the neuron fired at least once (Ding et al., SNN-RAT, NeurIPS 2022); or
         `rga`, with c the mean current and k the leak: (1 - g + g k) / (k + 1) for
         1 - k <= c <= 2, g = 0.2 for 0 <= c < 1 - k, else 0 (Bu et al., the rate-gradient
         approximation, as in the code of HART).
@@ -48,10 +48,10 @@ class RateGradient:
 
 @dataclass(frozen=True)
 class Hart:
-    """Surrogate within a step, no gradient across steps, averaged over time in every layer.
+    """Surrogate gradient within a time step, averaged over time in every layer; none through time.
 
     Hao et al., Threaten Spiking Neural Networks through Combining Rate and Temporal
-    Information, ICLR 2024. There the width is tuned for every network.
+    Information, ICLR 2024, who tune the width for every network.
     """
 
     surrogate: Surrogate = Surrogate("triangle", 1.0)
@@ -59,14 +59,14 @@ class Hart:
 
 @dataclass(frozen=True)
 class Relu:
-    """Another network: max(0, current) in place of spikes, constant in time ("Act" in SNN-RAT).
+    """A different network: max(0, current) instead of spikes, constant in time ("Act" in SNN-RAT).
 
     Its adversarial images are a transfer attack on the spiking network.
     """
 
 
 class Distances(NamedTuple):
-    """Running statistics of |v - threshold| in one step, over an attack's iterations."""
+    """Running statistics of |v - threshold| at one time step, over an attack's iterations."""
 
     mean: Float[Array, "*N"]  # M, initially 1
     deviation: Float[Array, "*N"]  # D, initially 0
@@ -77,11 +77,11 @@ SurrogateState = dict[str, tuple[Distances, ...]]  # by `Spike` node, one elemen
 
 @dataclass(frozen=True)
 class AdaptiveSharpness:
-    """ATan surrogate with an adaptive width for every neuron and step (ASSG).
+    """ATan surrogate with an adaptive width for every neuron and time step (ASSG).
 
-    The width follows running means of the distance from the threshold and of its deviation,
-    taken over an attack's iterations, so that no neuron's gradient vanishes. A classifier with
-    it is stateful, see `Classifier.apply_stateful`.
+    The width depends on running means, over an attack's iterations, of the distance from the
+    threshold and of its deviation, so that no neuron's gradient vanishes. A classifier with this
+    backward pass is stateful, see `Classifier.apply_stateful`.
 
     Attributes:
       area: A, the surrogate's area within the distance M + 1.5 D.
@@ -101,14 +101,14 @@ class AdaptiveSharpness:
         check_number("decay", self.decay, 0, 1)
 
     def initial_state(self, time_steps: int, shape: tuple[int, ...]) -> tuple[Distances, ...]:
-        """The statistics of a layer before an attack, one element per step.
+        """The statistics of a layer before an attack, one element per time step.
 
-        Steps are separate arrays since stacking and slicing them costs as much as the network.
+        Time steps are separate arrays, as stacking and slicing them costs as much as the network.
         """
         return (Distances(jnp.ones(shape), jnp.zeros(shape)),) * time_steps
 
     def update(self, statistics: Distances, v: Float[Array, "*N"]) -> Distances:
-        """The statistics after one more iteration, with distances v from the threshold."""
+        """The statistics after an iteration, in which v are distances from the threshold."""
         b, v = self.decay, stop_gradient(v)
         mean = b * statistics.mean + (1 - b) * jnp.abs(v)
         return Distances(mean, b * statistics.deviation + (1 - b) * jnp.abs(jnp.abs(v) - mean))
@@ -135,14 +135,14 @@ def lif_with_backward(
     Args:
       current, neuron, time_steps, leak: as for `lif`.
       backward: the backward pass.
-      statistics: for `AdaptiveSharpness`, those of the iterations before, one per step.
+      statistics: for `AdaptiveSharpness`, those of earlier iterations, one element per time step.
 
     Returns:
       Spikes and membrane potentials, R = T, or for `Relu` its activations twice, R = S; and
       for `AdaptiveSharpness` the statistics updated with this iteration.
 
     Raises:
-      InputError: a rate-based backward pass of neurons that have no `rate_gain`.
+      InputError: a rate-based backward pass for neurons without a `rate_gain`.
     """
     match backward:
         case Surrogate():
@@ -160,13 +160,13 @@ def lif_with_backward(
     spikes, potentials = stop_gradient(lif(current, neuron, Surrogate(), time_steps, leak))
     if isinstance(backward, RateGradient):
         mean = x.mean(0) * gain
-        moved = mean * stop_gradient(_rate_slope(backward, mean, spikes, 1 - 1 / tau))
-        differentiable = jnp.broadcast_to(moved, spikes.shape)
+        rate = mean * stop_gradient(_rate_derivative(backward, mean, spikes, 1 - 1 / tau))
+        differentiable = jnp.broadcast_to(rate, spikes.shape)
     else:
-        centred = _averaged(x) - stop_gradient(x)
-        centred = jnp.broadcast_to(centred, spikes.shape) * gain * neuron.threshold
-        differentiable = spike(potentials - neuron.threshold + centred, backward.surrogate)
-    change = differentiable - stop_gradient(differentiable)  # 0, with that derivative
+        zero = _averaged(x) - stop_gradient(x)  # with a gradient averaged over time
+        zero = jnp.broadcast_to(zero, spikes.shape) * gain * neuron.threshold
+        differentiable = spike(potentials - neuron.threshold + zero, backward.surrogate)
+    change = differentiable - stop_gradient(differentiable)  # 0, with the chosen derivative
     return spikes + change.astype(spikes.dtype), potentials, None
 
 
@@ -182,12 +182,12 @@ def _adaptive(current, neuron, backward, time_steps, statistics, leak):
     return spikes, potentials, tuple(after)
 
 
-def _rate_slope(backward, mean, spikes, kept):
-    """d(firing rate)/d(mean current in thresholds), where `kept` is 1 - leak."""
+def _rate_derivative(backward, mean, spikes, retention):
+    """d(firing rate) / d(mean current in units of the threshold); `retention` is 1 - leak."""
     if backward.rule == "bptr":
         return spikes.any(0).astype(jnp.float32)
     g = 0.2
-    slope = jnp.where(mean < 1 - kept, g, (1 - g + g * kept) / (kept + 1))
+    slope = jnp.where(mean < 1 - retention, g, (1 - g + g * retention) / (retention + 1))
     return jnp.where((mean >= 0) & (mean <= 2), slope, 0.0)
 
 
@@ -197,7 +197,7 @@ def _straight_spike(v, t):
 
 @jax.custom_vjp
 def _averaged(x):
-    """x; its gradient is averaged over time."""
+    """The identity, with a gradient averaged over time."""
     return x
 
 

@@ -35,24 +35,34 @@ def kernel(layer: str) -> str:
     return layer + KERNEL
 
 
+def layer_of(name: str) -> str:
+    """The layer that a mask's name refers to: that of `kernel(layer)`, or the name itself."""
+    return name.removesuffix(KERNEL)
+
+
+def masked_kernel(variables: dict, name: str) -> Array | np.ndarray:
+    """The weights that the weight mask of this name applies to."""
+    return variables["params"][layer_of(name)]["kernel"]
+
+
 def ones(architecture: Architecture) -> MaskTree:
     """The mask that keeps every filter."""
     return {name: jnp.ones(width) for name, width in groups(architecture).items()}
 
 
 def random(key: Array, architecture: Architecture, keep: float) -> MaskTree:
-    """Keeps each filter with probability `keep`, and at least one in every group."""
+    """Keeps each filter with probability `keep`, and at least one filter in every group."""
     masks = {}
     for name, width in groups(architecture).items():
         key, key_bits, key_one = jax.random.split(key, 3)
         bits = jax.random.bernoulli(key_bits, keep, (width,))
-        spare = jnp.arange(width) == jax.random.randint(key_one, (), 0, width)
-        masks[name] = jnp.where(bits.any(), bits, spare).astype(jnp.float32)
+        one = jnp.arange(width) == jax.random.randint(key_one, (), 0, width)
+        masks[name] = jnp.where(bits.any(), bits, one).astype(jnp.float32)
     return masks
 
 
 def check_fit(architecture: Architecture, masks: MaskTree) -> None:
-    """Refuses masks of unknown groups or of a wrong shape; values are not read.
+    """Checks that masks have known names and the right shapes; values are not checked.
 
     Raises:
       InputError: naming the group.
@@ -60,7 +70,7 @@ def check_fit(architecture: Architecture, masks: MaskTree) -> None:
     widths, kernels = groups(architecture), kernel_shapes(architecture)
     for name, mask in masks.items():
         if name.endswith(KERNEL):
-            layer = name.removesuffix(KERNEL)
+            layer = layer_of(name)
             if layer not in kernels:
                 raise unknown("layer of a weight mask", layer, kernels)
             if mask.shape != kernels[layer]:
@@ -78,10 +88,10 @@ def check_fit(architecture: Architecture, masks: MaskTree) -> None:
 
 
 def check(architecture: Architecture, masks: MaskTree) -> None:
-    """Refuses masks that do not fit a network, by shape or by value.
+    """Checks names, shapes and values of masks for a network.
 
     Raises:
-      InputError: as `check_fit`; or values other than 0 and 1, or no filter kept.
+      InputError: as in `check_fit`; or a mask has values other than 0 and 1, or keeps no filter.
     """
     check_fit(architecture, masks)
     for name, mask in masks.items():
@@ -101,30 +111,30 @@ def gate(architecture: Architecture, name: str, masks: MaskTree) -> Array | np.n
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
-def alive_channels(architecture: Architecture, masks: MaskTree | None) -> dict[str, np.ndarray]:
+def kept_channels(architecture: Architecture, masks: MaskTree | None) -> dict[str, np.ndarray]:
     """By node, which channels (or features) of its output the masks keep, as booleans."""
     masks = masks or {}
     check(architecture, masks)
     filters = {name: mask for name, mask in masks.items() if not name.endswith(KERNEL)}
     kept = {name: np.asarray(mask, bool) for name, mask in filters.items()}
-    alive = {}
+    channels = {}
     for name, segments in channel_groups(architecture).items():
         parts = [kept.get(group, np.ones(width, bool)) for group, width in segments]
-        alive[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return alive
+        channels[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return channels
 
 
 def of_zeros(architecture: Architecture, variables: dict) -> MaskTree:
-    """Weight masks of all kernels that contain zeros: where the weights are not 0.
+    """Weight masks of all kernels that contain zeros: 1 where a weight is not 0.
 
-    It recovers the masks that `fold` multiplied into the kernels.
+    They are the masks that `fold` multiplied into the kernels.
     """
-    found = {}
+    masks = {}
     for layer in kernel_shapes(architecture):
         weights = np.asarray(variables["params"][layer]["kernel"])
         if not weights.all():
-            found[kernel(layer)] = (weights != 0).astype(np.float32)
-    return found
+            masks[kernel(layer)] = (weights != 0).astype(np.float32)
+    return masks
 
 
 def fold(variables: dict, masks: MaskTree) -> dict:
@@ -132,7 +142,7 @@ def fold(variables: dict, masks: MaskTree) -> dict:
     params = dict(variables["params"])
     for name, mask in masks.items():
         if name.endswith(KERNEL):
-            layer = name.removesuffix(KERNEL)
+            layer = layer_of(name)
             params[layer] = {**params[layer], "kernel": params[layer]["kernel"] * mask}
     return {**variables, "params": params}
 

@@ -24,34 +24,35 @@ from ccsrp_jax.networks.masks import MaskTree, check_fit, gate, kernel
 from ccsrp_jax.networks.nodes import IMAGE
 from ccsrp_jax.utils.errors import InputError
 
-DROPOUT = 2  # folded into the key for draws of nodes in training; the trainer has 1
+DROPOUT = 2  # folded into the key for random nodes in training; the trainer uses 1
 
 Values = dict[str, Array]  # node name -> (S, B, *features), S = T or 1 where constant in time
 
 
 class Activity(NamedTuple):
-    """What the LIF layers did, by the name of their node: each (T, B, *features)."""
+    """Activity of the LIF layers, by name of their node, each (T, B, *features)."""
 
-    spikes: Values  # after the gate
-    potentials: Values  # before the reset, before the gate
+    spikes: Values  # after masking
+    potentials: Values  # before the reset, without masking
     surrogate_state: SurrogateState  # for `gradients.AdaptiveSharpness` only
 
 
 class SpikingNetwork(nn.Module):
     """Runs an `Architecture` on images in [0, 1].
 
-    Time is folded into the batch for convolution, dense and batch norm; only the
-    neurons run over T. What is constant in time (everything before the first LIF layer) is
-    computed once instead of T times.
+    For convolutions, dense layers and batch norm, time is folded into the batch axis; only neurons
+    loop over T. Values that are constant in time (all before the first LIF layer) are computed
+    once instead of T times.
 
-    For `jax.checkpoint`'s policies the outputs of its layers are named "layer", and those of its
-    neurons "spikes".
+    For the policies of `jax.checkpoint`, outputs of layers with kernels are named "layer", and
+    those of neurons "spikes".
 
     Attributes:
-      architecture: the graph, T, the neuron and the input normalisation.
+      architecture: the graph, T, the neuron and the input normalization.
       dtype: compute type of convolutions and dense layers; parameters, batch statistics
-        and membranes stay float32.
-      axis: of a mesh over which a batch is sharded; batch norm averages its moments over it.
+        and membrane potentials are float32.
+      axis: mesh axis over which the batch is sharded, if any; batch norm averages its moments
+        over it.
       split_kernel_gradient: in training, compute gradients of kernels in parts, which is faster
         on CPUs; see `convolution.aligned_conv`.
     """
@@ -76,15 +77,15 @@ class SpikingNetwork(nn.Module):
         """Logits, averaged over time.
 
         Args:
-          images: NHWC in [0, 1]; normalisation happens in here.
-          masks: as in `masks`; groups and kernels that are missing are kept whole.
-          surrogate: through what to differentiate; it does not change the output, but for
-            `gradients.Relu`.
-          train: batch norm uses (and updates, with `mutable=["batch_stats"]`) the batch.
+          images: NHWC in [0, 1], before normalization.
+          masks: as in `masks`; groups and kernels without a mask are not masked.
+          surrogate: the backward pass; only `gradients.Relu` changes the output.
+          train: batch norm uses batch statistics (and updates its running averages, with
+            `mutable=["batch_stats"]`), and dropout is active.
           activity: also return the spikes and potentials of every LIF layer.
-          per_step: the logits of every step, (T, B, K), in place of their mean.
+          per_step: return the logits of every step, (T, B, K), instead of their mean.
           key: for a stochastic encoding, and for dropout in training.
-          surrogate_state: of `gradients.AdaptiveSharpness`, from the iteration before.
+          surrogate_state: of `gradients.AdaptiveSharpness`, from the previous iteration.
         """
         values, active = self.walk(
             self.encode(images, key),
@@ -99,9 +100,9 @@ class SpikingNetwork(nn.Module):
         return (logits, active) if activity else logits
 
     def encode(self, images: Float[Array, "B H W C"], key: Array | None = None) -> Values:
-        """The normalised input of each step; one that holds for all if nothing is random.
+        """The normalized input of each time step, or one for all steps if it is constant.
 
-        Gradients pass straight through the draws of the Poisson encoding.
+        The Poisson encoding has a straight-through gradient.
 
         Raises:
           InputError: a stochastic encoding without a key.
@@ -124,7 +125,7 @@ class SpikingNetwork(nn.Module):
         return {IMAGE: ((x_SxBxHxWxC - mean) / std).astype(self.dtype)}
 
     def readout(self, values: Values, *, per_step: bool = False) -> Float[Array, "*T B K"]:
-        """The classifier's output, its mean over time or that of each step."""
+        """The logits: the classifier's output, averaged over time or for each step."""
         logits_SxBxK = values[self.architecture.nodes[-1].name].astype(jnp.float32)
         if not per_step:
             return logits_SxBxK.mean(0)
@@ -147,23 +148,23 @@ class SpikingNetwork(nn.Module):
         key: Array | None = None,
         surrogate_state: SurrogateState | None = None,
     ) -> tuple[Values, Activity]:
-        """Runs the nodes from `begin` to `end` on the values that they read.
+        """Runs the nodes from position `begin` up to `end`.
 
-        `walk` to a group's gate and `walk` on from there equal one walk: fitness
-        evaluation shares the first among all candidates for that group.
+        A walk to a group's gate followed by a walk from there equals a single walk; scoring shares
+        the first among all candidates for that group.
 
         Args:
-          values: by name, what the nodes read from before `begin`.
+          values: by name, values of earlier nodes that these nodes read.
           masks, surrogate, train, activity, key, surrogate_state: as in `__call__`.
-          begin, end: positions in `architecture.nodes`.
+          begin, end: positions in `architecture.nodes`; `end` is by default behind the last.
           keep: names of further values to return.
 
         Returns:
-          The values that nodes from `end` on read (the classifier's output, where `end`
-          is the end) together with `keep`, and the activity, empty unless asked for.
+          The values that nodes from `end` on read (the classifier's output, if `end` is behind
+          the last) and those in `keep`; and the activity, empty unless `activity` is set.
 
         Raises:
-          InputError: a mask of an unknown group or of a wrong length.
+          InputError: a mask of an unknown group or of a wrong shape.
         """
         nodes = self.architecture.nodes
         end = len(nodes) if end is None else end
@@ -223,14 +224,14 @@ class SpikingNetwork(nn.Module):
         return spikes, potential, statistics
 
     def _key(self, key: Array | None, position: int) -> Array | None:
-        """The key of a node that draws in training; the encoding draws with `key` itself."""
+        """The key of a node that is random in training; the encoding uses `key` itself."""
         if key is None:
             return None
         return jax.random.fold_in(jax.random.fold_in(key, DROPOUT), position)
 
 
 class Leak(nn.Module):
-    """A learned 1 / tau: the sigmoid of a parameter that starts at the given tau."""
+    """A learned 1 / tau: the sigmoid of a parameter, initialized for the given tau."""
 
     tau: float
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from ccsrp_jax.networks.architecture import Architecture, varies_in_time
 from ccsrp_jax.networks.counts import macs
-from ccsrp_jax.networks.masks import MaskTree, alive_channels, gate, kernel
+from ccsrp_jax.networks.masks import MaskTree, gate, kept_channels, kernel
 from ccsrp_jax.networks.nodes import IMAGE, Node
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 
@@ -36,7 +36,7 @@ def synops(
     key: Array | None = None,
 ) -> dict[str, float]:
     """SynOps by layer, mean over the images; a stochastic encoding needs a key."""
-    alive, counts = alive_channels(architecture, masks), {}
+    alive, counts = kept_channels(architecture, masks), {}
     synapses = jax.device_get(_synapses(architecture, variables, images, masks, key))
     for node in _counted(architecture):
         whole = not masks or kernel(node.name) not in masks

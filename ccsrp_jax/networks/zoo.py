@@ -1,4 +1,4 @@
-"""Builders of the library's architectures, and initialization of their weights."""
+"""Model zoo: builders of architectures, and weight initialization."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -42,17 +42,17 @@ def plain(
     """A feed-forward network in the style of VGG.
 
     Args:
-      plan: a width adds 3 x 3 convolution, batch norm and LIF; `"A"` and `"M"` add 2 x 2
-        average and max pooling.
+      plan: layers in order. A number adds a 3 x 3 convolution with this many filters, batch norm
+        and LIF; `"A"` and `"M"` add 2 x 2 average and max pooling.
       input_shape: (H, W, C) of the images.
-      classes: width of the classifier.
+      classes: number of classes.
       dense: widths of fully connected LIF layers before the classifier.
-      width: multiplies all of these widths; each keeps at least 1 filter.
-      norm: `bn`, or `tdbn`, whose scale starts at the threshold.
+      width: factor on all of these widths, which are at least 1.
+      norm: `bn`, or `tdbn`, whose scale is initialized to the threshold.
       neuron, settings: as in `Architecture`.
 
     Raises:
-      InputError: an empty plan, a width below 1, or images too small for the poolings.
+      InputError: an empty plan, a width below 1, or images too small for the pooling layers.
     """
     for step in plan:
         if isinstance(step, str) and step not in POOLS:
@@ -96,23 +96,22 @@ def residual(
     neuron: Neuron = LIF(),
     **settings,
 ) -> Architecture:
-    """A residual network of basic blocks for small images: a 3 x 3 stem, and a single pooling over
-    all positions at the end.
+    """A residual network of basic blocks for small images, with a 3 x 3 stem and global pooling.
 
-    A block is convolution, norm, LIF, convolution, norm; a shortcut whose shape changes has a
-    1 x 1 convolution and a norm. The branches' currents add before a common LIF layer (as in
-    tdBN's ResNet-19, arXiv 2011.05280), or each branch ends in a LIF layer and their spikes add
-    (SEW-ResNet with ADD, Fang et al., NeurIPS 2021, arXiv 2102.04159).
+    A block is convolution, norm, LIF, convolution, norm. A shortcut between different shapes has a
+    1 x 1 convolution and a norm. Either the currents of both branches are added before a common LIF
+    layer (as in tdBN's ResNet-19, arXiv 2011.05280), or each branch ends in a LIF layer and their
+    spikes are added (SEW-ResNet with ADD, Fang et al., NeurIPS 2021, arXiv 2102.04159).
 
     Args:
-      stages: (filters, blocks, stride of the first block) of each.
+      stages: (filters, blocks, stride of the first block) of each stage.
       input_shape: (H, W, C) of the images.
-      classes: width of the classifier.
+      classes: number of classes.
       stem: filters of the first convolution.
-      spikes_add: whether spikes add, instead of currents.
-      dense, width, neuron, settings: as for `plain`.
-      norm: `bn`, or `tdbn`, whose scale starts at the threshold, divided by the square root of 2
-        where currents add.
+      spikes_add: whether spikes are added instead of currents.
+      dense, width, neuron, settings: as in `plain`.
+      norm: `bn`, or `tdbn`, whose scale is initialized to the threshold, divided by the square
+        root of 2 where currents are added.
 
     Raises:
       InputError: a width that is not above 0, or an unknown norm.
@@ -164,7 +163,7 @@ def _with_head(
         nodes.append(Spike(f"fc{i}.lif", f"fc{i}"))
     nodes.append(Dense("classifier", nodes[-1].name, classes))
     architecture = Architecture(tuple(nodes), input_shape, neuron=neuron, **settings)
-    shapes(architecture)  # refuses what does not fit
+    shapes(architecture)  # raises if the shapes do not fit
     return architecture
 
 
@@ -182,13 +181,13 @@ def _norm_scale(norm: str, neuron: Neuron) -> float:
 RESNET18 = ((64, 2, 1), (128, 2, 2), (256, 2, 2), (512, 2, 2))
 
 
-# Name to `build(input_shape, classes, *, width, norm, time_steps, neuron, ...)`.
+# By name, functions `(input_shape, classes, *, width, norm, time_steps, neuron, ...)`.
 MODELS: dict[str, Callable[..., Architecture]] = {
-    # 8 x 8 digits in minutes on two cores
+    # for 8 x 8 digits: a run takes minutes on two cores
     "small": partial(plain, (24, 48, "A", 48, "A")),
-    # 28 x 28 and 32 x 32 images on a CPU
+    # for 28 x 28 and 32 x 32 images on a CPU
     "medium": partial(plain, (24, "A", 48, "A", 96, "A")),
-    # the robustness literature's VGG-11 (SNN-RAT's widths)
+    # VGG-11 of the robustness literature (widths as in SNN-RAT)
     "vgg11": partial(
         plain, (64, "A", 128, 256, "A", 512, 512, 512, "A", 512, 512), dense=(4096, 4096)
     ),
@@ -198,21 +197,31 @@ MODELS: dict[str, Callable[..., Architecture]] = {
         (64, 64, "A", 128, 128, "A", *[256] * 3, "A", *[512] * 3, "A", *[512] * 3, "A"),
         dense=(512,),
     ),
-    # SD-SNN's: its threshold is 0.5, which `neuron` sets
+    # SD-SNN's network; its threshold of 0.5 is to be set by `neuron`
     "6conv2fc": partial(plain, (128, 128, "M", 256, 256, "M", 512, 512), dense=(512,)),
     "resnet18": partial(residual, RESNET18, stem=64),
     "sew_resnet18": partial(residual, RESNET18, stem=64, spikes_add=True),
-    # tdBN's layout, with the stem of 64 that the published 12.63 M parameters have
+    # tdBN's layout, with a stem of 64 filters, which agrees with the published 12.63 M parameters
     "resnet19": partial(
         residual, ((128, 3, 1), (256, 3, 2), (512, 2, 2)), stem=64, dense=(256,), norm="tdbn"
     ),
-    # a residual network of the size of `medium`
+    # a residual network about the size of `medium`
     "resnet8": partial(residual, ((16, 1, 1), (32, 1, 2), (64, 1, 2)), stem=16),
 }
 
 
 def build(name: str, input_shape: tuple[int, int, int], classes: int, **options) -> Architecture:
-    """The architecture of that name in `MODELS`, for these images and classes."""
+    """The architecture with this name in `MODELS`.
+
+    Args:
+      name: a key of `MODELS`.
+      input_shape: (H, W, C) of the images.
+      classes: number of classes.
+      options: as for `plain` and `residual`.
+
+    Raises:
+      InputError: unknown name, or options that do not fit.
+    """
     if name not in MODELS:
         raise unknown("model", name, MODELS)
     return MODELS[name](input_shape, classes, **options)

@@ -1,8 +1,9 @@
 """Budgets: targets in MACs, parameters or SynOps, met to within one filter or weight.
 
 An allocation of a budget over layers is an order in which filters are removed: `prune_to_budget`
-removes the first of them until the target is met. Plain scores give a global ranking;
-`uniform_ranking` makes every layer lose the same share, `proportional_ranking` a given one.
+removes filters in this order until the cost is within the limit. Plain scores give a global
+ranking; with `uniform_ranking` every layer loses the same share, with `proportional_ranking` a
+given one.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,17 +19,20 @@ from ccsrp_jax.utils.errors import InputError, check_number, unknown
 
 MEASURES = ("macs", "params", "synops")
 
-Scores = Mapping[str, np.ndarray | Array]  # filters or weights of high scores are kept longer
+Scores = Mapping[str, np.ndarray | Array]  # filters or weights of low scores are removed first
 Cost = Callable[[MaskTree], float]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a pruned network may cost.
+    """The highest cost that a pruned network may have.
 
     Attributes:
       measure: `macs`, `params` or `synops`, as in `networks.cost`.
       fraction: of the dense network's cost, above 0 and at most 1.
+
+    Raises:
+      InputError: unknown measure, or a fraction out of range.
     """
 
     measure: str = "macs"
@@ -52,7 +56,10 @@ def cost_of(
     Args:
       architecture: of the network.
       measure: one of `MEASURES`.
-      variables, images, key: for SynOps alone, which depend on weights and on images.
+      variables, images, key: only for SynOps, which depend on weights and images.
+
+    Raises:
+      InputError: SynOps without variables or images.
     """
     match measure:
         case "macs":
@@ -89,11 +96,11 @@ class _Removal:
         self._group, self._index = group[order], index[order]
 
     def __len__(self) -> int:
-        """How many may be removed."""
+        """The number of filters (or weights) that may be removed."""
         return len(self._index)
 
     def masks(self, count: int) -> MaskTree:
-        """Masks without the first `count`, and without what was removed before."""
+        """Masks with the first `count` removed, and all that were removed before."""
         masks = {}
         for i, (name, size) in enumerate(self._sizes.items()):
             mask = np.ones(size, np.float32)
@@ -114,15 +121,15 @@ def prune_to_budget(
 ) -> MaskTree:
     """Removes filters (or weights) in the order of their scores until the cost is within a limit.
 
-    The highest of every group are kept, however low. Where a cost is not monotone (SynOps), the
-    limit is met all the same, though perhaps not with the fewest removals.
+    The filters of highest score in every group are always kept. If a cost is not monotone
+    (SynOps), the limit is still met, but possibly not with the fewest removals.
 
     Args:
       scores: by group a vector, by `masks.kernel` an array of the kernel's shape.
-      cost_of: of masks.
+      cost_of: the cost of masks.
       limit: highest cost allowed.
-      least: filters that every group keeps.
-      before: masks so far; what they have removed stays removed, whatever its score.
+      least: number of filters that every group keeps.
+      before: current masks; what they remove is never restored, whatever its score.
 
     Returns:
       0/1 masks of the same shapes.
@@ -148,11 +155,11 @@ def prune_to_budget(
 
 
 def uniform_ranking(scores: Scores, weight: Mapping[str, float] | None = None) -> Scores:
-    """Scores by which every group loses the same share of its filters, its lowest first.
+    """Scores by which all groups lose the same share of their filters, the lowest first.
 
     Args:
       scores: by group.
-      weight: by group, how fast it loses them; 1 where it is missing. A group of weight 2 loses
+      weight: by group, its share relative to the others, 1 if missing: a group of weight 2 loses
         twice the share of one of weight 1.
     """
     weight, ranked = weight or {}, {}
@@ -165,8 +172,8 @@ def uniform_ranking(scores: Scores, weight: Mapping[str, float] | None = None) -
 
 
 def proportional_ranking(scores: Scores, shares: Mapping[str, float]) -> Scores:
-    """Scores by which groups keep filters in proportion to `shares`, each its highest, however
-    many are removed."""
+    """Scores by which groups keep shares of their filters in proportion to `shares`, the highest
+    first, for any number of removals."""
     ranked = {}
     for name, values in scores.items():
         rank = np.argsort(np.argsort(-np.asarray(values), kind="stable"), kind="stable")

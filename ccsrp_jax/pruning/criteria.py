@@ -1,8 +1,9 @@
 """Baselines: a score for every filter or weight, an allocation over layers, and fine-tuning.
 
-A criterion ranks the filters of a layer, an allocation divides the budget among layers. Recent
-work finds the allocation, and fine-tuning, to matter more (Beyond Pruning Criteria,
-arXiv 2410.15176), so every criterion can have every allocation, at once or in rounds.
+A criterion ranks the filters of a layer; an allocation divides the budget among layers. Recent
+work finds that the allocation and fine-tuning matter more than the criterion (Beyond Pruning
+Criteria, arXiv 2410.15176). So each criterion can be combined with each allocation, in one shot
+or in rounds.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,7 +41,7 @@ Criterion = Callable[[Array, Problem, dict, MaskTree], tuple[Scores, Passes]]
 Allocation = Literal["uniform", "global", "sensitivity"]
 
 
-PERTURBATION = 0.05  # of a layer's weights, relative to their norm, for its sensitivity
+PERTURBATION = 0.05  # norm of the change of weights in `sensitivity`, relative to their norm
 
 
 def by_score(
@@ -56,13 +57,16 @@ def by_score(
 
     Args:
       key: of the criterion and of training.
-      problem: see `problem`.
-      criterion: scores of filters by group; the lowest are removed.
-      allocation: `uniform`, every group loses the same share; `global`, one order for all groups;
-        `sensitivity`, shares by `sensitivity`, which are uniform where all layers are equal; or
-        by group, shares of filters that they keep, relative to each other.
-      rounds: of pruning and fine-tuning; scores are taken anew in each.
-      early: epochs after every round but the last; by default equal shares.
+      problem: the trained network and its budget.
+      criterion: returns scores of filters by group; the lowest are removed.
+      allocation: `uniform`, all groups lose the same share of their filters; `global`, one ranking
+        for all groups; `sensitivity`, a group loses a share in inverse proportion to its
+        `sensitivity`; or a mapping from group to the share that it keeps, relative to the others.
+      rounds: of pruning and fine-tuning; scores are computed again in each round.
+      early: epochs after every round but the last; by default all rounds have equal shares.
+
+    Raises:
+      InputError: unknown allocation, or fewer epochs than rounds.
     """
     given = isinstance(allocation, Mapping)
     if not given and allocation not in ("uniform", "global", "sensitivity"):
@@ -90,24 +94,21 @@ def by_score(
 
 
 def _pruned_first(scores: Scores, masks: MaskTree) -> Scores:
-    """The same scores, but below all others for filters that are pruned already."""
+    """The scores, with those of filters that are already pruned set below all others."""
     least = min(float(np.min(values)) for values in scores.values()) - 1
     return {name: np.where(np.asarray(masks[name]) > 0, s, least) for name, s in scores.items()}
 
 
 def magnitude(key: Array, problem: Problem, *, rounds: int = 1, early: int | None = None) -> Pruned:
-    """Removes the weights of least absolute value, ranked over all layers but the classifier.
+    """Removes the weights of smallest magnitude, ranked over all layers but the classifier.
 
-    A dense machine saves no MACs by it; the target's fraction is taken of the parameters (or of
-    the SynOps).
+    Dense hardware saves no MACs by single weights, so the target's fraction refers to parameters
+    (or to SynOps).
     """
     variables, masks = problem.variables, weight_masks(problem)
     measure = problem.weight_measure
     for number, epochs in enumerate(epochs_per_round(problem.recipe.epochs, rounds, early)):
-        scores = {
-            name: np.abs(variables["params"][name.removesuffix(masking.KERNEL)]["kernel"])
-            for name in masks
-        }
+        scores = {name: np.abs(masking.masked_kernel(variables, name)) for name in masks}
         limit = problem.limit((number + 1) / rounds, measure)
         masks = budget.prune_to_budget(
             scores, problem.cost(measure, variables), limit, before=masks
@@ -126,35 +127,41 @@ def at_random(key: Array, problem: Problem, variables: dict, masks: MaskTree):
 
 
 def l1(key: Array, problem: Problem, variables: dict, masks: MaskTree):
-    """Mean absolute weight of a filter, over all layers that write into its group (Li et al.,
-    Pruning Filters for Efficient ConvNets, ICLR 2017); a mean, so that layers can be compared."""
-    writers = [node.name for node in problem.architecture.nodes if node.opens_group]
-    return _by_group(problem, variables, writers, "kernel"), Passes()
+    """Mean absolute weight of a filter, over all layers whose outputs are in its group.
+
+    Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, take the sum; the mean makes
+    layers comparable.
+    """
+    layers = [node.name for node in problem.architecture.nodes if node.opens_group]
+    return _mean_by_group(problem, variables, layers, "kernel"), Passes()
 
 
 def gamma(key: Array, problem: Problem, variables: dict, masks: MaskTree):
-    """Absolute scale of batch norm (Liu et al., Network Slimming, ICCV 2017), here of a network
-    trained without its L1 penalty. A group without batch norm counts as one of scale 1."""
+    """Absolute scale of batch norm (Liu et al., Network Slimming, ICCV 2017).
+
+    Unlike there, the network is trained without an L1 penalty on the scale. Filters of a group
+    without batch norm have scale 1.
+    """
     norms = [node.name for node in problem.architecture.nodes if isinstance(node, Norm)]
-    scores = _by_group(problem, variables, norms, "scale")
+    scores = _mean_by_group(problem, variables, norms, "scale")
     widths = groups(problem.architecture)
     return {name: scores.get(name, np.ones(n)) for name, n in widths.items()}, Passes()
 
 
-def _by_group(problem, variables, layers, parameter):
-    """By group, the mean absolute parameter of its layers among these, by filter."""
-    architecture, found = problem.architecture, {}
+def _mean_by_group(problem, variables, layers, parameter):
+    """By group, for each filter, the mean absolute value of a parameter over these layers."""
+    architecture, by_group = problem.architecture, {}
     for layer in layers:
         values = np.abs(np.asarray(variables["params"][layer][parameter]))
         values = values.reshape(-1, values.shape[-1]).mean(0)
         for group, part in split_channels(architecture, layer, values):
             if group in groups(architecture):
-                found.setdefault(group, []).append(part)
-    return {name: np.mean(parts, axis=0) for name, parts in found.items()}
+                by_group.setdefault(group, []).append(part)
+    return {name: np.mean(parts, axis=0) for name, parts in by_group.items()}
 
 
 def spike_rate(key: Array, problem: Problem, variables: dict, masks: MaskTree):
-    """Spikes of a filter, mean over search images, positions and steps."""
+    """Firing rate of a filter: spikes, averaged over search images, positions and time steps."""
     total, count = {}, 0
     for images, _, real in batches(problem):
         rates = _rates(problem.architecture, variables, masks, images[:real], key)
@@ -177,9 +184,11 @@ def _rates(architecture, variables, masks, images, key):
 
 
 def taylor(key: Array, problem: Problem, variables: dict, masks: MaskTree):
-    """Sum over images of the squared gradient of the loss with respect to a filter's gate, on clean
-    and attacked search images: to first order, what removing the filter changes (Molchanov et al.,
-    CVPR 2019)."""
+    """Sum over images of the squared gradient of the loss with respect to a filter's gate.
+
+    To first order, the squared change of the loss when the filter is removed (Molchanov et al.,
+    CVPR 2019), here on clean and on attacked search images.
+    """
     total, passes = {}, Passes()
     network = problem.classifier, variables
     for number, (images, labels, real) in enumerate(batches(problem)):
@@ -199,7 +208,7 @@ def taylor(key: Array, problem: Problem, variables: dict, masks: MaskTree):
 
 @partial(jax.jit, static_argnums=0)
 def _squared_gradients(classifier, variables, masks, images, labels, key):
-    """By group, the sum over images of squared gradients of each image's loss by the gates."""
+    """By group, squared gradients of each image's loss with respect to the gates, summed."""
 
     def loss(masks, image, label):
         logits = classifier((variables, masks), image[None], **key_kwargs(classifier, key))
@@ -210,15 +219,14 @@ def _squared_gradients(classifier, variables, masks, images, labels, key):
 
 
 def sensitivity(key: Array, problem: Problem, variables: dict, masks: MaskTree):
-    """By group, how much the attacked loss reacts to a small adversarial change of its weights.
+    """By group, the increase of the attacked loss under an adversarial perturbation of its weights.
 
     A layer's weights are moved along the gradient of the loss on attacked search images, by
-    `PERTURBATION` of their norm. The increase of the loss is the sensitivity; sensitive layers
-    lose fewer filters. The formula of Module Robust Sensitivity (arXiv 2410.15176) was not
-    available to us; this is our reading of its abstract.
+    `PERTURBATION` times their norm. Sensitive layers lose fewer filters. This is our reading of
+    the abstract of Module Robust Sensitivity (arXiv 2410.15176), whose formula we do not know.
 
     Returns:
-      Sensitivities of a mean of about 1, between 1/4 and 4, and the passes taken.
+      Sensitivities relative to their mean, clipped to [1/4, 4], and the passes taken.
 
     Raises:
       InputError: the loss is not finite.
@@ -255,7 +263,7 @@ def sensitivity(key: Array, problem: Problem, variables: dict, masks: MaskTree):
 
 @partial(jax.jit, static_argnums=0)
 def losses(classifier, variables, masks, images, labels, key):
-    """Cross-entropy of a masked network, by image."""
+    """Cross-entropy of a masked network for each image, (B,)."""
     logits = classifier((variables, masks), images, **key_kwargs(classifier, key))
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 

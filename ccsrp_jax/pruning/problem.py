@@ -1,8 +1,8 @@
-"""The interface of pruning methods: the problem that they are given and the result they return.
+"""The interface of pruning methods: `Problem` (input), `Pruned` (result) and `finetune`.
 
-A method is a function `(key, problem, **settings) -> Pruned`. It trains weights for no more epochs
-than the problem's recipe has, by `finetune`. Whatever else it computes to choose what is pruned is
-its search, and is counted in forward and backward passes.
+A method is a function `(key, problem, **settings) -> Pruned`. It trains weights by `finetune`, for
+at most the epochs of the problem's recipe. All other computation to decide what is pruned is its
+search, and is counted in forward and backward passes.
 """
 
 import dataclasses
@@ -35,9 +35,9 @@ from ccsrp_jax.utils.errors import InputError
 
 
 class Passes(NamedTuple):
-    """Images that went forward and backward through the network to choose what is pruned.
+    """Forward and backward passes, in images, to decide what is pruned.
 
-    A pass through a part of the network counts as one of the whole.
+    A pass through a part of the network counts as one through the whole network.
     """
 
     forward: int = 0
@@ -49,7 +49,7 @@ class Passes(NamedTuple):
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What a method calls while it runs: for logs, progress bars and timing.
+    """Functions that a method calls while it runs, for logs, progress bars and timing.
 
     Attributes:
       on_epoch: called after every epoch of training.
@@ -58,8 +58,8 @@ class Callbacks:
         number of filters that it keeps, by group.
       on_generation: called after every generation of a search, with the group, the generation, the
         best fitness and the number of evaluations.
-      training_clock: context that all training runs in, to time it.
-      search_clock: context that every round's search runs in.
+      training_clock: context manager around every training, to time it.
+      search_clock: context manager around the search of every round.
     """
 
     on_epoch: Callable[[Epoch], None] = lambda epoch: None
@@ -75,16 +75,16 @@ class Problem:
     """A trained network to prune, and the budget, which is the same for every method.
 
     Attributes:
-      classifier: the network, and the surrogate gradient of training and attacks.
+      classifier: the network, with the surrogate gradient for training and attacks.
       variables: its trained weights.
       train: images for fine-tuning.
-      search: images held out of training, for everything that selects.
-      target: what the pruned network may cost.
-      recipe: of fine-tuning; its epochs are all that a method may train weights for.
+      search: images held out of training, for all decisions of what is pruned.
+      target: highest cost of the pruned network.
+      recipe: of fine-tuning; a method may train weights for at most its epochs.
       attack: on search images, for methods that measure robustness.
       augmentation: of the training images.
-      batch_size: search images a call.
-      member_chunk: candidate masks a call on each device, as in `coevolution.make_task`.
+      batch_size: search images per call.
+      member_chunk: candidate masks per call on each device, as in `coevolution.make_task`.
       mesh: devices that share batches in training and candidates in a search, for `ccsrp`.
       callbacks: called while a method runs.
     """
@@ -121,14 +121,18 @@ class Problem:
         )
 
     def limit(self, share: float | int = 1, measure: str | None = None) -> float:
-        """Cost allowed after a share of all pruning rounds, each of which multiplies the cost by
-        the same factor, so that the last meets the target."""
+        """The highest cost after a share of all pruning rounds.
+
+        Each round multiplies the cost by the same factor, so that the last meets the target.
+        """
         return self.target.fraction**share * self.cost(measure)(masking.ones(self.architecture))
 
     @property
     def weight_measure(self) -> str:
-        """The target's measure for methods that remove single weights: parameters in place of
-        MACs, of which they save none on a dense machine."""
+        """The target's measure for methods that remove single weights.
+
+        Parameters instead of MACs, as single weights save no MACs on dense hardware.
+        """
         return "params" if self.target.measure == "macs" else self.target.measure
 
 
@@ -138,7 +142,7 @@ class Pruned(NamedTuple):
     Attributes:
       variables: weights after the last training.
       masks: of filters, by group, or of weights, by `masks.kernel`.
-      search: passes taken in addition to training.
+      search: passes in addition to training.
     """
 
     variables: dict
@@ -204,12 +208,12 @@ def finetune(
 
 
 def epochs_per_round(epochs: int, rounds: int, early: int | None = None) -> list[int]:
-    """Epochs of fine-tuning after each round; they add up to `epochs`.
+    """Epochs of fine-tuning after each round, which sum to `epochs`.
 
     Args:
-      epochs: in all.
-      rounds: of pruning.
-      early: after every round but the last; by default equal shares, and the last has the rest.
+      epochs: total.
+      rounds: number of pruning rounds.
+      early: epochs after every round but the last; by default equal shares, rounded down.
 
     Raises:
       InputError: there are fewer epochs than rounds.

@@ -1,24 +1,25 @@
-"""All pruning methods by name, as scripts and the main job's `--method` take them.
+"""All pruning methods by name, for scripts and the main job's `--method`.
 
 A method is a function `(key, problem, **settings) -> Pruned`, here often with some of its settings
-fixed. It can be called with others, and one that is not registered can be used the same way:
+fixed. Methods can also be called with other settings, without being registered:
 
     from ccsrp_jax.pruning import Problem, by_score, criteria
     pruned = by_score(key, problem, criterion=criteria.l1, allocation="global", rounds=4)
 
-Coevolution comes in these variants of `ccsrp`, which searches masks in rounds:
+Variants of coevolution; all but `ccsrp` search masks in rounds:
 
-  rounds          What the main job runs: the search of the preset `snes`, up to six rounds, and an
-                  end with the first round at the target or below, not exactly at it.
-  ccsrp           The default, `ccsrp_widths`: evolves the width of every group, scores candidates
-                  after fine-tuning, and prunes in one round.
-  ccsrp-priced    Splices by a Lagrangian, so that every round meets its share of the target;
-                  starts from the order of `taylor`, and trains mostly after the last round.
-  ccsrp-faithful  The ancestor's search as far as it is known: bit flips on accuracies.
+  rounds          The default of the main job: the search of the preset `snes`, for at most six
+                  rounds; stops after the first round at or below the target.
+  ccsrp           The default of the comparison, `ccsrp_widths`: evolves the width of every group,
+                  scores candidates after fine-tuning, and prunes in one round.
+  ccsrp-priced    Splices by Lagrangian relaxation, so that every round is within its limit; starts
+                  from the order of `taylor`; most of the training follows the last round.
+  ccsrp-faithful  The search of CCSRP as far as it is known: CCEP's bit flips, and accuracies as
+                  objectives.
   ccsrp-nsga2     `ccsrp-faithful` with candidates selected by NSGA-II, not by a weighted sum.
   ccsrp-snes      The search of the preset `snes`, down to any number of filters, exactly at the
                   target.
-  ccep            `ccsrp-faithful` without its robust objective: the ancestor itself.
+  ccep            `ccsrp-faithful` without its robust objective.
 """
 
 from collections.abc import Callable
@@ -44,7 +45,7 @@ Method = Callable[..., Pruned]
 
 FAITHFUL, SNES, PRICED = PRESETS["faithful"], PRESETS["snes"], PRESETS["priced"]
 
-# A schedule for pruning in rounds: most of the training comes after the last.
+# A schedule for pruning in rounds: most of the training follows the last round.
 ROUNDS = {"rounds": 3, "early": 1}
 
 # Methods that remove filters; the default comes first.

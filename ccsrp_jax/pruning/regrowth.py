@@ -1,4 +1,4 @@
-"""Regeneration at a fixed cost: more is removed than the target asks for, and others come back."""
+"""Regrowth at a fixed cost: prune more than the target requires, and regrow others."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,15 +13,15 @@ from ccsrp_jax.utils.errors import InputError, check_number
 
 
 class Regrown(NamedTuple):
-    """What an exchange leaves.
+    """The result of `prune_and_regrow`.
 
     Attributes:
-      masks: after regeneration.
-      stayed: before it; what is in `masks` and not here came back.
+      masks: after regrowth.
+      remaining: after pruning, before regrowth.
     """
 
     masks: MaskTree
-    stayed: MaskTree
+    remaining: MaskTree
 
 
 def prune_and_regrow(
@@ -32,57 +32,58 @@ def prune_and_regrow(
     swaps: Callable[[int], int],
     rng: np.random.Generator,
 ) -> Regrown:
-    """Keeps the highest scores but for some, in whose place others come back.
+    """Keeps the filters (or weights) of highest score, and exchanges the lowest of them for others.
 
-    To keep n, the n highest stay, less the g lowest of these that may be exchanged; then, of all
-    that is gone, the g of highest revival come back. n is the largest number whose network meets
-    the limit. From one n to the next only one is added as long as `swaps` grows by at most 1, so
-    that the limit is met to within one. The highest of every group stays, however low.
+    To keep n, the n highest are kept except for the g lowest of these that may be exchanged; then,
+    of all that are pruned, the g of highest revival score are regrown. n is the largest number for
+    which the masks are within the limit. As long as `swaps` grows by at most 1 from n to n + 1, the
+    limit is met to within one filter (or weight). The highest of every group is always kept.
 
     Args:
-      scores: by group or `masks.kernel`; the higher, the longer kept.
-      revival: the same shapes; what is not named here is never exchanged. Equal values come back
-        by higher score, and then at random.
-      cost_of, limit: of masks.
-      swaps: g, by the number kept of what may be exchanged.
+      scores: by group or `masks.kernel`; the lowest are pruned.
+      revival: scores for regrowth, of the same shapes. Names that are missing are never exchanged.
+        Ties are resolved by score, then at random.
+      cost_of: the cost of masks.
+      limit: highest cost allowed.
+      swaps: from the number kept, among those that may be exchanged, to g.
       rng: for ties.
 
     Raises:
-      InputError: the limit cannot be reached.
+      InputError: the limit cannot be reached, or revival scores are not finite.
     """
     names = list(scores)
     sizes = [np.size(scores[name]) for name in names]
     score = np.concatenate([np.ravel(scores[name]) for name in names])
     named = np.repeat([name in revival for name in names], sizes)
     empty = {name: np.zeros(size) for name, size in zip(names, sizes, strict=True)}
-    wish = np.concatenate([np.ravel((empty | dict(revival))[name]) for name in names])
-    if not np.isfinite(wish).all():
-        raise InputError("scores of what may come back are not all finite: give finite scores.")
-    total, safe = len(score), np.zeros(len(score), bool)
+    regrowth = np.concatenate([np.ravel((empty | dict(revival))[name]) for name in names])
+    if not np.isfinite(regrowth).all():
+        raise InputError("scores for regrowth are not all finite: give finite scores.")
+    total, always = len(score), np.zeros(len(score), bool)
     starts = np.cumsum([0, *sizes[:-1]])
-    safe[[start + np.argmax(scores[name]) for start, name in zip(starts, names, strict=True)]] = 1
-    rank, place = np.empty(total, int), np.empty(total, int)
-    rank[np.lexsort((score, safe))] = np.arange(total)
-    place[np.lexsort((rng.random(total), score, wish))] = np.arange(total)
+    always[[start + np.argmax(scores[name]) for start, name in zip(starts, names, strict=True)]] = 1
+    rank, regrowth_rank = np.empty(total, int), np.empty(total, int)
+    rank[np.lexsort((score, always))] = np.arange(total)
+    regrowth_rank[np.lexsort((rng.random(total), score, regrowth))] = np.arange(total)
 
-    def tree(bits: np.ndarray) -> MaskTree:
+    def mask_tree(bits: np.ndarray) -> MaskTree:
         parts = np.split(bits.astype(np.float32), starts[1:])
         return {n: part.reshape(np.shape(scores[n])) for n, part in zip(names, parts, strict=True)}
 
     def keeping(count: int) -> Regrown:
-        stays = rank >= total - count
-        may = np.flatnonzero(stays & named & ~safe)
-        some = min(swaps(int(np.sum(stays & named))), len(may))
-        stays[may[np.argsort(rank[may])[:some]]] = False
-        gone = np.flatnonzero(~stays & named)
-        masks = stays.copy()
-        masks[gone[np.argsort(-place[gone])[:some]]] = True
-        return Regrown(tree(masks), tree(stays))
+        remaining = rank >= total - count
+        exchangeable = np.flatnonzero(remaining & named & ~always)
+        exchanged = min(swaps(int(np.sum(remaining & named))), len(exchangeable))
+        remaining[exchangeable[np.argsort(rank[exchangeable])[:exchanged]]] = False
+        pruned = np.flatnonzero(~remaining & named)
+        masks = remaining.copy()
+        masks[pruned[np.argsort(-regrowth_rank[pruned])[:exchanged]]] = True
+        return Regrown(mask_tree(masks), mask_tree(remaining))
 
     def fits(count: int) -> bool:
         return bool(cost_of(keeping(count).masks) <= limit)
 
-    # from the number that fits without exchange, in doubling steps to a bracket, and bisect
+    # bracket n from the number that fits without regrowth, in doubling steps, then bisect
     low = kept(budget.prune_to_budget(scores, cost_of, limit))
     high, step = low + 1, 1
     while not fits(low):
@@ -96,15 +97,15 @@ def prune_and_regrow(
 
 
 def event_epochs(epochs: int, share: float | int, events: int | None = None) -> list[int]:
-    """After how many epochs pruning takes place, where it does so during training.
+    """Numbers of epochs after which a method prunes during training.
 
     Args:
-      epochs: of all training.
-      share: of the epochs, after which the last event is; at least one epoch.
-      events: how many, evenly; by default one after every epoch, which is also the most.
+      epochs: of the training.
+      share: of the epochs, after which the last event takes place; at least one epoch.
+      events: number of events, evenly spaced; by default, and at most, one after every epoch.
 
     Raises:
-      InputError: there is no epoch, or a value is out of range.
+      InputError: there are no epochs, or a value is out of range.
     """
     check_number("epochs, of a method that prunes during training,", epochs, 1)
     check_number("share of the epochs", share, 0, 1)

@@ -228,7 +228,7 @@ def zero_pruned_kernels(architecture: Architecture, variables: dict, masks: Mask
     `orthogonalize` combines filters, and removed ones must not take part; as no gradient reaches
     these weights, they stay 0.
     """
-    alive = masking.alive_channels(architecture, masks)
+    alive = masking.kept_channels(architecture, masks)
     params = dict(masking.fold(variables, masks)["params"])
     for node in architecture.nodes:
         if node.has_kernel:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: random spiking networks, scoring problems, timing and records."""
+"""Shared parts of the benchmarks: random spiking networks, scoring problems, timing and records."""
 
 import argparse
 import dataclasses
@@ -123,7 +123,7 @@ def random_problem(
 
 
 def score_calls(task: Task, members: np.ndarray) -> int:
-    """How often one score calls `score_members`."""
+    """The number of calls of `score_members` in one score."""
     size = task.member_chunk * devices.device_count(task.mesh)
     return len(task.clean + task.adversarial) * -(-len(members) // size)
 

@@ -15,8 +15,8 @@ precision and threads:
                 convolution once, channels last, inference mode, masks as multiplications, one
                 candidate at a time, at its best batch size
 
-There is also `race`, ours with racing (candidates that are significantly worse drop out) on more
-images; and on small images `white_box`, where PGD of 5 steps attacks every candidate in place of
+There is also `race`, ours with racing (significantly worse candidates are eliminated) on more
+images; and on small images `white_box`, where PGD of 5 steps attacks every candidate instead of
 the shared adversarial set. Networks are trained on the digits for some steps (`vgg11` on digits
 enlarged to 32 x 32 x 3), so that masks matter; the candidates are those of the preset `faithful`:
 each filter kept with probability 0.95, and at least 0.9 of them. A sweep is all groups, each with
@@ -65,7 +65,7 @@ from peers.torch_twin import MaskedTwin
 
 
 class Setting(NamedTuple):
-    """What a network is measured on."""
+    """Data and sizes of the measurements of a network."""
 
     side: int  # of the images
     channels: int
@@ -86,7 +86,7 @@ ATTACK = PGD(1 / 16, 5)
 
 
 class Trained(NamedTuple):
-    """A trained network, and the images that its candidates are scored on."""
+    """A trained network, and the images on which its candidates are scored."""
 
     classifier: Classifier
     variables: dict
@@ -95,7 +95,7 @@ class Trained(NamedTuple):
     adversarial: Split
 
     def first(self, images: int) -> tuple[Split, Split]:
-        """The first search images, and the adversarial ones made of them."""
+        """The first search images, clean and adversarial."""
         clean, attacked = (
             Split(*(part[:images] for part in split)) for split in (self.search, self.adversarial)
         )
@@ -324,7 +324,7 @@ def race(trained: Trained, setting: Setting, group: str, members: np.ndarray) ->
 
 
 def rates(rows: dict, evaluations: int) -> dict:
-    """The sweep's rates, with so many evaluations per group, and their ratios."""
+    """The sweep's rates with this number of evaluations per group, and their ratios."""
     per: dict[str, float] = {
         way: sum(row["seconds"][way] for row in rows.values()) for way in (*WAYS, "prefix")
     }

@@ -71,7 +71,7 @@ PART_NAMES = {
 
 
 class Scoring(NamedTuple):
-    """Candidates for one group of one network, and what was timed of their score."""
+    """Candidates for one group of one network, and the times of their score."""
 
     task: Task
     members: np.ndarray

@@ -234,7 +234,7 @@ def whole_networks(task: Task, members: np.ndarray, macs: int) -> Callable[[], n
 
 @contextlib.contextmanager
 def real_devices(options: argparse.Namespace) -> Iterator[list[Point]]:
-    """The same score, sharded over as many devices as there are."""
+    """The same score, sharded over all devices."""
     points = []
     for count in SIZES[DEVICES]:
         if count <= len(jax.devices()):
@@ -246,7 +246,7 @@ def real_devices(options: argparse.Namespace) -> Iterator[list[Point]]:
 
 @contextlib.contextmanager
 def forced_devices(options: argparse.Namespace, counts: tuple[int, ...]) -> Iterator[list[Point]]:
-    """The same score in server processes that see so many devices, each waiting for its turn."""
+    """The same score in server processes with these numbers of devices, which take turns."""
     macs = point(options, 1, images=4 * options.images).macs
     command = [sys.executable, __file__, "--model", options.model]
     command += ["--population", str(options.population), "--images", str(options.images)]
@@ -268,7 +268,7 @@ def forced_devices(options: argparse.Namespace, counts: tuple[int, ...]) -> Iter
 
 
 def ask(server: subprocess.Popen) -> None:
-    """Lets a server process score once, and waits for it."""
+    """Requests one score from a server process, and waits for it."""
     if server.stdin is None or server.stdout is None:
         raise RuntimeError("the process was started without pipes.")
     server.stdin.write("score\n")

@@ -111,7 +111,7 @@ PASSES = {"forward": BLUE, "input gradient": GREEN, "weight gradient": VERMILION
 
 
 class Runs(NamedTuple):
-    """What is timed of a library: calls without arguments that return what to wait for."""
+    """The timed calls of a library, without arguments; each returns the result to wait for."""
 
     forward: Callable[[], Any]  # logits
     training: Callable[[], Any]  # loss, and for ours the next state

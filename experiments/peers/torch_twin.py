@@ -42,7 +42,7 @@ def tensor(array) -> torch.Tensor:
 
 
 def nchw(images) -> torch.Tensor:
-    """Our images (B, H, W, C) as torch wants them."""
+    """Our images (B, H, W, C) in torch's layout."""
     return tensor(images).permute(0, 3, 1, 2).contiguous()
 
 
@@ -61,7 +61,7 @@ def lif_node(lif: Neuron, shape: Surrogate = Surrogate()) -> neuron.LIFNode:
 
 
 def random_network(seed: int, architecture: Architecture) -> dict:
-    """Variables with large weights and a batch norm that does something: every layer spikes."""
+    """Variables with large weights and a batch norm that is not the identity: all layers spike."""
     variables = init(jax.random.key(seed), architecture)
     rng = np.random.default_rng(seed)
     draw = {

@@ -1,9 +1,10 @@
-"""Writes what the peers answer to tests/fixtures, for tests that run without them.
+"""Writes results of other libraries to tests/fixtures, for tests that run without them.
 
-    make oracles; .venv/bin/python tests/oracles/make_fixtures.py
+    make oracles; PYTHONPATH=experiments .venv/bin/python tests/oracles/make_fixtures.py
 
-takes half a minute. Every file holds the question, the answer and, under `versions`, the
-releases of the libraries that gave it. `test_peers.py` checks that they still do.
+takes half a minute. `peers` is in experiments, which pytest has on its path but a script has not.
+Every file has the inputs, the results and, under `versions`, the versions of the libraries.
+`test_peers.py` checks that these libraries still give the same results.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Budgets are met to within one filter or weight, whatever they are counted in."""
+"""Budgets are met to within one filter or weight, in every measure."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def random_scores(architecture, seed=0):
 
 @pytest.mark.parametrize("architecture", (ARCHITECTURE, RESIDUAL))
 @pytest.mark.parametrize("measure", ("macs", "params"))
-def test_filters_go_in_order_until_the_budget_is_met(architecture, measure):
+def test_filters_are_removed_in_order_until_the_budget_is_met(architecture, measure):
     scores = random_scores(architecture)
     costs = budget.cost_of(architecture, measure)
     limit = 0.5 * costs(masks.ones(architecture))
@@ -34,7 +34,7 @@ def test_filters_go_in_order_until_the_budget_is_met(architecture, measure):
     one_more = cut | {group: cut[group] + (np.arange(len(cut[group])) == last)}
     assert costs(one_more) > limit
     kept = {g: scores[g][mask == 1] for g, mask in cut.items()}
-    for values in kept.values():  # who is kept scores more, or is its group's last
+    for values in kept.values():  # kept filters score higher, or are the last of their group
         assert len(values) == 1 or values.min() > max(gone)[0]
 
 
@@ -47,9 +47,9 @@ def test_every_group_keeps_its_best_filters():
     assert set(np.flatnonzero(cut["conv1"])) == set(np.argsort(scores["conv1"])[-2:])
 
 
-def test_spread_scores_take_the_same_share_of_every_group():
+def test_uniform_ranking_removes_the_same_share_of_every_group():
     scores = random_scores(ARCHITECTURE)
-    scores["conv2"] += 100  # which a global order would leave whole
+    scores["conv2"] += 100  # with a global ranking, no filter of it would be removed
     costs = budget.cost_of(ARCHITECTURE, "macs")
     cut = budget.prune_to_budget(budget.uniform_ranking(scores), costs, 0.4 * costs({}))
     for name, mask in cut.items():
@@ -69,7 +69,7 @@ def test_a_group_of_twice_the_weight_loses_twice_the_share():
     assert lost["conv2"] == pytest.approx(2 * lost["conv1"], abs=0.01)
 
 
-def test_weights_go_one_by_one():
+def test_weights_are_removed_one_by_one():
     rng = np.random.default_rng(0)
     shapes = kernel_shapes(ARCHITECTURE)
     scores = {masks.kernel(name): rng.uniform(size=shape) for name, shape in shapes.items()}
@@ -96,7 +96,7 @@ def test_synops_are_measured_on_images():
     assert any((mask == 1).sum() > 1 for mask in cut.values())
 
 
-def test_what_cannot_be_met_is_refused():
+def test_budgets_that_cannot_be_met_are_refused():
     costs = budget.cost_of(ARCHITECTURE, "macs")
     with pytest.raises(InputError, match="cannot be reached"):
         budget.prune_to_budget(random_scores(ARCHITECTURE), costs, 1)
@@ -109,7 +109,7 @@ def test_what_cannot_be_met_is_refused():
         Target("macs", 0.0)
 
 
-def test_masks_of_jax_scores_are_arrays_of_the_same_shape():
+def test_masks_have_the_shapes_of_scores_given_as_jax_arrays():
     scores = {name: jnp.asarray(s) for name, s in random_scores(ARCHITECTURE).items()}
     costs = budget.cost_of(ARCHITECTURE, "macs")
     cut = budget.prune_to_budget(scores, costs, costs({}))

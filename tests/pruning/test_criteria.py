@@ -1,4 +1,4 @@
-"""Plain criteria against numpy, and budgets that are dealt out as the allocation says."""
+"""Criteria against numpy, and allocations of a budget over layers."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def residual(digits):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """In place of training, weights that are drawn anew, and the masks of every training."""
+    """Replaces training by random new weights; records the masks of every training."""
     seen = []
 
     def finetune(key, problem, variables, masks, *, epochs=None):
@@ -52,13 +52,13 @@ def trained(monkeypatch):
 
 @pytest.fixture
 def darkened(monkeypatch):
-    """In place of an attack, images of nine tenths of the light."""
+    """Replaces the attack by images of 0.9 times the brightness."""
     monkeypatch.setattr(PGD, "__call__", lambda self, f, params, x, y, key: 0.9 * x)
 
 
 @pytest.fixture
 def equal(monkeypatch):
-    """As if all layers were equally sensitive, and no passes needed to say so."""
+    """Replaces sensitivity by 1 for all layers, without passes."""
     felt = lambda key, problem, *network: (dict.fromkeys(groups(problem.architecture), 1), Passes())  # noqa: E731
     monkeypatch.setattr(criteria, "sensitivity", felt)
 
@@ -83,7 +83,7 @@ def fixed(key, problem, variables, masks):
 # ---- scores
 
 
-def test_l1_is_the_mean_absolute_weight_of_all_that_write_a_filter(problem, residual):
+def test_l1_is_the_mean_absolute_weight_over_all_layers_of_the_group(problem, residual):
     scores, passes = criteria.l1(KEY, problem, problem.variables, whole(problem))
     params = jax.device_get(problem.variables["params"])
     assert list(scores) == ["conv1", "conv2", "fc1"] and passes == Passes()
@@ -122,7 +122,7 @@ def test_spike_rates_are_means_of_the_activity_in_batches_of_any_size(problem):
     look = jax.jit(lambda x: SpikingNetwork(problem.architecture).apply(*x, activity=True))
     images = to_unit_range(jnp.asarray(problem.search.images))
     _, active = look((problem.variables, images, masks))
-    uneven = dataclasses.replace(problem, batch_size=12)  # 11, 11, and 10 filled up
+    uneven = dataclasses.replace(problem, batch_size=12)  # 11, 11, and 10 with padding
     scores, passes = criteria.spike_rate(KEY, uneven, problem.variables, masks)
     assert passes == Passes(forward=32)
     for group, node in (("conv1", "lif1"), ("conv2", "lif2"), ("fc1", "fc1.lif")):
@@ -132,21 +132,21 @@ def test_spike_rates_are_means_of_the_activity_in_batches_of_any_size(problem):
         assert group == "fc1" or np.ptp(expected) > 0.05
 
 
-def test_taylor_sums_the_squares_of_every_images_own_slopes(problem, darkened):
+def test_taylor_sums_squared_gradients_of_each_image(problem, darkened):
     few = dataclasses.replace(
         problem, search=Split(*(part[:10] for part in problem.search)), batch_size=4
     )
     masks = masking.random(jax.random.key(1), problem.architecture, 0.8)
     scores, passes = criteria.taylor(KEY, few, problem.variables, masks)
-    each = 2 + few.attack.gradients  # the image, its attacked version, and what made that
+    each = 2 + few.attack.gradients  # the image, its attacked version, and the attack's gradients
     assert passes == Passes(10 * each, 10 * each)
-    slopes = jax.jit(jax.grad(lambda m, x, y: loss(few, few.variables, m, x, y)))
+    gradients = jax.jit(jax.grad(lambda m, x, y: loss(few, few.variables, m, x, y)))
     total = {name: 0.0 for name in masks}
     for image, label in zip(*few.search, strict=True):
         image = to_unit_range(jnp.asarray(image[None]))
         for version in (image, 0.9 * image):
-            for name, slope in slopes(masks, version, jnp.asarray(label[None])).items():
-                total[name] = total[name] + np.asarray(slope, np.float64) ** 2
+            for name, gradient in gradients(masks, version, jnp.asarray(label[None])).items():
+                total[name] = total[name] + np.asarray(gradient, np.float64) ** 2
     for name, expected in total.items():
         np.testing.assert_allclose(scores[name], expected, rtol=1e-3, atol=1e-4 * expected.max())
 
@@ -154,7 +154,7 @@ def test_taylor_sums_the_squares_of_every_images_own_slopes(problem, darkened):
 # ---- allocation
 
 
-def test_sensitivity_is_the_rise_of_the_attacked_loss_along_its_slope(problem, darkened):
+def test_sensitivity_is_the_increase_of_the_attacked_loss_along_its_gradient(problem, darkened):
     images = 0.9 * to_unit_range(jnp.asarray(problem.search.images))
     labels, masks = jnp.asarray(problem.search.labels), whole(problem)
 
@@ -162,10 +162,10 @@ def test_sensitivity_is_the_rise_of_the_attacked_loss_along_its_slope(problem, d
         return loss(problem, problem.variables | {"params": params}, masks, images, labels)
 
     params, value = problem.variables["params"], jax.jit(on_images)
-    slopes, base, rises = jax.jit(jax.grad(on_images))(params), value(params), {}
+    gradients, base, rises = jax.jit(jax.grad(on_images))(params), value(params), {}
     for name in masks:
-        weights, slope = (np.asarray(tree[name]["kernel"]) for tree in (params, slopes))
-        step = 0.05 * np.sqrt((weights**2).sum() / (slope**2).sum()) * slope
+        weights, gradient = (np.asarray(tree[name]["kernel"]) for tree in (params, gradients))
+        step = 0.05 * np.sqrt((weights**2).sum() / (gradient**2).sum()) * gradient
         rises[name] = float(value(params | {name: params[name] | {"kernel": weights + step}}))
         rises[name] -= float(base)
     mean = np.mean([max(rise, 0) for rise in rises.values()])
@@ -195,7 +195,7 @@ def test_the_target_is_met_to_within_one_filter_in_the_order_of_scores(
         gone += [values[mask == 0]]
         kept += [values[mask == 1]]
         if (mask == 0).any():
-            last = np.where(mask == 0, values, -1).argmax()  # of this group's to go
+            last = np.where(mask == 0, values, -1).argmax()  # of this group's removed filters
             back.append(cost(found.masks | {name: mask + (np.arange(len(mask)) == last)}))
     assert max(back) > problem.limit()
     lost = [1 - np.mean(np.asarray(mask)) for mask in found.masks.values()]
@@ -206,7 +206,7 @@ def test_the_target_is_met_to_within_one_filter_in_the_order_of_scores(
         assert max(lost) - min(lost) <= 1 / 8 + 1e-6  # one filter of the smallest group
 
 
-def test_a_sensitive_layer_keeps_more(problem, trained, monkeypatch):
+def test_a_sensitive_layer_keeps_more_filters(problem, trained, monkeypatch):
     kept = {}
     for sensitive in ("conv1", "conv2"):
         felt = {name: 2.0 if name == sensitive else 0.5 for name in groups(problem.architecture)}
@@ -227,10 +227,10 @@ def test_a_sensitive_layer_keeps_more(problem, trained, monkeypatch):
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize("measure", ("macs", "synops"))
-def test_what_went_in_an_earlier_round_does_not_come_back(
+def test_filters_removed_in_an_earlier_round_are_not_restored(
     problem, trained, equal, allocation, measure
 ):
-    """Though scores are drawn anew, and weights too."""
+    """Although scores and weights are random in every round."""
     problem = dataclasses.replace(problem, target=Target(measure, 0.4))
     found = by_score(KEY, problem, criterion=criteria.at_random, allocation=allocation, rounds=3)
     (_, first), (_, second), (_, third) = trained
@@ -245,12 +245,12 @@ def test_what_went_in_an_earlier_round_does_not_come_back(
         assert all(limit * 0.8 < cost <= limit for cost, limit in zip(costs, limits, strict=True))
 
 
-def test_synops_that_training_has_saved_bring_no_filter_back(problem, monkeypatch):
+def test_filters_are_not_restored_if_training_reduces_synops(problem, monkeypatch):
     problem, seen = dataclasses.replace(problem, target=Target("synops", 0.5)), []
 
     def finetune(key, problem, variables, masks, *, epochs=None):
         seen.append(masks)
-        return jax.tree.map(lambda x: 0.5 * x, variables), masks  # hardly a spike is left
+        return jax.tree.map(lambda x: 0.5 * x, variables), masks  # almost no spikes
 
     monkeypatch.setattr(criteria, "finetune", finetune)
     by_score(KEY, problem, criterion=criteria.l1, rounds=2)
@@ -261,7 +261,7 @@ def test_synops_that_training_has_saved_bring_no_filter_back(problem, monkeypatc
 
 
 @pytest.mark.parametrize("allocation", ("uniform", "sensitivity"))
-def test_rounds_change_which_filters_go_but_not_how_many_of_a_group(
+def test_rounds_change_which_filters_are_removed_but_not_how_many(
     problem, trained, monkeypatch, allocation
 ):
     felt = {"conv1": 2.0, "conv2": 0.5, "fc1": 0.5}
@@ -274,7 +274,7 @@ def test_rounds_change_which_filters_go_but_not_how_many_of_a_group(
         assert mask.sum() == in_rounds.masks[name].sum()
 
 
-def test_epochs_are_shared_out_over_rounds():
+def test_epochs_are_divided_among_rounds():
     for given, expected in (
         ((10, 1), [10]),
         ((0, 1), [0]),
@@ -295,7 +295,7 @@ def test_every_round_trains_its_share_of_the_recipe(problem):
     found = by_score(KEY, problem, criterion=criteria.l1, rounds=2, early=1)
     assert [epoch.epoch for epoch in epochs] == [0, 0, 1, 2]
     assert problem.cost()(found.masks) <= problem.limit()
-    for name, mask in found.masks.items():  # no gradient reaches what is gone after round 2
+    for name, mask in found.masks.items():  # removed filters have no gradient after round 2
         kernels = (each["params"][name]["kernel"] for each in (found.variables, problem.variables))
         moved = np.abs(np.subtract(*kernels)).reshape(-1, len(mask)).max(0)
         assert moved[np.asarray(mask) == 1].min() > 0
@@ -312,7 +312,7 @@ def test_magnitude_keeps_the_largest_weights_of_all_layers(problem, trained, rou
     limit = problem.limit(measure="params")
     assert limit - 1 < problem.cost("params")(found.masks) <= limit
     params = problem.variables["params"]
-    if rounds == 2:  # the second goes by the weights of the first's training
+    if rounds == 2:  # the second ranks the weights that the first trained
         (epochs, first), (_, second) = trained
         assert epochs == 2 and all((second[name] <= first[name]).all() for name in first)
         early = problem.limit(1 / 2, "params")

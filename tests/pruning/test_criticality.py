@@ -1,4 +1,4 @@
-"""Criticality: what is exchanged, by which score, and that the target is met all the same."""
+"""Criticality: scores, the exchange of channels and weights, and the target."""
 
 import dataclasses
 
@@ -39,14 +39,14 @@ def untrained(problem):
 
 @pytest.fixture(scope="module")
 def potentials(problem):
-    """Of every search image, (T, B, *features) in one call."""
+    """Membrane potentials of all search images, (T, B, *features), in one call."""
     network, images = SpikingNetwork(problem.architecture), to_unit_range(problem.search.images)
     run = jax.jit(lambda v, x: network.apply(v, x, activity=True)[1].potentials)
     return {name: np.asarray(v) for name, v in run(problem.variables, images).items()}
 
 
 def untouched(problem, record):
-    """In place of `finetune`: calls `adapt` after every epoch, and trains nothing."""
+    """Replaces `finetune`: calls `adapt` after every epoch without training."""
 
     def finetune(key, _, variables, masks, *, adapt):
         state = TrainState(variables, None)
@@ -59,7 +59,9 @@ def untouched(problem, record):
 
 
 @pytest.mark.parametrize("score", ("derivative", "step"))
-def test_criticality_is_the_best_position_of_the_mean_over_time(problem, potentials, score):
+def test_criticality_is_the_maximum_over_positions_of_the_mean_over_time(
+    problem, potentials, score
+):
     found, passes = channel_criticality(KEY, problem, problem.variables, {}, score)
     assert passes == Passes(forward=32)
     assert set(found) == set(NODES)
@@ -74,7 +76,7 @@ def test_criticality_is_the_best_position_of_the_mean_over_time(problem, potenti
 
 
 def brute_force(scales, near, cost, limit, growth):
-    """By sets, from the whole network down to the first exchange that fits."""
+    """With sets, from the dense network down to the first exchange within the limit."""
     filters = sorted((scales[g][i], g, i) for g in scales for i in range(len(scales[g])))
     best = {g: int(np.argmax(scales[g])) for g in scales}
     order = [(g, i) for _, g, i in filters if best[g] != i]
@@ -129,7 +131,7 @@ def test_regrown_weights_are_those_of_critical_channels_and_start_from_0(problem
     found = criticality_weights(KEY, problem, ratio=0.25, prune_share=0.5)
     (variables, first), (_, last) = record[:2]
     assert found.search == Passes(forward=2 * 32)
-    assert record[3][1] is last  # no event after half of the epochs
+    assert record[3][1] is last  # no event in the second half of the epochs
     cost, dense = problem.cost("params"), problem.cost("params")({})
     assert cost(last) == int(0.5 * dense)
     # the cubic schedule's first of two events
@@ -161,7 +163,7 @@ def test_regrown_weights_are_those_of_critical_channels_and_start_from_0(problem
     assert min(back) > max(gone)  # by criticality, then by magnitude
 
 
-def test_without_regeneration_weights_go_by_magnitude_with_equal_counts(problem, monkeypatch):
+def test_without_regeneration_as_many_weights_are_removed_by_magnitude(problem, monkeypatch):
     record, plain = [], []
     monkeypatch.setattr(module, "finetune", untouched(problem, record))
     criticality_weights(KEY, problem, score="step")
@@ -186,7 +188,7 @@ def test_trained_with_either_method_the_target_is_met(problem):
 
 
 @pytest.mark.parametrize("growth", (0.0, 0.4))
-def test_an_exchange_meets_a_limit_to_within_one_and_empties_no_group(growth):
+def test_regrowth_meets_a_limit_to_within_one_and_empties_no_group(growth):
     rng = np.random.default_rng(5)
     for limit in (3, 4, 11, 20):
         scores = {"a": rng.integers(0, 4, 12), "b": rng.integers(-5, -3, 8), "c": np.zeros(1)}
@@ -201,14 +203,14 @@ def test_an_exchange_meets_a_limit_to_within_one_and_empties_no_group(growth):
         assert kept(back) == min(int(growth * limit), limit - 3)
 
 
-def test_an_exchange_keeps_as_many_as_fit_where_what_comes_back_costs_more_or_less():
+def test_regrowth_keeps_as_many_as_fit_if_the_exchanged_filters_differ_in_cost():
     rng = np.random.default_rng(6)
-    for dear in (1, 40):  # filters of `a` are cheap or dear beside those of `b`
+    for price in (1, 40):  # filters of `a` cost less or more than those of `b`
         scores = {"a": rng.uniform(0, 1, 60), "b": rng.uniform(0.5, 1.5, 60)}
         revival = {"a": rng.uniform(2, 3, 60), "b": rng.uniform(0, 1, 60)}
 
-        def cost(masks, dear=dear):
-            return dear * masks["a"].sum() + 6 * masks["b"].sum()
+        def cost(masks, price=price):
+            return price * masks["a"].sum() + 6 * masks["b"].sum()
 
         for limit in (100, 300, 301):
             settings = scores, revival, cost, limit, lambda n: int(0.5 * n), rng
@@ -217,7 +219,7 @@ def test_an_exchange_keeps_as_many_as_fit_where_what_comes_back_costs_more_or_le
             assert cost(found) <= limit < cost(more)
 
 
-def test_events_are_spread_evenly_and_end_in_time():
+def test_events_are_evenly_spaced_and_end_in_time():
     assert event_epochs(10, 0.4) == [1, 2, 3, 4]
     assert event_epochs(10, 0.4, 2) == [2, 4]
     assert event_epochs(10, 0.5, 9) == [1, 2, 3, 4, 5]

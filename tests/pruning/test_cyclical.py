@@ -29,7 +29,7 @@ def kernels(variables):
 
 
 def retrained(monkeypatch):
-    """In place of training: all kernels, masked or not, are new after every epoch; each cycle is
+    """Replaces training: all kernels, masked or not, are new after every epoch; each cycle is
     recorded as its first variables and the kernels and masks of its epochs, before the first too.
     """
     cycles = []
@@ -60,7 +60,7 @@ def test_the_schedule_is_cubic():
     assert density(0, 0, 0.3) == 0.3
 
 
-def test_each_cycle_prunes_the_smallest_left_down_to_the_target(digits, monkeypatch):
+def test_each_cycle_prunes_the_smallest_weights_down_to_the_target(digits, monkeypatch):
     cycles = retrained(monkeypatch)
     problem = lasting(pruning_problem(digits, target=Target("macs", 0.25)), 15)
     found = cyclical(KEY, problem, cycles=3, frozen=0.2)
@@ -87,7 +87,7 @@ def test_each_cycle_prunes_the_smallest_left_down_to_the_target(digits, monkeypa
     assert cost(found.masks) <= problem.limit(measure="params")
 
 
-def test_weights_come_back_with_the_values_that_they_went_with(digits, monkeypatch):
+def test_removed_weights_are_restored_with_their_former_values(digits, monkeypatch):
     cycles = retrained(monkeypatch)
     problem = lasting(pruning_problem(digits), 8)
     cyclical(KEY, problem, cycles=2)
@@ -109,14 +109,14 @@ def test_cycles_fit_the_epochs(digits, monkeypatch):
         found = cyclical(KEY, lasting(problem, epochs))
         assert [len(cycle) - 1 for cycle in cycles] == epochs_per_round(epochs, expected)
         assert problem.cost("params")(found.masks) <= problem.limit(measure="params")
-        if epochs:  # its last epoch trains what is left
+        if epochs:  # its last epoch trains with fixed masks
             for name, bits in alive(cycles[-1][-2][1]).items():
                 np.testing.assert_array_equal(bits, alive(found.masks)[name])
     with pytest.raises(InputError, match="rounds"):
         cyclical(KEY, problem, cycles=5)
 
 
-def test_the_learning_rate_starts_over_with_every_cycle(digits):
+def test_the_learning_rate_restarts_with_every_cycle(digits):
     epochs = []
     problem = pruning_problem(digits, callbacks=Callbacks(on_epoch=epochs.append))
     found = cyclical(KEY, problem, cycles=2)

@@ -1,4 +1,4 @@
-"""DPAP: traces, BCM and survival against loops, and what is pruned for good."""
+"""DPAP: traces, BCM and survival against loops, and permanent pruning."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.pruning.budget import Target
 from ccsrp_jax.pruning.methods import dpap as module
-from ccsrp_jax.pruning.methods.dpap import change, dpap, links, order, trace
+from ccsrp_jax.pruning.methods.dpap import dpap, links, removal_scores, survival_change, trace
 from ccsrp_jax.pruning.problem import Callbacks, Passes
 from ccsrp_jax.training.recipe import Recipe
 from ccsrp_jax.training.trainer import TrainState
@@ -26,8 +26,8 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(scope="module")
 def problem(digits):
-    """Its hidden dense layer fires, in three steps."""
-    search = Split(*(part[:31] for part in digits.search))  # the last batch is filled up
+    """A problem whose hidden dense layer fires, with three time steps."""
+    search = Split(*(part[:31] for part in digits.search))  # the last batch is padded
     problem = pruning_problem(digits, batch_size=20, search=search)
     architecture = dataclasses.replace(problem.architecture, time_steps=3)
     params = dict(problem.variables["params"])
@@ -41,7 +41,7 @@ def problem(digits):
 
 @pytest.fixture
 def still(monkeypatch):
-    """Training that changes no weight; the masks of every epoch."""
+    """Replaces training by none; records the masks of every epoch."""
     seen = []
 
     def finetune(key, problem, variables, masks, *, adapt):
@@ -59,7 +59,7 @@ def with_epochs(problem, epochs, **changes):
     return dataclasses.replace(problem, recipe=recipe, **changes)
 
 
-def test_a_trace_halves_every_step_and_ends_over_the_steps():
+def test_a_trace_halves_every_step_and_is_divided_by_the_steps():
     random = np.random.default_rng(0)
     values = random.random((3, 2, 4, 4, 5)).astype(np.float32)
     held = np.zeros((2, 4, 4, 5))
@@ -72,7 +72,7 @@ def test_a_trace_halves_every_step_and_ends_over_the_steps():
     np.testing.assert_allclose(trace(values[..., 0, 0, :], 3), held[:, 0, 0] / 3, rtol=1e-5)
 
 
-def test_layers_know_what_they_read_and_whose_spikes_they_make(problem):
+def test_links_name_the_inputs_and_the_neurons_of_layers(problem):
     found = {name: tuple(link) for name, link in links(problem.architecture).items()}
     assert found == {
         "conv1": ("conv", "conv1", "image", "lif1"),
@@ -81,14 +81,14 @@ def test_layers_know_what_they_read_and_whose_spikes_they_make(problem):
     }
 
 
-def test_survival_rises_from_a_share_of_the_upper_quartile_on():
+def test_survival_increases_from_a_share_of_the_upper_quartile_on():
     scores = np.array([0.0, 1, 2, 3, 4, 5, 6, 7, 8])  # the upper quartile is 6
-    conv, dense = change(scores, "conv"), change(scores, "dense")
+    conv, dense = survival_change(scores, "conv"), survival_change(scores, "dense")
     np.testing.assert_allclose(
         conv[[0, 1, 2, 6, 8]], [-0.65, 1 / 3 - 0.65, 5 + 2 / 3 - 0.65, 6.35, 6.35]
     )
     np.testing.assert_allclose(dense[[0, 3, 5, 6, 8]], [-1.5, -0.5, 2 + 5 / 3 - 1.5, 2.5, 2.5])
-    np.testing.assert_allclose(change(np.full(4, 0.3), "dense"), 2.5)  # no reason to prune
+    np.testing.assert_allclose(survival_change(np.full(4, 0.3), "dense"), 2.5)  # no reason to prune
 
 
 def by_loop(problem, events, epochs):
@@ -111,7 +111,7 @@ def by_loop(problem, events, epochs):
         return (total.sum((0, 1)) if total.ndim == 3 else total) / 3
 
     bcm, sums, survival = {}, dict.fromkeys(names, 0.0), {}
-    count, scale, told = 0, epochs / 300, []
+    count, scale, expected = 0, epochs / 300, []
     for event in range(events):
         for start in range(0, 31, 16):
             values = run(to_unit_range(problem.search.images[start : start + 16]))
@@ -136,26 +136,26 @@ def by_loop(problem, events, epochs):
             delta = np.where(delta > 0, delta + bonus, delta)
             slows = math.exp(-math.floor(event / (period * scale)))
             survival[name] = survival.get(name, 10 * scale) * 0.999 ** (1 / scale) + delta * slows
-        told.append({name: np.array(value) for name, value in survival.items()})
-    return told
+        expected.append({name: np.array(value) for name, value in survival.items()})
+    return expected
 
 
-def test_survival_is_that_of_a_loop_over_images(problem, still, monkeypatch):
-    problem = with_epochs(problem, 60, target=Target("macs", 1.0))  # nothing has to go
+def test_survival_equals_that_of_a_loop_over_images(problem, still, monkeypatch):
+    problem = with_epochs(problem, 60, target=Target("macs", 1.0))  # nothing has to be pruned
     found = []
     monkeypatch.setattr(
-        module, "order", lambda survival, masks: found.append(dict(survival)) or survival
+        module, "removal_scores", lambda survival, masks: found.append(dict(survival)) or survival
     )
     dpap(KEY, problem, rest=0.9)
-    told = by_loop(problem, 6, 60)
+    expected = by_loop(problem, 6, 60)
     assert len(found) == 6  # epochs 1 to 6
-    for mine, theirs in zip(found, told, strict=True):
+    for mine, theirs in zip(found, expected, strict=True):
         for name, values in theirs.items():
             np.testing.assert_allclose(mine[name], values, rtol=1e-3, atol=2e-3)
-    assert any((values < 0).any() for values in told[-1].values())
+    assert any((values < 0).any() for values in expected[-1].values())
 
 
-def test_what_falls_below_zero_goes_for_good_but_no_more_than_the_target_asks(problem, still):
+def test_survival_below_zero_prunes_permanently_but_not_below_the_target(problem, still):
     problem = with_epochs(problem, 24)
     found = dpap(KEY, problem)
     assert found.search == Passes(forward=18 * 31)
@@ -170,21 +170,21 @@ def test_what_falls_below_zero_goes_for_good_but_no_more_than_the_target_asks(pr
     assert 0.8 < problem.cost()(loose.masks) / problem.limit(0.0) <= 0.9
 
 
-def test_what_survives_stays_until_the_last_event_asks_for_the_target(problem, still):
+def test_surviving_neurons_are_pruned_at_the_last_event_only(problem, still):
     found = dpap(KEY, with_epochs(problem, 8), survival=1e9)
     assert all(np.all(np.asarray(mask) == 1) for masks in still[:5] for mask in masks.values())
     assert problem.cost()(found.masks) <= problem.limit()
     assert found.masks["fc1/kernel"].all() and 0.2 < found.masks["fc1"].mean() < 0.9
 
 
-def test_what_is_gone_goes_first_then_what_is_below_zero_and_synapses_last():
+def test_removal_starts_with_masked_then_negative_survival_and_ends_with_synapses():
     survival = {
         "a": np.array([-2.0, 5, 3, 9]),
         "b": np.array([700.0, -1, 800]),
         "c/kernel": np.array([[-3.0, 0.5]]),
     }
     masks = {"a": np.array([1, 1, 0, 1]), "b": np.ones(3), "c/kernel": np.ones((1, 2))}
-    ranked = order(survival, masks)
+    ranked = removal_scores(survival, masks)
     flat = [(value, name, i) for name, row in ranked.items() for i, value in enumerate(row.ravel())]
     last = ["a3", "b2", "c/kernel1"]
     assert [f"{name}{i}" for _, name, i in sorted(flat)][:4] == ["a2", "c/kernel0", "a0", "b1"]

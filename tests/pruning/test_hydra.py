@@ -1,4 +1,4 @@
-"""HYDRA's search moves scores alone, by the gradient of the robust loss for the masks."""
+"""HYDRA: the search changes scores only, by the gradient of the robust loss for the masks."""
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ from ccsrp_jax.pruning.methods.hydra import (
     ScoreSearch,
     hydra,
     hydra_weights,
+    initial_scores,
     search_scores,
-    start_scores,
 )
 from ccsrp_jax.pruning.problem import Callbacks, Passes, weight_masks
 from ccsrp_jax.training.recipe import Recipe
@@ -29,7 +29,7 @@ NONE = Recipe(epochs=0, batch_size=32)  # of fine-tuning
 
 @pytest.fixture(scope="module")
 def problem(digits):
-    """Without any epoch of fine-tuning, so that weights show what the search did to them."""
+    """A problem without epochs of fine-tuning, so that weights are those after the search."""
     return pruning_problem(digits, recipe=NONE)
 
 
@@ -54,7 +54,7 @@ def loss(problem, scores, counts):
     return float(optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean())
 
 
-def test_masks_are_the_highest_absolute_scores_and_pass_their_gradient_on():
+def test_masks_are_the_largest_absolute_scores_with_a_straight_through_gradient():
     rng = np.random.default_rng(0)
     scores = {"a": rng.normal(size=(3, 3, 2, 5)).astype(np.float32), "b": rng.normal(size=9)}
     scores = {name: jnp.asarray(values, jnp.float32) for name, values in scores.items()}
@@ -71,27 +71,27 @@ def test_masks_are_the_highest_absolute_scores_and_pass_their_gradient_on():
         masks = module.straight_through(scores, counts)
         return sum(jnp.vdot(weights[name], mask) for name, mask in masks.items())
 
-    for name, slope in jax.grad(weighted)(scores).items():
-        np.testing.assert_allclose(slope, weights[name] * np.sign(scores[name]), rtol=1e-6)
+    for name, gradient in jax.grad(weighted)(scores).items():
+        np.testing.assert_allclose(gradient, weights[name] * np.sign(scores[name]), rtol=1e-6)
 
 
-def test_scores_start_as_scaled_weights(problem):
+def test_initial_scores_are_scaled_weights(problem):
     shapes = kernel_shapes(problem.architecture)
     kernels = {n: np.asarray(problem.variables["params"][n]["kernel"]) for n in shapes}
-    single = start_scores(problem, weight_masks(problem))
+    single = initial_scores(problem, weight_masks(problem))
     for name, scores in single.items():
         kernel = kernels[name.removesuffix("/kernel")]
         scale = np.sqrt(6 / np.prod(kernel.shape[:-1]))
         np.testing.assert_allclose(scores, scale * kernel / np.abs(kernel).max(), rtol=1e-6)
-    for name, scores in start_scores(problem, masks.ones(problem.architecture)).items():
+    for name, scores in initial_scores(problem, masks.ones(problem.architecture)).items():
         norms = np.abs(kernels[name]).reshape(-1, kernels[name].shape[-1]).sum(0)
         scale = np.sqrt(6 / np.prod(kernels[name].shape[:-1]))
         np.testing.assert_allclose(scores, scale * norms / norms.max(), rtol=1e-5)
 
 
-def test_a_step_is_the_slope_for_the_masked_weights(problem, digits):
+def test_a_step_follows_the_gradient_of_the_masked_network(problem, digits):
     one = pruning_problem(digits, recipe=NONE, train=Split(*(part[:32] for part in digits.train)))
-    before = start_scores(one, weight_masks(one))
+    before = initial_scores(one, weight_masks(one))
     counts = counts_of(one, before)
     after, passes = search_scores(
         KEY, one, before, counts, ScoreSearch(epochs=1, learning_rate=0.3, robust=False)
@@ -102,23 +102,23 @@ def test_a_step_is_the_slope_for_the_masked_weights(problem, digits):
         layer = name.removesuffix("/kernel")
         params[layer] = {**params[layer], "kernel": params[layer]["kernel"] * mask}
 
-    def masked_loss(params):  # without masks: of weights that are 0 where one was
+    def masked_loss(params):  # without masks, with zeros in the weights instead
         logits = one.classifier(({**one.variables, "params": params}, {}), images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     images, labels = to_unit_range(jnp.asarray(one.train.images)), one.train.labels
-    slopes = jax.jit(jax.grad(masked_loss))(params)
+    gradients = jax.jit(jax.grad(masked_loss))(params)
     for name, scores in before.items():
         layer = name.removesuffix("/kernel")
-        slope = slopes[layer]["kernel"] * one.variables["params"][layer]["kernel"]
-        expected = scores - 0.3 * slope * np.sign(scores)
+        gradient = gradients[layer]["kernel"] * one.variables["params"][layer]["kernel"]
+        expected = scores - 0.3 * gradient * np.sign(scores)
         moved = np.abs(after[name] - scores).max()
         assert moved > 1e-4
         np.testing.assert_allclose(after[name], expected, atol=1e-3 * moved)
 
 
 def test_the_search_lowers_the_loss_of_the_frozen_network(problem):
-    before = start_scores(problem, weight_masks(problem))
+    before = initial_scores(problem, weight_masks(problem))
     counts = counts_of(problem, before)
     after, _ = search_scores(
         KEY, problem, before, counts, ScoreSearch(epochs=20, learning_rate=10.0, robust=False)
@@ -126,7 +126,7 @@ def test_the_search_lowers_the_loss_of_the_frozen_network(problem):
     assert loss(problem, after, counts) < loss(problem, before, counts) - 0.15
 
 
-def test_attacks_are_the_recipe_s_or_the_problem_s_and_are_counted(problem, digits, monkeypatch):
+def test_attacks_of_the_recipe_or_the_problem_are_used_and_counted(problem, digits, monkeypatch):
     used = []
 
     def record(attack, classifier, params, images, labels, key):
@@ -137,17 +137,17 @@ def test_attacks_are_the_recipe_s_or_the_problem_s_and_are_counted(problem, digi
     monkeypatch.setattr(PGD, "__call__", record)
     robust = Recipe(epochs=0, batch_size=32, adversarial=PGD(0.1, 7))
     trained_robustly = pruning_problem(digits, recipe=robust)
-    scores = start_scores(problem, masks.ones(problem.architecture))
+    scores = initial_scores(problem, masks.ones(problem.architecture))
     counts = {name: len(values) // 2 for name, values in scores.items()}
-    for asked, kind in ((problem, (0.05, 2)), (trained_robustly, (0.1, 7))):
+    for problem_, kind in ((problem, (0.05, 2)), (trained_robustly, (0.1, 7))):
         used.clear()
-        _, passes = search_scores(KEY, asked, scores, counts, ScoreSearch(epochs=1))
+        _, passes = search_scores(KEY, problem_, scores, counts, ScoreSearch(epochs=1))
         assert used == [kind] * 2
         assert passes == Passes(64 * (kind[1] + 1), 64 * (kind[1] + 1))
 
 
 @pytest.mark.parametrize("method", (hydra, hydra_weights))
-def test_weights_stay_and_every_layer_loses_the_same_share(problem, method):
+def test_weights_do_not_change_and_every_layer_loses_the_same_share(problem, method):
     before = jax.tree.map(np.array, problem.variables)
     found = method(KEY, problem, search=ScoreSearch(epochs=1))
     jax.tree.map(np.testing.assert_array_equal, found.variables, before)
@@ -161,16 +161,17 @@ def test_weights_stay_and_every_layer_loses_the_same_share(problem, method):
         more = np.asarray(mask).copy().ravel()
         more[np.argmin(more)] = 1
         costs.append(problem.cost(measure)(found.masks | {name: more.reshape(mask.shape)}))
-    assert max(costs) > problem.limit(measure=measure)  # no more than needed went
+    assert max(costs) > problem.limit(measure=measure)  # no more than needed were removed
     assert found.search == Passes(3 * 64, 3 * 64)
 
 
-def test_fine_tuning_takes_the_whole_recipe(digits):
+def test_fine_tuning_uses_the_whole_recipe(digits):
     epochs = []
-    asked = pruning_problem(digits, callbacks=Callbacks(on_epoch=epochs.append))
-    found = hydra(KEY, asked, search=ScoreSearch(robust=False))
+    problem_ = pruning_problem(digits, callbacks=Callbacks(on_epoch=epochs.append))
+    found = hydra(KEY, problem_, search=ScoreSearch(robust=False))
     assert len(epochs) == 4
     assert found.search == Passes(64, 64)  # by default an epoch at least
     assert not np.array_equal(
-        found.variables["params"]["conv1"]["kernel"], asked.variables["params"]["conv1"]["kernel"]
+        found.variables["params"]["conv1"]["kernel"],
+        problem_.variables["params"]["conv1"]["kernel"],
     )

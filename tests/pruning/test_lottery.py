@@ -1,4 +1,4 @@
-"""Tickets: rounds of global magnitude pruning from the same weights; u-Tickets: even work."""
+"""Lottery tickets: global magnitude pruning with rewinding; u-Tickets: balanced workload."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ KEY = jax.random.key(5)
 
 
 def work(mask, grouping, n_pe):
-    """By group, the weights and the room of every element, counted one by one."""
+    """By group, the part of the mask of each element."""
     *_, inputs, outputs = mask.shape
     if grouping == "sata":
         filters = [mask[..., f] for f in range(outputs)]
@@ -29,7 +29,7 @@ def work(mask, grouping, n_pe):
 
 
 def retrained(monkeypatch):
-    """In place of training: kernels, normal and new at every call; the calls are recorded."""
+    """Replaces training by random new kernels at every call; records the calls."""
     calls = []
 
     def finetune(key, problem, variables, masks, *, epochs=None, adapt=None):
@@ -53,12 +53,12 @@ def test_utilization_of_known_loads():
     assert of(0, 9, 0, 0) == pytest.approx(0)
     assert of(3, 1) == pytest.approx(1 / 3)
     assert of(4, 2, 3) == pytest.approx(1 - 1 / 4 * 3 / 2)
-    assert of(0, 0) == of(5) == 1  # nothing to deal out, nobody to deal it out to
+    assert of(0, 0) == of(5) == 1  # no work, or one element
 
 
 @pytest.mark.parametrize("n_pe", (4, 16))
 @pytest.mark.parametrize("grouping", ("sata", "systolic"))
-def test_utilization_and_balance_equal_counting_one_by_one(grouping, n_pe):
+def test_utilization_and_balance_agree_with_explicit_counts(grouping, n_pe):
     rng = np.random.default_rng(0)
     before = (rng.random((3, 3, 32, 36)) < rng.random((32, 36)) ** 2).astype(np.float32)
     draws = [rng.random(before.shape).astype(np.float32) for _ in range(2)]
@@ -78,7 +78,7 @@ def test_utilization_and_balance_equal_counting_one_by_one(grouping, n_pe):
     assert (balance(before, draws[1], grouping=grouping, n_pe=n_pe) != after).any()
 
 
-def test_an_element_gets_no_more_than_it_has_room_for():
+def test_an_element_gets_no_more_weights_than_its_part_has():
     mask = np.ones((1, 1, 5, 1), np.float32)  # two elements, with 3 inputs and 2
     np.testing.assert_array_equal(balance(mask, 0 * mask, grouping="systolic", n_pe=2), mask)
     mask[0, 0, 0] = 0
@@ -88,7 +88,7 @@ def test_an_element_gets_no_more_than_it_has_room_for():
         balance(mask, 0 * mask, n_pe=0)
 
 
-def test_every_round_prunes_the_smallest_left_and_rewinds(digits, monkeypatch):
+def test_every_round_prunes_the_smallest_weights_and_rewinds(digits, monkeypatch):
     problem, calls = pruning_problem(digits), retrained(monkeypatch)
     found = lottery(KEY, problem, rounds=2)
     assert [call["epochs"] for call in calls] == [1, 1, 2]
@@ -112,7 +112,7 @@ def test_every_round_prunes_the_smallest_left_and_rewinds(digits, monkeypatch):
             np.testing.assert_array_equal(np.asarray(mask) > 0, expected)
 
 
-def test_the_default_rounds_take_a_quarter_each_as_far_as_epochs_go(digits, monkeypatch):
+def test_the_default_rounds_remove_a_quarter_each_if_there_are_enough_epochs(digits, monkeypatch):
     calls = retrained(monkeypatch)
     epochs = []
     for total, fraction in ((40, 0.1), (40, 0.5), (4, 0.1), (1, 0.5), (0, 0.5)):
@@ -129,8 +129,8 @@ def test_the_default_rounds_take_a_quarter_each_as_far_as_epochs_go(digits, monk
 
 
 @pytest.mark.parametrize("grouping", ("sata", "systolic"))
-def test_u_tickets_meet_the_target_with_even_work(digits, monkeypatch, grouping):
-    target = Target("macs", 0.3)  # in parameters, as MACs are none of single weights'
+def test_u_tickets_meet_the_target_with_balanced_work(digits, monkeypatch, grouping):
+    target = Target("macs", 0.3)  # counts as parameters, as single weights save no MACs
     problem, calls = pruning_problem(digits, target=target), retrained(monkeypatch)
     u_ticket(KEY, problem, rounds=2, grouping=grouping, n_pe=4)
     cost = problem.cost("params")
@@ -140,7 +140,7 @@ def test_u_tickets_meet_the_target_with_even_work(digits, monkeypatch, grouping)
         assert utilization(found["conv2/kernel"], grouping=grouping, n_pe=4) == 1
         limit = problem.limit(number / 2, "params")
         assert limit - 12 <= cost(found) <= limit  # a removal changes a group by its elements
-        # layers that are not evened out are pruned by size alone, with one threshold
+        # layers that are not balanced are pruned by magnitude only, with one threshold
         before, sizes = calls[number - 1]["masks"], {}
         for name in ("conv1/kernel", "fc1/kernel"):
             size = np.abs(trained[name.removesuffix("/kernel")]["kernel"])
@@ -150,7 +150,7 @@ def test_u_tickets_meet_the_target_with_even_work(digits, monkeypatch, grouping)
     assert utilization(found["conv1/kernel"], n_pe=4) < 1
 
 
-def test_filters_make_tickets_too(digits, monkeypatch):
+def test_structured_tickets_remove_filters(digits, monkeypatch):
     problem, calls = pruning_problem(digits), retrained(monkeypatch)
     found = lottery(KEY, problem, rounds=2, structured=True)
     masks.check(problem.architecture, found.masks)
@@ -170,6 +170,6 @@ def test_a_u_ticket_is_trained_with_its_masks(digits):
     assert problem.cost("params")(found.masks) <= problem.limit(measure="params")
     kernel, start = (v["params"]["conv2"]["kernel"] for v in (found.variables, problem.variables))
     gone = np.asarray(found.masks["conv2/kernel"]) == 0
-    # what is removed has rewound and had no gradient: weight decay of 1e-4 alone
+    # removed weights were rewound and have no gradient, only weight decay of 1e-4
     np.testing.assert_allclose(kernel[gone], start[gone], rtol=1e-4)
     assert np.abs(kernel - start)[~gone].mean() > 1e-3

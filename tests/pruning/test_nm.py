@@ -1,4 +1,4 @@
-"""N:M: the pattern holds in every block, the sampler draws what it says, logits learn."""
+"""N:M sparsity: the pattern in every block, the distribution of samples, and the search."""
 
 import dataclasses
 from itertools import permutations
@@ -13,7 +13,15 @@ from conftest import pruning_problem
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.pruning.budget import Target
-from ccsrp_jax.pruning.methods.nm import blocks, learned, nm, patterns, quotas, sample, unblocked
+from ccsrp_jax.pruning.methods.nm import (
+    blocks,
+    keep_counts,
+    masks_from_logits,
+    nm,
+    patterns,
+    sample,
+    unblock,
+)
 from ccsrp_jax.pruning.problem import Passes, weight_masks
 from ccsrp_jax.utils.errors import InputError
 
@@ -26,12 +34,12 @@ def problem(digits):
 
 
 def untrained(key, problem, variables, masks):
-    """In place of `finetune`."""
+    """Replaces `finetune` by no training."""
     return variables, masks
 
 
 def counts(mask, m):
-    """Of every block of input channels, how many stay; by its number of channels."""
+    """By size of a block of input channels, the numbers of weights that blocks keep."""
     found = {}
     for start in range(0, mask.shape[-2], m):
         part = np.asarray(mask)[..., start : start + m, :]
@@ -39,23 +47,23 @@ def counts(mask, m):
     return found
 
 
-def test_every_block_keeps_n_of_m_and_short_ones_their_share(problem):
+def test_every_block_keeps_n_of_m_and_incomplete_blocks_their_share(problem):
     masks = {"a/kernel": jnp.ones((3, 3, 11, 2)), "b/kernel": jnp.ones((6, 5))}
     rng = np.random.default_rng(0)
     logits = {
         name: blocks(jnp.asarray(rng.normal(size=mask.shape), jnp.float32), 4, -1e9)
         for name, mask in masks.items()
     }
-    found = learned(logits, masks, {"a/kernel": 2, "b/kernel": 1}, 4)
+    found = masks_from_logits(logits, masks, {"a/kernel": 2, "b/kernel": 1}, 4)
     assert counts(found["a/kernel"], 4) == {4: {2}, 3: {2}}  # ceil(3 / 2)
     assert counts(found["b/kernel"], 4) == {4: {1}, 2: {1}}
-    values = np.asarray(unblocked(logits["a/kernel"], 11))
+    values = np.asarray(unblock(logits["a/kernel"], 11))
     assert (values.shape, found["a/kernel"].shape) == ((3, 3, 11, 2), (3, 3, 11, 2))
     block, bits = values[1, 2, 4:8, 1], np.asarray(found["a/kernel"])[1, 2, 4:8, 1]
     np.testing.assert_array_equal(np.flatnonzero(bits), np.sort(np.argsort(block)[2:]))
 
 
-def test_samples_are_drawn_without_replacement_by_softmax():
+def test_samples_are_drawn_from_the_softmax_without_replacement():
     logits, draws = jnp.array([[1.0, 0.0, -0.5, 0.3]]), 20000
     keys = jax.random.split(KEY, draws)
     found = jax.jit(jax.vmap(lambda key: sample(key, logits, np.array([2]), 0.5)))(keys)
@@ -69,7 +77,7 @@ def test_samples_are_drawn_without_replacement_by_softmax():
     np.testing.assert_allclose(found.mean((0, 1)), expected, atol=0.012)
 
 
-def test_gradients_of_samples_are_those_of_the_relaxed_choice():
+def test_gradients_of_samples_are_those_of_the_relaxed_top_k():
     logits, temperature = np.array([0.4, -0.3, 0.1, 0.9]), 0.7
     noise = np.asarray(jax.random.gumbel(KEY, (1, 4)), np.float64)[0]
 
@@ -81,7 +89,7 @@ def test_gradients_of_samples_are_those_of_the_relaxed_choice():
         return total
 
     weights = np.array([1.0, -2.0, 0.5, 3.0])
-    slopes = [
+    gradients = [
         weights @ (relaxed(logits + s) - relaxed(logits - s)) / 2e-5 for s in 1e-5 * np.eye(4)
     ]
 
@@ -90,12 +98,12 @@ def test_gradients_of_samples_are_those_of_the_relaxed_choice():
     def found(logits):
         return sample(KEY, logits[None], np.array([3]), temperature)[0] @ weights
 
-    np.testing.assert_allclose(found(jnp.asarray(logits, jnp.float32)), slopes, rtol=2e-3)
+    np.testing.assert_allclose(found(jnp.asarray(logits, jnp.float32)), gradients, rtol=2e-3)
 
 
 @pytest.mark.parametrize("mixed", (False, True))
 def test_n_is_the_largest_that_the_target_allows(problem, mixed, monkeypatch):
-    monkeypatch.setattr("ccsrp_jax.methods.nm.finetune", untrained)
+    monkeypatch.setattr("ccsrp_jax.pruning.methods.nm.finetune", untrained)
     found = nm(KEY, problem, mixed=mixed)
     cost, limit = problem.cost("params"), problem.limit(measure="params")
     whole = weight_masks(problem)
@@ -125,12 +133,12 @@ def test_patterns_fall_from_m_to_1_largest_layers_first():
     assert [tuple(p.values()) for p in patterns(masks, 3, True)] == [
         (3, 3, 3), (3, 2, 3), (2, 2, 3), (2, 2, 2), (2, 1, 2), (1, 1, 2), (1, 1, 1)
     ]  # fmt: skip
-    assert quotas(masks, {"a": 1, "b": 3, "c": 1}, 4)["b"].tolist() == [3]
+    assert keep_counts(masks, {"a": 1, "b": 3, "c": 1}, 4)["b"].tolist() == [3]
 
 
 def test_the_search_lowers_the_loss_with_weights_frozen(problem, monkeypatch):
     searching = dataclasses.replace(problem, recipe=dataclasses.replace(problem.recipe, epochs=40))
-    monkeypatch.setattr("ccsrp_jax.methods.nm.finetune", untrained)
+    monkeypatch.setattr("ccsrp_jax.pruning.methods.nm.finetune", untrained)
     found = []
 
     @jax.jit
@@ -150,13 +158,13 @@ def test_the_search_lowers_the_loss_with_weights_frozen(problem, monkeypatch):
 
 @pytest.mark.parametrize("robust, parts", ((None, 1), (0.5, 2)))
 def test_a_robust_loss_attacks_search_images_and_counts_it(problem, robust, parts, monkeypatch):
-    monkeypatch.setattr("ccsrp_jax.methods.nm.finetune", untrained)
+    monkeypatch.setattr("ccsrp_jax.pruning.methods.nm.finetune", untrained)
     recipe = dataclasses.replace(problem.recipe, adversarial=PGD(0.05, 1))
     found = nm(KEY, dataclasses.replace(problem, recipe=recipe), robust=robust, epochs_share=0.5)
     assert found.search == Passes(2 * 32 * (parts + 2), 2 * 32 * (parts + 2))
 
 
-def test_trained_the_mask_holds_and_the_target_is_met(problem):
+def test_the_mask_is_fixed_in_training_and_meets_the_target(problem):
     found = nm(KEY, problem)
     assert found.search == Passes(2 * 32, 2 * 32)
     assert problem.cost("params")(found.masks) <= problem.limit(measure="params")

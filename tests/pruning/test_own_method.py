@@ -47,7 +47,7 @@ def run_dir(tmp_path_factory):
 
 
 @pytest.mark.parametrize("reverse", (False, True))
-def test_a_method_of_ones_own_takes_a_problem_and_meets_its_target(digits, reverse):
+def test_a_method_from_outside_takes_a_problem_and_meets_its_target(digits, reverse):
     problem = pruning_problem(digits)
     pruned = first_filters(jax.random.key(0), problem, reverse=reverse)
     masking.check_fit(problem.architecture, pruned.masks)
@@ -58,7 +58,7 @@ def test_a_method_of_ones_own_takes_a_problem_and_meets_its_target(digits, rever
         assert np.array_equal(kept, np.arange(first, first + len(kept)))
 
 
-def test_a_method_of_ones_own_joins_a_comparison(run_dir, tmp_path, monkeypatch):
+def test_a_method_from_outside_takes_part_in_a_comparison(run_dir, tmp_path, monkeypatch):
     script = experiment("compare_methods")
     monkeypatch.setitem(script.KNOWN, "first", first_filters)
     flags = ["--methods", "first", "l1", "--targets", "0.5", "--seeds", "0", "--epochs", "1"]

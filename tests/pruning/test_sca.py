@@ -1,4 +1,4 @@
-"""SCA: the quiet go, the steep come back, and each event meets its share of the target."""
+"""SCA: activity and gradients of channels, and the limit of each event."""
 
 import dataclasses
 
@@ -12,20 +12,23 @@ from conftest import pruning_problem
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.pruning.methods import sca as module
-from ccsrp_jax.pruning.methods.sca import activity_and_slopes, sca
+from ccsrp_jax.pruning.methods.sca import activity_and_gradients, sca
 from ccsrp_jax.pruning.problem import Passes, kept
 from ccsrp_jax.training.trainer import TrainState
 
 KEY = jax.random.key(4)
 NODES = {"conv1": "lif1", "conv2": "lif2", "fc1": "fc1.lif"}
-GONE = {"conv1": [1, 5], "conv2": [0, 7, 8], "fc1": [2, 3, 9]}
+PRUNED = {"conv1": [1, 5], "conv2": [0, 7, 8], "fc1": [2, 3, 9]}
 
 
 @pytest.fixture(scope="module")
 def problem(digits):
     problem = pruning_problem(digits, batch_size=24)  # two batches of 16
     params = problem.variables["params"]
-    louder = {**params["fc1"], "bias": params["fc1"]["bias"] + 1.2}  # else it would be silent
+    louder = {
+        **params["fc1"],
+        "bias": params["fc1"]["bias"] + 1.2,
+    }  # without this it would be silent
     variables = {**problem.variables, "params": {**params, "fc1": louder}}
     return dataclasses.replace(problem, variables=variables)
 
@@ -33,14 +36,14 @@ def problem(digits):
 @pytest.fixture(scope="module")
 def masks(problem):
     whole = {"conv1": np.ones(8), "conv2": np.ones(12), "fc1": np.ones(10)}
-    for name, places in GONE.items():
+    for name, places in PRUNED.items():
         whole[name][places] = 0
     return {name: mask.astype(np.float32) for name, mask in whole.items()}
 
 
 @pytest.fixture(scope="module")
 def measured(problem, masks):
-    return activity_and_slopes(KEY, problem, problem.variables, masks)
+    return activity_and_gradients(KEY, problem, problem.variables, masks)
 
 
 def test_activity_is_the_mean_of_spikes_and_absolute_potentials(problem, masks, measured):
@@ -54,11 +57,11 @@ def test_activity_is_the_mean_of_spikes_and_absolute_potentials(problem, masks, 
         each = np.asarray(active.spikes[node]) + np.abs(active.potentials[node])
         expected = masks[group] * each.reshape(-1, each.shape[-1]).mean(0)
         np.testing.assert_allclose(measured[0][group], expected, rtol=1e-4)
-        assert (measured[0][group][GONE[group]] == 0).all()
+        assert (measured[0][group][PRUNED[group]] == 0).all()
     assert measured[2] == Passes(32, 32)
 
 
-def test_slopes_are_the_losss_for_the_gate_of_channels_that_are_gone(problem, masks, measured):
+def test_gradients_are_those_of_the_loss_for_gates_of_pruned_channels(problem, masks, measured):
     images, labels = jnp.asarray(to_unit_range(problem.search.images)), problem.search.labels
 
     @jax.jit
@@ -69,12 +72,12 @@ def test_slopes_are_the_losss_for_the_gate_of_channels_that_are_gone(problem, ma
 
     # nothing but the classifier reads fc1, so that its gates' loss is smooth
     step = 1e-2 * np.eye(10, dtype=np.float32)
-    slopes = [(loss(masks["fc1"] + s) - loss(masks["fc1"] - s)) / 2e-2 for s in step]
-    np.testing.assert_allclose(measured[1]["fc1"], slopes, atol=2e-4)
-    assert np.abs(measured[1]["fc1"][GONE["fc1"]]).max() > 1e-3
+    gradients = [(loss(masks["fc1"] + s) - loss(masks["fc1"] - s)) / 2e-2 for s in step]
+    np.testing.assert_allclose(measured[1]["fc1"], gradients, atol=2e-4)
+    assert np.abs(measured[1]["fc1"][PRUNED["fc1"]]).max() > 1e-3
 
 
-def test_each_event_keeps_the_most_active_and_those_of_the_steepest_loss(problem, monkeypatch):
+def test_each_event_keeps_the_most_active_and_regrows_the_largest_gradients(problem, monkeypatch):
     record = []
 
     def untouched(key, _, variables, masks, *, adapt):
@@ -91,7 +94,7 @@ def test_each_event_keeps_the_most_active_and_those_of_the_steepest_loss(problem
     assert record[1][1] is record[3][1]  # the last event is after half of the epochs
     cost = problem.cost()
     for share, (before, after) in zip((0.5, 1.0), record[:2], strict=True):
-        activity, slopes, _ = activity_and_slopes(KEY, problem, problem.variables, before)
+        activity, gradients, _ = activity_and_gradients(KEY, problem, problem.variables, before)
         limit, swaps = problem.limit(share), 3
         assert cost(after) <= limit
         top = {name: int(np.argmax(values)) for name, values in activity.items()}
@@ -103,7 +106,7 @@ def test_each_event_keeps_the_most_active_and_those_of_the_steepest_loss(problem
         stay = {each[2:] for each in filters[: kept(after) - swaps]}
         steep = sorted(
             (each[2:] for each in filters if each[2:] not in stay),
-            key=lambda each: -abs(slopes[each[0]][each[1]]),
+            key=lambda each: -abs(gradients[each[0]][each[1]]),
         )
         expected = stay | set(steep[:swaps])
         assert expected == {(n, int(i)) for n in after for i in np.flatnonzero(after[n])}
@@ -114,7 +117,7 @@ def test_each_event_keeps_the_most_active_and_those_of_the_steepest_loss(problem
         assert cost(one_more) > limit
 
 
-def test_trained_the_target_is_met_and_training_goes_on_behind_the_last_event(problem):
+def test_the_target_is_met_and_training_continues_after_the_last_event(problem):
     found = sca(KEY, problem)
     assert problem.cost()(found.masks) <= problem.limit()
     assert found.search == Passes(2 * 32, 2 * 32)  # share 0.6 of 4 epochs: two events

@@ -1,4 +1,4 @@
-"""SD-SNN against a plain loop over single weights, and what it does with a budget."""
+"""SD-SNN against a plain loop over single weights, and under a budget."""
 
 import dataclasses
 import math
@@ -15,13 +15,13 @@ from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.pruning.budget import Target
 from ccsrp_jax.pruning.methods import sdsnn as module
 from ccsrp_jax.pruning.methods.dendritic_spines import (
-    Growth,
+    SpineState,
     constrain,
     initial_spines,
     regenerate,
     update_ranges,
 )
-from ccsrp_jax.pruning.methods.sdsnn import by_budget, connections, sdsnn
+from ccsrp_jax.pruning.methods.sdsnn import connections, sdsnn, select_by_budget
 from ccsrp_jax.pruning.problem import Callbacks, Passes, kept
 from ccsrp_jax.training.recipe import Recipe
 from ccsrp_jax.training.trainer import TrainState
@@ -42,8 +42,8 @@ def with_epochs(problem, epochs, **changes):
 
 
 @pytest.fixture
-def walk(monkeypatch):
-    """In place of training, steps drawn at random; what weights and masks were at every epoch."""
+def recorded(monkeypatch):
+    """Replaces training by random steps; records weights and masks after every epoch."""
     seen = []
 
     def finetune(key, problem, variables, masks, *, adapt):
@@ -64,13 +64,13 @@ def walk(monkeypatch):
 
 
 def trained(random, kernel):
-    """A drift that lasts some epochs, so that runs of rises and of falls occur."""
+    """Steps that are correlated over epochs, so that magnitudes rise and fall for several."""
     steps = random.normal(0.02, 0.12, np.shape(kernel))
     return (np.asarray(kernel) * random.choice([0.9, 1.15]) + steps).astype(np.float32)
 
 
 class Weight:
-    """One weight's ranges, told as the paper does."""
+    """One weight with its range, as described in the paper."""
 
     def __init__(self, value, top):
         self.value, self.high, self.low, self.mask = value, top, -top, 1
@@ -214,33 +214,33 @@ def by_loop(problem, epochs, spines, last, release):
 
 @pytest.mark.parametrize("release", [False, True])
 @pytest.mark.parametrize("spines", [1, 2])
-def test_every_epoch_is_that_of_a_loop_over_single_weights(
-    digits, walk, monkeypatch, spines, release
+def test_every_epoch_equals_a_loop_over_single_weights(
+    digits, recorded, monkeypatch, spines, release
 ):
     monkeypatch.setattr(module, "START_RATE", START)
     architecture = zoo.plain((3, "A", 4), (4, 4, 1), 3, dense=(6,), time_steps=2)
     network = {"classifier": Classifier(architecture), "variables": busy(architecture, seed=1)}
     problem = with_epochs(pruning_problem(digits, **network), 16)
     found = sdsnn(KEY, problem, spines=spines, rates="paper", release=release)
-    told = list(by_loop(problem, 16, spines, 12, release))
-    assert len(told) == 12
-    for (params, _), (kernels, _) in zip(walk, told, strict=False):
+    expected = list(by_loop(problem, 16, spines, 12, release))
+    assert len(expected) == 12
+    for (params, _), (kernels, _) in zip(recorded, expected, strict=False):
         for name, kernel in kernels.items():
             np.testing.assert_allclose(params[name]["kernel"], kernel, rtol=2e-5, atol=2e-5)
-    for name, mask in told[-1][1].items():
+    for name, mask in expected[-1][1].items():
         np.testing.assert_array_equal(found.masks[masking.kernel(name)], mask)
         np.testing.assert_array_equal(found.masks[name], mask.any((*range(mask.ndim - 1),)))
-        assert 0 < mask.mean() < 1  # something went
-    partly = [mask.reshape(-1, mask.shape[-1]).mean(0) for mask in told[-1][1].values()]
+        assert 0 < mask.mean() < 1  # some weights were pruned
+    partly = [mask.reshape(-1, mask.shape[-1]).mean(0) for mask in expected[-1][1].values()]
     partly = np.concatenate(partly)
-    assert spines > 1 or ((partly > 0) & (partly < 1)).any()  # kernels that grew back
-    assert all(np.all(mask == 1) for _, masks in walk[:11] for mask in masks.values())
-    for _, masks in walk[12:]:  # frozen
+    assert spines > 1 or ((partly > 0) & (partly < 1)).any()  # regenerated kernels
+    assert all(np.all(mask == 1) for _, masks in recorded[:11] for mask in masks.values())
+    for _, masks in recorded[12:]:  # fixed masks
         for name, mask in masks.items():
             np.testing.assert_array_equal(mask, found.masks[name])
 
 
-def test_ranges_come_in_by_a_quarter_after_s_falls_and_move_out_by_the_mean_excess():
+def test_ranges_shrink_by_a_quarter_after_s_decreases_and_grow_by_the_mean_excess():
     layer = initial_spines(np.array([[1.0], [-0.5], [0.8]], np.float32))
     np.testing.assert_array_equal(layer.reach, 1)
     for factor in (0.9, 0.8, 0.7):
@@ -254,7 +254,7 @@ def test_ranges_come_in_by_a_quarter_after_s_falls_and_move_out_by_the_mean_exce
     np.testing.assert_allclose(clipped, [[1.3], [-0.75], [0.7]], rtol=1e-6)
 
 
-def test_a_masked_kernel_returns_after_more_than_s_epochs_in_a_row():
+def test_a_masked_kernel_is_regenerated_after_more_than_s_epochs_in_a_row():
     random = np.random.default_rng(0)
     weights = random.normal(size=(3, 3, 4, 5)).astype(np.float32)
     weights[..., 3] = 0.0
@@ -270,31 +270,31 @@ def test_a_masked_kernel_returns_after_more_than_s_epochs_in_a_row():
     assert signed.mask[..., 3].sum() == 9 and np.all(signed.mask[..., 2, 3] == 1)
 
 
-def test_a_budget_takes_the_least_important_at_the_layers_speeds_and_the_revived_last():
+def test_a_budget_prunes_by_importance_at_the_layers_rates_and_revived_neurons_last():
     pruned = {"a": np.array([1, 1, 0, 0], bool), "b": np.zeros(4, bool)}
     alive = {"a": np.array([0, 1, 1, 1], bool), "b": np.ones(4, bool)}
     scores = {"a": np.array([0.0, 0.1, 3, 2]), "b": np.array([4.0, 1, 2, 3])}
-    growth = Growth({}, pruned, {})
+    spine_state = SpineState({}, pruned, {})
     taken = []
     for limit in range(7, 1, -1):
-        gone = by_budget(growth, scores, alive, {"a": 1.0, "b": 1.0}, kept, limit)
+        gone = select_by_budget(spine_state, scores, alive, {"a": 1.0, "b": 1.0}, kept, limit)
         taken.append({name + str(i) for name in gone for i in np.flatnonzero(gone[name])})
     new = [sorted(late - early) for early, late in pairwise(taken)]
     assert taken[0] == set() and new == [["b1"], ["a3"], ["b2"], ["a2"], ["b3"]]
-    gone = by_budget(growth, scores, alive, {"a": 1.0, "b": 4.0}, kept, 4)
+    gone = select_by_budget(spine_state, scores, alive, {"a": 1.0, "b": 4.0}, kept, 4)
     assert gone["b"].tolist() == [False, True, True, True]
 
 
 @pytest.mark.parametrize(
     "target", [Target("macs", 0.5), Target("params", 0.4), Target("synops", 0.6)], ids=str
 )
-def test_the_target_is_met_to_within_one_filter(problem, walk, target):
+def test_the_target_is_met_to_within_one_filter(problem, recorded, target):
     problem = with_epochs(problem, 8, target=target)
     found = sdsnn(KEY, problem)
     cost = problem.cost()
     assert cost(found.masks) <= problem.limit() and found.search == Passes()
     masking.check(problem.architecture, found.masks)
-    back = []  # costs with the last filter of a group back: one of them was the step before
+    back = []  # costs with one filter restored; one of these masks was the previous step
     for name in masking.ones(problem.architecture):
         for place in np.flatnonzero(np.asarray(found.masks[name]) == 0):
             weights = found.masks[masking.kernel(name)].copy()
@@ -306,7 +306,7 @@ def test_the_target_is_met_to_within_one_filter(problem, walk, target):
     assert max(back) > problem.limit()
 
 
-def test_connections_are_counted_by_the_masks_of_a_layers_own_weights(problem, walk):
+def test_connections_are_counted_in_the_layers_that_own_the_weights(problem, recorded):
     masks = dict(masking.ones(problem.architecture))
     assert connections(problem, masks) == 0
     masks["conv2"] = np.r_[np.zeros(3), np.ones(9)].astype(np.float32)

@@ -1,4 +1,4 @@
-"""Pruning with regeneration by criticality: neurons near their threshold are brought back."""
+"""Pruning with regeneration by criticality: channels near their threshold are regrown."""
 
 from functools import partial
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from ccsrp_jax.utils.errors import check_number, unknown
 Score = Literal["derivative", "step"]
 
 
-STEEP = 1.5  # of the smooth step: half its slope, where the threshold is scaled to 0.5
+STEEPNESS = 1.5  # of the smooth step function
 
 
 def criticality(
@@ -38,27 +38,31 @@ def criticality(
     slimming: float | int = 0.0,
     penalty: float | int = 1e-4,
 ) -> Pruned:
-    """Network slimming, some of whose channels are exchanged for critical ones; then fine-tuning.
+    """Network slimming with regeneration of critical channels, then fine-tuning.
 
-    From the released code: channels are ranked in one order by batch norm's |gamma|; of the n
-    that are to stay, the int(growth * n) lowest go too, and as many of all that are gone come
-    back, those of the highest criticality in the dense network. n is here the largest number
-    whose network, after the exchange, meets the target. Ours, too: what several norms write into
-    counts the mean of their |gamma|; a group without batch norm loses the same share as all
-    others together, by the mean absolute weight of its neurons; criticality is of search images
-    (the code: of all training images).
+    From the released code: channels are ranked over all layers by batch norm's |gamma|. To keep n
+    channels, the n highest are kept except for the int(growth * n) lowest of them, and as many of
+    the pruned channels are regrown, those of highest criticality in the dense network.
+
+    Ours: n is the largest number for which the network, after regrowth, meets the target. A group
+    that several norms write into has the mean of their |gamma|. A group without batch norm loses
+    the same share as all others together, by the mean absolute weight of its neurons. Criticality
+    is measured on search images (the code: on all training images).
 
     Args:
       key: of training.
-      problem: see `problem`.
+      problem: the trained network and its budget.
       score: see `channel_criticality`.
       growth: share of the channels that is exchanged; 0.05 in the code.
-      regenerate: False is plain slimming, with the same target.
-      slimming: share of the budget's epochs that train the dense network, with L1 on gamma, before
-        pruning. The code does so for half of all epochs, from scratch; here the network is
-        trained already, and by default all epochs are fine-tuning.
-      penalty: weight of that L1; 1e-4 in the code. Gamma is shrunk after every epoch, by the
-        penalty times the sum of the epoch's learning rates.
+      regenerate: if False, plain network slimming with the same target.
+      slimming: share of the budget's epochs that train the dense network with an L1 penalty on
+        gamma before pruning. In the code, half of all epochs, from scratch; here the network is
+        already trained, and by default all epochs are fine-tuning.
+      penalty: weight of the L1 penalty; 1e-4 in the code. Gamma is shrunk after every epoch, by
+        the penalty times the sum of the epoch's learning rates (a proximal step).
+
+    Raises:
+      InputError: a setting is out of range, or the target cannot be met.
 
     References:
       Chen, Liu, Liu and You, Criticality-guided Efficient Pruning in Spiking Neural Networks,
@@ -74,18 +78,18 @@ def criticality(
         variables, _ = finetune(key_sparse, problem, variables, masks, epochs=epochs, adapt=shrink)
     revival = {}
     if regenerate:
-        every, search = channel_criticality(key_score, problem, variables, masks, score)
-        revival = {name: every[name] for name in masks}
+        scores, search = channel_criticality(key_score, problem, variables, masks, score)
+        revival = {name: scores[name] for name in masks}
     masks, _ = prune_and_regrow(
         channel_scales(problem, variables),
         revival,
         problem.cost(),
         problem.limit(),
         lambda count: int(growth * count),
-        np.random.default_rng(0),  # two channels are never equal
+        np.random.default_rng(0),  # for ties, which do not occur among channels
     )
-    left = problem.recipe.epochs - epochs
-    variables, _ = finetune(key_train, problem, variables, masks, epochs=left)
+    remaining = problem.recipe.epochs - epochs
+    variables, _ = finetune(key_train, problem, variables, masks, epochs=remaining)
     return Pruned(variables, masks, search)
 
 
@@ -99,28 +103,32 @@ def criticality_weights(
     events: int | None = None,
     regenerate: bool = True,
 ) -> Pruned:
-    """Removes small weights during training, and brings back those of critical channels.
+    """Removes small weights during training, and regrows weights of critical channels.
 
-    From the released code: the k-th of K events has sparsity s_k = s (1 - (1 - k/K)^3). The
-    weights of least magnitude go, in one order for all layers; the classifier's are done with.
-    Of the n others that are to stay, the int(ratio * n) lowest go too, and as many come back, by
-    the criticality of their output channel, from 0. There, equal scores all come back, so whole
-    filters, and more than was said; here equal ones come back by magnitude, then at random, and
-    every event, not the last alone, meets its budget to within one weight. Ours, too:
-    training starts from the trained network; s_k counts what the target counts; criticality is of
-    search images (the code: of one batch of training).
+    From the released code: the k-th of K events has sparsity s_k = s (1 - (1 - k/K)^3). Weights
+    are ranked by magnitude over all layers, including the classifier, whose weights are never
+    regrown. To keep n of the other weights, the n largest are kept except for the int(ratio * n)
+    smallest of them, and as many pruned weights are regrown, from 0, by the criticality of their
+    output channel. In the code, all weights of equal score are regrown: whole filters, and more
+    than the ratio.
+
+    Ours: among equal scores, larger weights are regrown first, then random ones, and every event
+    meets its budget to within one weight. Training starts from the trained network; s_k is a share
+    of what the target measures; criticality is measured on search images (the code: on one
+    training batch).
 
     Args:
       key: of training and ties.
-      problem: see `problem`; the target is `problem.weight_measure`.
+      problem: the trained network and its budget, in `problem.weight_measure`.
       ratio: share of the weights that is exchanged; 0.2 in the paper's run, 0.5 by default there.
-      score: see `channel_criticality`. `step` is what the code has for this method.
-      prune_share: of the epochs, after which the last event is; 200 of 500 in the code.
-      events: by default one after each of these epochs; in the code one in 2000 steps, 39 in all.
-      regenerate: False is magnitude pruning with the same schedule and counts.
+      score: see `channel_criticality`; the code has `step` for this method.
+      prune_share: share of the epochs, after which the last event takes place; 200 of 500 in the
+        code.
+      events: by default one after each of these epochs; in the code every 2000 steps, 39 in all.
+      regenerate: if False, magnitude pruning with the same schedule and counts.
 
     Raises:
-      InputError: the recipe has no epoch, or a setting is out of range.
+      InputError: the recipe has no epochs, or a setting is out of range.
 
     References:
       As for `criticality`.
@@ -142,16 +150,16 @@ def criticality_weights(
         key_event, revival, k = jax.random.fold_in(key_events, done), {}, when.index(done) + 1
         if regenerate:
             variables = state.variables
-            every, passes = channel_criticality(key_event, problem, variables, masks, score)
+            scores, passes = channel_criticality(key_event, problem, variables, masks, score)
             search += passes
             for layer, shape in shapes.items():
                 groups = [segment.group for segment in segments[layer]]
-                if every.keys() >= set(groups):
-                    values = np.concatenate([every[group] for group in groups])
+                if scores.keys() >= set(groups):
+                    values = np.concatenate([scores[group] for group in groups])
                     revival[masking.kernel(layer)] = np.broadcast_to(values, shape)
         before, params = masks, masking.fold(state.variables, masks)["params"]
         sparsity = (1 - problem.target.fraction) * (1 - (1 - k / len(when)) ** 3)
-        masks, stayed = prune_and_regrow(
+        masks, remaining = prune_and_regrow(
             {masking.kernel(layer): np.abs(params[layer]["kernel"]) for layer in shapes},
             revival,
             cost,
@@ -159,11 +167,10 @@ def criticality_weights(
             lambda count: int(ratio * count),
             np.random.default_rng(np.asarray(jax.random.key_data(key_event))),
         )
-        kept = {name: mask * np.asarray(before[name]) for name, mask in stayed.items()}
-        variables, ema = (
-            masking.fold(state.variables, kept),
-            state.ema and masking.fold(state.ema, kept),
-        )
+        # weights that were masked until now, or are regrown, start from 0
+        kept = {name: mask * np.asarray(before[name]) for name, mask in remaining.items()}
+        variables = masking.fold(state.variables, kept)
+        ema = state.ema and masking.fold(state.ema, kept)
         masks = {name: jnp.asarray(mask) for name, mask in masks.items()}
         return state._replace(variables=variables, ema=ema), masks
 
@@ -172,7 +179,7 @@ def criticality_weights(
 
 
 def channel_scales(problem: Problem, variables: dict) -> Scores:
-    """By group, |gamma|; see `criticality` for groups of several norms or of none."""
+    """By group, |gamma| of channels; see `criticality` for groups with several norms or none."""
     segments, key = channel_groups(problem.architecture), jax.random.key(0)
     scales, _ = gamma(key, problem, variables, {})
     weights, _ = l1(key, problem, variables, {})
@@ -197,21 +204,24 @@ def check_score(score: str) -> None:
 def channel_criticality(
     key: Array, problem: Problem, variables: dict, masks: MaskTree, score: Score = "derivative"
 ) -> tuple[dict[str, np.ndarray], Passes]:
-    """How close a channel's neurons come to firing, over the search images.
+    """Criticality of channels: how close their neurons are to the threshold, on search images.
 
-    Mean over images of the maximum over positions of the mean over time of f(v), with v the
-    potential before the reset, and the mean over LIF layers where a group has several (ours).
+    The mean over images of the maximum over positions of the mean over time of f(v), where v is
+    the potential before the reset. A group with several LIF layers has their mean (ours).
 
     Args:
       key: of a stochastic encoding.
       problem, variables, masks: the network.
-      score: f. `derivative` is 1 / (1 + (pi (v - threshold))^2), a surrogate's, highest at the
-        threshold: the paper's idea, and what the code for channels has. `step` is
-        (tanh(1.5 (v / threshold - 1)) + tanh(1.5)) / (2 tanh(1.5)), which rises beyond the
-        threshold: what the code for weights has.
+      score: f. `derivative` is 1 / (1 + (pi (v - threshold))^2), a surrogate derivative with its
+        maximum at the threshold, as in the paper and in the code for channels. `step` is
+        (tanh(1.5 (v / threshold - 1)) + tanh(1.5)) / (2 tanh(1.5)), which increases beyond the
+        threshold, as in the code for weights.
 
     Returns:
-      By group (those too that cannot lose filters), a score for every channel; and passes.
+      By group, a score for every channel (also for groups that cannot be pruned); and passes.
+
+    Raises:
+      InputError: unknown score.
     """
     check_score(score)
     total, count = {}, 0
@@ -225,11 +235,11 @@ def channel_criticality(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _critical(architecture, score, variables, masks, images, real, key):
-    """By group, the sum over the real images."""
+    """By group, the criticality summed over the images that are not padding."""
     network = SpikingNetwork(architecture)
     result: Any = network.apply(variables, images, masks, activity=True, key=key)
     _, active = result
-    threshold, found = architecture.neuron.threshold, {}
+    threshold, by_group = architecture.neuron.threshold, {}
     for layer, v in active.potentials.items():
         segments = channel_groups(architecture)[layer]
         flattened = v.ndim == 3 and len(set(segments)) < len(segments)
@@ -238,14 +248,14 @@ def _critical(architecture, score, variables, masks, images, real, key):
         if score == "derivative":
             near = 1 / (1 + (jnp.pi * (v - threshold)) ** 2)
         else:
-            end = jnp.tanh(STEEP)
-            near = (jnp.tanh(STEEP * (v / threshold - 1)) + end) / (2 * end)
+            end = jnp.tanh(STEEPNESS)
+            near = (jnp.tanh(STEEPNESS * (v / threshold - 1)) + end) / (2 * end)
         near = near.mean(0)
         near = near.max(tuple(range(1, near.ndim - 1)))
         near = (jnp.arange(len(images)) < real) @ near
         for group, part in split_channels(architecture, layer, near):
-            found.setdefault(group, []).append(part)
-    return {name: sum(parts) / len(parts) for name, parts in found.items()}
+            by_group.setdefault(group, []).append(part)
+    return {name: sum(parts) / len(parts) for name, parts in by_group.items()}
 
 
 def _shrink(
@@ -256,17 +266,17 @@ def _shrink(
     state: TrainState,
     masks: MaskTree,
 ) -> tuple[TrainState, MaskTree]:
-    """The L1 penalty's proximal step, for the epoch that is done."""
+    """The proximal step of the L1 penalty, for the last epoch."""
     steps = steps_per_epoch(problem.recipe, len(problem.train.labels))
-    places = (np.arange((done - 1) * steps, done * steps) + 0.5) / (epochs * steps)
-    by = penalty * sum(learning_rate(problem.recipe, float(place)) for place in places)
+    progress = (np.arange((done - 1) * steps, done * steps) + 0.5) / (epochs * steps)
+    amount = penalty * sum(learning_rate(problem.recipe, float(share)) for share in progress)
 
     def shrunk(variables: dict) -> dict:
         params = dict(variables["params"])
         for node in problem.architecture.nodes:
             if isinstance(node, Norm):
                 scale = params[node.name]["scale"]
-                scale = jnp.sign(scale) * jnp.maximum(jnp.abs(scale) - by, 0)
+                scale = jnp.sign(scale) * jnp.maximum(jnp.abs(scale) - amount, 0)
                 params[node.name] = {**params[node.name], "scale": scale}
         return {**variables, "params": params}
 

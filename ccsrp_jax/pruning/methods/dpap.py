@@ -1,7 +1,8 @@
-"""DPAP: neurons and synapses that a learning rule of the brain leaves idle die in training.
+"""DPAP: developmental plasticity-inspired pruning of neurons and synapses during training.
 
-Traces of spikes drive the Bienenstock-Cooper-Munro (BCM) rule; what it says of a neuron raises or
-lowers its survival, and what falls below 0 is pruned for good.
+Traces of spikes drive the Bienenstock-Cooper-Munro (BCM) rule. The resulting scores raise or lower
+a survival value for every neuron and synapse; those whose survival falls below 0 are pruned
+permanently.
 """
 
 import math
@@ -22,20 +23,27 @@ from ccsrp_jax.pruning.problem import Passes, Problem, Pruned, batches, finetune
 from ccsrp_jax.training.trainer import TrainState
 from ccsrp_jax.utils.errors import InputError, check_number
 
-TRACE = 0.5  # what is left of a trace after a step
+TRACE_DECAY = 0.5  # factor per time step
 
 
-LOWER = {"conv": 0.65, "dense": 1.5}  # by how much survival falls where a score is 0
+OFFSET = {"conv": 0.65, "dense": 1.5}  # decrease of survival for a score of 0
 
 
-BONUS = {"conv": 5.0, "dense": 2.0}  # for what does not fall
+BONUS = {"conv": 5.0, "dense": 2.0}  # added to positive changes of survival
 
 
-PERIOD = {"conv": 12, "dense": 13}  # epochs after which changes count exp(-1) times as much
+DECAY_EPOCHS = {"conv": 12, "dense": 13}  # in which changes of survival decay by exp(-1)
 
 
 class Link(NamedTuple):
-    """A layer that writes into a prunable group: what it reads, and whose spikes it makes."""
+    """A layer whose outputs are a prunable group.
+
+    Attributes:
+      kind: `conv` or `dense`.
+      group: of its outputs.
+      before: node that the layer reads.
+      after: node of neurons that its outputs drive.
+    """
 
     kind: str
     group: str
@@ -43,13 +51,13 @@ class Link(NamedTuple):
     after: str
 
 
-class Memory(NamedTuple):
-    """What is summed over all batches so far, of all epochs.
+class Statistics(NamedTuple):
+    """Sums over all batches of all epochs so far.
 
     Attributes:
-      bcm: by layer, for each pair of a channel and a neuron, (in, out).
-      traces: by layer, of its neurons, (out,).
-      images: how many.
+      bcm: by layer, the BCM changes of each pair of an input channel and a neuron, (in, out).
+      traces: by layer, the traces of its neurons, (out,).
+      images: number of images.
     """
 
     bcm: dict[str, Array]
@@ -58,34 +66,38 @@ class Memory(NamedTuple):
 
 
 def links(architecture: Architecture) -> dict[str, Link]:
-    """By name, the layers whose neurons can be pruned."""
-    member, found, nodes = group_of(architecture), {}, architecture.nodes
+    """The layers whose neurons can be pruned, by name.
+
+    Raises:
+      InputError: no node of neurons has the channels of a layer alone.
+    """
+    member, by_layer, nodes = group_of(architecture), {}, architecture.nodes
     shapes = kernel_shapes(architecture)
     for i, node in enumerate(nodes):
         if node.opens_group and (group := member[node.name]) in groups(architecture):
-            behind = (n.name for n in nodes[i:] if n.spiking and member.get(n.name) == group)
-            if (after := next(behind, None)) is None:
+            spiking = (n.name for n in nodes[i:] if n.spiking and member.get(n.name) == group)
+            if (after := next(spiking, None)) is None:
                 raise InputError(
                     f"no layer of neurons holds the channels of {node.name!r} alone, which DPAP "
                     "needs: put one before they are concatenated with others."
                 )
             kind = "conv" if len(shapes[node.name]) == 4 else "dense"
-            found[node.name] = Link(kind, group, node.input, after)
-    return found
+            by_layer[node.name] = Link(kind, group, node.input, after)
+    return by_layer
 
 
 def trace(values: Float[Array, "S B ..."], steps: int) -> Float[Array, "B C"]:
-    """S <- S / 2 + s over the steps, over T, and summed over space."""
-    fades = TRACE ** jnp.arange(steps)[::-1]
+    """The last value of the trace S <- S / 2 + s, divided by T, and summed over space."""
+    weights = TRACE_DECAY ** jnp.arange(steps)[::-1]
     if len(values) == 1:  # constant in time
-        faded = values[0] * fades.sum() / steps
+        last = values[0] * weights.sum() / steps
     else:
-        faded = jnp.tensordot(fades, values, 1) / steps
-    return faded.sum((1, 2)) if faded.ndim == 4 else faded
+        last = jnp.tensordot(weights, values, 1) / steps
+    return last.sum((1, 2)) if last.ndim == 4 else last
 
 
 def bcm(pre: Float[Array, "B I"], post: Float[Array, "B O"], mean: Float[Array, "O"]):
-    """BCM's change of every pair, sum over images of pre post (post - mean), (I, O)."""
+    """BCM's change of each synapse, pre post (post - mean), summed over images, (I, O)."""
     return pre.T @ (post * (post - mean))
 
 
@@ -94,14 +106,14 @@ def observe(
     architecture: Architecture,
     variables: dict,
     masks: MaskTree,
-    memory: Memory,
+    statistics: Statistics,
     images: Float[Array, "B H W C"],
     real: Float[Array, "B"],
-) -> Memory:
-    """Adds a batch; where `real` is 0, images only fill it up."""
-    network, found = SpikingNetwork(architecture), links(architecture)
+) -> Statistics:
+    """Statistics with those of a batch added; images where `real` is 0 are padding."""
+    network, layers = SpikingNetwork(architecture), links(architecture)
     values = network.apply(variables, images, method="encode")
-    wanted = {name for link in found.values() for name in (link.before, link.after)}
+    wanted = {name for link in layers.values() for name in (link.before, link.after)}
     rest, _ = network.apply(variables, values, masks, keep=sorted(wanted), method="walk")
     values = {
         name: trace(value, architecture.time_steps) * real[:, None]
@@ -109,64 +121,62 @@ def observe(
         if name in wanted
     }
     sums, traces = {}, {}
-    for name, link in found.items():
+    for name, link in layers.items():
         pre, post = values[link.before], values[link.after]
-        mean = memory.traces[name] / jnp.maximum(memory.images, 1)
-        sums[name] = memory.bcm[name] + bcm(pre, post, mean)
-        traces[name] = memory.traces[name] + post.sum(0)
-    return Memory(sums, traces, memory.images + real.sum())
+        mean = statistics.traces[name] / jnp.maximum(statistics.images, 1)
+        sums[name] = statistics.bcm[name] + bcm(pre, post, mean)
+        traces[name] = statistics.traces[name] + post.sum(0)
+    return Statistics(sums, traces, statistics.images + real.sum())
 
 
-def change(scores: np.ndarray, kind: str) -> np.ndarray:
-    """How survival changes: by how far a score is up to the layer's upper quartile.
+def survival_change(scores: np.ndarray, kind: str) -> np.ndarray:
+    """The change of survival, from the position of each score between minimum and upper quartile.
 
-    Where all scores are equal, as in a silent layer, they are no reason to prune: all are at it.
+    If all scores are equal, as in a silent layer, none of them lowers survival.
     """
     above, high = scores - scores.min(), np.percentile(scores, 75) - scores.min()
     if high > 0:
         scaled = np.clip(above / high, 0, 1)
     else:
         scaled = (above >= scores.max() - scores.min()).astype(float)
-    delta = 2 * scaled - LOWER[kind]
+    delta = 2 * scaled - OFFSET[kind]
     return delta + BONUS[kind] * (delta > 0)
 
 
-def scores_of(memory: Memory, found: dict[str, Link]) -> dict[str, np.ndarray]:
-    """Spine scores: by group, of neurons; by `masks.kernel`, of a dense layer's synapses."""
+def spine_scores(statistics: Statistics, layers: dict[str, Link]) -> dict[str, np.ndarray]:
+    """Scores of neurons, by group, and of the synapses of dense layers, by `masks.kernel`."""
     inputs, traces, synapses = {}, {}, {}
-    for name, link in found.items():
-        sums = np.asarray(memory.bcm[name], np.float64)
+    for name, link in layers.items():
+        sums = np.asarray(statistics.bcm[name], np.float64)
         inputs[link.group] = inputs.get(link.group, 0) + sums.sum(0)
-        traces[link.group] = traces.get(link.group, 0) + np.asarray(memory.traces[name], float)
+        traces[link.group] = traces.get(link.group, 0) + np.asarray(statistics.traces[name], float)
         if link.kind == "dense":
             synapses[masking.kernel(name)] = sums
-    return {group: unit(inputs[group]) * unit(traces[group]) for group in inputs} | synapses
+    return {
+        group: min_max_scaled(inputs[group]) * min_max_scaled(traces[group]) for group in inputs
+    } | synapses
 
 
-def unit(values: np.ndarray) -> np.ndarray:
-    """Scaled to [0, 1]; all 0 where they are equal."""
+def min_max_scaled(values: np.ndarray) -> np.ndarray:
+    """Values scaled to [0, 1]; all 0 if they are equal."""
     span = values.max() - values.min()
     return (values - values.min()) / span if span > 0 else np.zeros(values.shape)
 
 
-def order(survival: dict[str, np.ndarray], masks: MaskTree) -> dict[str, np.ndarray]:
-    """Scores for `prune_to_budget`: removed first, then survival below 0, then shares of a layer.
-
-    Synapses that are not below 0 go last, after all neurons.
-    """
+def removal_scores(survival: dict[str, np.ndarray], masks: MaskTree) -> dict[str, np.ndarray]:
+    """Scores for `prune_to_budget`, which removes in this order what is masked already, neurons
+    and synapses of survival below 0, equal shares of the other neurons, and the other synapses."""
     worst = 1 + max(float(-each.min()) for each in survival.values())
-    shares, found = (
-        uniform_ranking({name: survival[name] for name in survival if not synaptic(name)}),
-        {},
-    )
+    neurons = {name: survival[name] for name in survival if not is_weight_mask(name)}
+    shares, scores = uniform_ranking(neurons), {}
     for name, values in survival.items():
         above = 1 + shares.get(name, 1.0)
         ranked = np.where(values < 0, values / abs(worst), above)
-        found[name] = np.where(np.asarray(masks[name]) > 0, ranked, -2)
-    return found
+        scores[name] = np.where(np.asarray(masks[name]) > 0, ranked, -2)
+    return scores
 
 
-def synaptic(name: str) -> bool:
+def is_weight_mask(name: str) -> bool:
     return name.endswith(masking.KERNEL)
 
 
@@ -181,42 +191,44 @@ def dpap(
     fade: float | int = 0.999,
     rest: float | int = 0.25,
 ) -> Pruned:
-    """Developmental plasticity-inspired adaptive pruning, of neurons and of dense synapses.
+    """Developmental plasticity-inspired adaptive pruning of neurons and of dense synapses.
 
-    After an epoch of training, search images run through the network, and every pair of a
-    channel and a neuron gains post (post - mean of post) pre, of their traces. A neuron's score
-    is the sum over its pairs times its trace, each scaled to [0, 1] in the layer; a synapse's is
-    its pair's. With u the score scaled to [0, 1] between the layer's least and its upper
-    quartile, survival R <- 0.999 R + D exp(-int(epochs since the start / 12)), where D is
-    2 u - 0.65, and 5 more if above 0 (dense layers: 13; 2 u - 1.5, and 2 more). Below 0 is pruned.
+    After an epoch of training, the search images are passed through the network, and the BCM value
+    of every pair of an input channel and a neuron increases by pre post (post - mean of post), of
+    their traces. A neuron's score is the sum over its pairs times its trace, each scaled to [0, 1]
+    within the layer; a synapse's score is the BCM value of its pair. Let u be the score scaled so
+    that the layer's minimum is 0 and its upper quartile 1, clipped to [0, 1]. Survival is updated
+    by R <- 0.999 R + D exp(-int(epochs since the first event / 12)), where D is 2 u - 0.65, plus 5
+    if that is positive (dense layers: 13; 2 u - 1.5, plus 2). Neurons and synapses with R < 0 are
+    pruned.
 
-    From the released code: all of that, its constants, and sums that no epoch resets. Readings
-    of ours: the mean is that of all images so far, before the batch; a trace is its last value
-    over T; what a dense layer reads are features, a trace each, and what a convolution reads,
-    sums over space; a residual group sums over its layers.
+    From the released code: all of the above, its constants, and sums that are never reset. Our
+    readings: the mean is over all images of earlier batches; a trace is its last value divided by
+    T; inputs of dense layers have a trace for each feature, inputs of convolutions are summed over
+    space; the scores of a residual group are summed over its layers.
 
-    Where the harness differs: the constants, made for 300 epochs, are scaled to the recipe's. The
-    code reads its traces off the training batches. Here R may prune no more than the target asks
-    for, the lowest first, and at the last event, while the target is not met, layers go on to lose
-    equal shares of their neurons, the lowest first: to within one filter (or synapse, where they
-    count). Synapses save no MACs, and where these are the target they go beside the neurons.
+    Ours: the constants, chosen for 300 epochs, are scaled to the recipe's epochs. Traces are of
+    search images (there: of training batches). R prunes no more than the target requires, the
+    lowest first. If the target is not met at the last event, layers lose equal shares of their
+    neurons, the lowest first, to within one filter (or one synapse, if they count). Synapses save
+    no MACs, and with a target in MACs they are pruned by R alone.
 
     Args:
       key: of training.
-      problem: the network and its budget.
-      synapses: prune those of dense layers, too.
-      source_epochs: those that the constants are made for; None leaves them as they are.
+      problem: the trained network and its budget.
+      synapses: also prune synapses of dense layers.
+      source_epochs: epochs that the constants are chosen for; None: constants are not scaled.
       begin: epoch of the first event.
-      survival: R at the start.
-      fade: of R, an epoch.
+      survival: initial R.
+      fade: decay factor of R per epoch.
       rest: share of the epochs, at the end, that train with fixed masks.
 
     Returns:
-      Weights, filter masks, masks of the dense layers' weights, and one pass of the search images
-      forward for every event.
+      Weights, filter masks, weight masks of dense layers, and one forward pass of the search
+      images for every event.
 
     Raises:
-      InputError: a setting is out of range, or there is no epoch to train.
+      InputError: a setting is out of range, or the recipe has no epochs.
 
     References:
       Han et al., IEEE TPAMI, arXiv 2211.12714.
@@ -231,39 +243,40 @@ def dpap(
     scale = 1.0 if source_epochs is None else epochs / source_epochs
     last = max(1, epochs - math.ceil(rest * epochs))
     first = min(max(1, round(begin * scale)), last)
-    architecture, found, cost_of = problem.architecture, links(problem.architecture), problem.cost()
+    architecture, cost_of = problem.architecture, problem.cost()
+    layers = links(architecture)
     shapes = kernel_shapes(architecture)
-    kinds = {link.group: link.kind for link in found.values()}
+    kinds = {link.group: link.kind for link in layers.values()}
     masks = dict(masking.ones(architecture))
-    for name, link in found.items():
+    for name, link in layers.items():
         if synapses and link.kind == "dense":
             kinds[masking.kernel(name)] = "dense"
             masks[masking.kernel(name)] = jnp.ones(shapes[name])
-    memory = Memory(
-        {name: jnp.zeros(shapes[name][-2:]) for name in found},
-        {name: jnp.zeros(shapes[name][-1]) for name in found},
+    statistics = Statistics(
+        {name: jnp.zeros(shapes[name][-2:]) for name in layers},
+        {name: jnp.zeros(shapes[name][-1]) for name in layers},
         jnp.zeros(()),
     )
-    alive = {name: np.full(np.shape(masks[name]), survival * scale) for name in kinds}
+    survivals = {name: np.full(np.shape(masks[name]), survival * scale) for name in kinds}
     limit, seen = problem.limit(), 0
 
     def adapt(done: int, state: TrainState, masks: MaskTree) -> tuple[TrainState, MaskTree]:
-        nonlocal memory, alive, seen
+        nonlocal statistics, survivals, seen
         if not first <= done <= last:
             return state, masks
         for images, _, real in batches(problem):
-            here = (np.arange(len(images)) < real).astype(np.float32)
-            memory = observe(architecture, state.variables, masks, memory, images, here)
+            valid = (np.arange(len(images)) < real).astype(np.float32)
+            statistics = observe(architecture, state.variables, masks, statistics, images, valid)
         seen += len(problem.search.labels)
-        scores = scores_of(memory, found)
+        scores = spine_scores(statistics, layers)
         for name, kind in kinds.items():
-            slows = math.exp(-int((done - first) / (PERIOD[kind] * scale)))
-            delta = change(scores[name], kind) * slows
-            alive[name] = fade ** (1 / scale) * alive[name] + delta
-        kept = prune_to_budget(order(alive, masks), cost_of, limit)
+            decay = math.exp(-int((done - first) / (DECAY_EPOCHS[kind] * scale)))
+            delta = survival_change(scores[name], kind) * decay
+            survivals[name] = fade ** (1 / scale) * survivals[name] + delta
+        fitted = prune_to_budget(removal_scores(survivals, masks), cost_of, limit)
         for name in kinds:
-            goes = (kept[name] == 0) & ((alive[name] < 0) | (done == last))
-            masks = {**masks, name: jnp.asarray(np.where(goes, 0, masks[name]), jnp.float32)}
+            pruned = (fitted[name] == 0) & ((survivals[name] < 0) | (done == last))
+            masks = {**masks, name: jnp.asarray(np.where(pruned, 0, masks[name]), jnp.float32)}
         return state, masks
 
     variables, masks = finetune(key, problem, problem.variables, masks, adapt=adapt)

@@ -1,7 +1,7 @@
-"""HYDRA: what to prune is learned, by gradient descent of the robust loss on importance scores.
+"""HYDRA: importance scores learned by gradient descent on the robust loss.
 
-Every filter (or weight) has a score. The weights are frozen, the k highest |score| of a layer are
-kept, and the gradient for the mask goes straight through to the scores.
+Every filter (or weight) has a score. The weights are frozen, those of the k largest |score| in
+a layer are kept, and a straight-through estimator passes the mask's gradient to the scores.
 """
 
 import math
@@ -33,12 +33,12 @@ class ScoreSearch:
     """Settings of the search for importance scores.
 
     Attributes:
-      epochs: over the training images, in addition to the recipe's, which are all for
-        fine-tuning; by default a fifth of those, as the source's 20 to 100.
-      learning_rate: peak rate of SGD on the scores; a cosine takes it to 0.
+      epochs: passes over the training images, in addition to the recipe's epochs of fine-tuning;
+        by default a fifth of these, the source's ratio (20 to 100).
+      learning_rate: initial rate of SGD on the scores, with cosine decay to 0.
       momentum: of SGD.
-      robust: on attacked training images (by the recipe's attack, or by the problem's where the
-        recipe trains on clean ones), else on clean ones.
+      robust: minimize the loss on attacked training images (by the recipe's attack, or by the
+        problem's if the recipe trains on clean images) instead of that on clean ones.
     """
 
     epochs: int | None = None
@@ -55,13 +55,13 @@ class ScoreSearch:
 def hydra(key: Array, problem: Problem, *, search: ScoreSearch = ScoreSearch()) -> Pruned:
     """Removes filters, the same share of every group; see `hydra_weights`.
 
-    The released code and the paper score single weights. One score a filter is our reading of it:
-    its mask gates the filter's spikes, and it starts from the mean absolute weight.
+    The paper and its released code score single weights. One score for a filter is our extension:
+    its mask gates the filter's spikes, and its initial value is the filter's mean absolute weight.
 
     Args:
       key: of the search and of training.
-      problem: see `problem`.
-      search: its settings.
+      problem: the trained network and its budget.
+      search: settings of the search for scores.
 
     References:
       Sehwag et al., HYDRA: Pruning Adversarially Robust Neural Networks, NeurIPS 2020,
@@ -74,12 +74,12 @@ def hydra(key: Array, problem: Problem, *, search: ScoreSearch = ScoreSearch()) 
 def hydra_weights(key: Array, problem: Problem, *, search: ScoreSearch = ScoreSearch()) -> Pruned:
     """Removes single weights, the same share of every layer but the classifier.
 
-    From the paper and the released code: frozen weights, one score a weight, top k of |score| in
-    every layer with a straight-through gradient, the scaled start (`start_scores`), SGD with a
-    cosine, the same k in every layer, then fine-tuning with frozen masks. Unlike there, the
-    classifier stays whole, batch norm is in inference mode in the search, so that all variables
-    stay as they are, scores have no weight decay, and the robust loss is always the cross-entropy
-    of attacked images, under a recipe of TRADES too.
+    From the paper and the released code: frozen weights, one score per weight, the top k of
+    |score| in every layer with a straight-through gradient, scaled initial scores
+    (`initial_scores`), SGD with cosine decay, the same k in every layer, then fine-tuning with
+    fixed masks. Unlike there, the classifier is not pruned, batch norm is in inference mode during
+    the search, so that no variable changes, scores have no weight decay, and the robust loss is
+    always the cross-entropy of attacked images, also if the recipe uses TRADES.
 
     Args:
       key, problem, search: as in `hydra`.
@@ -97,7 +97,7 @@ def _hydra(
         sizes = {name: np.abs(s) for name, s in scores.items()}
         return budget.prune_to_budget(budget.uniform_ranking(sizes), cost, limit)
 
-    scores = start_scores(problem, dense)
+    scores = initial_scores(problem, dense)
     counts = {name: int(mask.sum()) for name, mask in masks_of(scores).items()}
     scores, passes = search_scores(key_search, problem, scores, counts, search)
     masks = masks_of(scores)
@@ -105,13 +105,15 @@ def _hydra(
     return Pruned(variables, masks, passes)
 
 
-def start_scores(problem: Problem, masks: MaskTree) -> dict[str, Array]:
-    """sqrt(6 / fan-in) theta / max |theta| in every layer, theta the weights or, for the mask of
-    a group, the mean absolute weight of its filters."""
+def initial_scores(problem: Problem, masks: MaskTree) -> dict[str, Array]:
+    """sqrt(6 / fan-in) theta / max |theta| in every layer.
+
+    theta are the weights or, for the mask of a group, the mean absolute weights of its filters.
+    """
     filters, _ = l1(jax.random.key(0), problem, problem.variables, {})
     shapes, scores = kernel_shapes(problem.architecture), {}
     for name in masks:
-        layer = name.removesuffix(masking.KERNEL)
+        layer = masking.layer_of(name)
         theta = filters[name] if layer == name else problem.variables["params"][layer]["kernel"]
         scale = math.sqrt(6 / math.prod(shapes[layer][:-1]))
         scores[name] = scale * jnp.asarray(theta) / jnp.maximum(jnp.abs(theta).max(), 1e-12)
@@ -125,14 +127,14 @@ def search_scores(
     counts: Mapping[str, int],
     search: ScoreSearch,
 ) -> tuple[Mapping[str, Array], Passes]:
-    """Scores after gradient descent on training images, and the passes that it took.
+    """Scores after gradient descent on training images, and the passes taken.
 
     Args:
       key: for shuffling, augmentation and the attack.
-      problem: its weights stay as they are.
-      scores: to start from, named and shaped as masks.
-      counts: by name, how many of the highest absolute scores are kept.
-      search: settings.
+      problem: its weights do not change.
+      scores: initial scores, with the names and shapes of masks.
+      counts: by name, how many of the largest absolute scores are kept.
+      search: settings of the search.
     """
     recipe, train, classifier = problem.recipe, problem.train, problem.classifier
     epochs = max(recipe.epochs // 5, 1) if search.epochs is None else search.epochs
@@ -171,7 +173,7 @@ def search_scores(
 def straight_through(
     scores: Mapping[str, Array], counts: Mapping[str, int | Array]
 ) -> dict[str, Array]:
-    """Masks of the highest |score|; their gradient is passed on to |score| unchanged."""
+    """Masks of the largest |score|, with a straight-through gradient for |score|."""
     masks = {}
     for name, values in scores.items():
         size = jnp.abs(values)

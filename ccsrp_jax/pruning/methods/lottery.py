@@ -1,6 +1,6 @@
-"""Lottery tickets: train, prune by magnitude, rewind, again; and u-Tickets, whose work is even.
+"""Lottery tickets by iterative magnitude pruning with rewinding; u-Tickets with balanced workload.
 
-The trained network that all methods are given is the late point that weights are rewound to.
+Weights are rewound to the trained network that all methods are given (late rewinding).
 """
 
 import math
@@ -24,7 +24,7 @@ from ccsrp_jax.utils.errors import check_number, unknown
 Grouping = Literal["sata", "systolic"]
 
 
-EACH_ROUND = 0.25  # of what is left goes in each of the source's rounds
+SHARE_PER_ROUND = 0.25  # of the remaining weights, removed in each of the source's rounds
 
 
 def lottery(
@@ -37,21 +37,21 @@ def lottery(
 ) -> Pruned:
     """Iterative magnitude pruning with late rewinding.
 
-    Each round trains the dense network's weights under the masks so far, removes what is then
-    smallest in all layers but the classifier together, and forgets the training: weights go back
-    to `problem.variables`. What is found is trained from there in the end.
+    Each round trains the masked network from `problem.variables`, removes the weights that are
+    then smallest, ranked over all layers but the classifier, and rewinds all weights to
+    `problem.variables`. The last training starts there too, with the final masks.
 
-    The source prunes single weights over 15 rounds of a full training each, and rewinds to epoch
-    20 of 300. Here all rounds share one recipe's epochs, and steps in cost are equal factors
-    down to the target.
+    The source prunes single weights over 15 rounds of full training, and rewinds to epoch 20 of
+    300. Here all rounds share the recipe's epochs, and each round reduces the cost by the same
+    factor.
 
     Args:
       key: of training.
-      problem: see `problem`; its measure of weights, if they are what goes.
-      rounds: by default as many as remove a quarter of the rest each (the source's share), no
-        more than there are epochs for.
+      problem: the trained network and its budget, for weights in `problem.weight_measure`.
+      rounds: by default such that each removes a quarter of the remaining weights (the source's
+        share), but no more than there are epochs for.
       last: share of the epochs for the last training.
-      structured: filters go, by their mean absolute weight, in place of weights; not in the source.
+      structured: remove filters, by their mean absolute weight, instead of weights (ours).
 
     Raises:
       InputError: more rounds than epochs.
@@ -67,7 +67,7 @@ def lottery(
     def prune(key: Array, scores: Scores, limit: float) -> MaskTree:
         return budget.prune_to_budget(scores, cost, limit)
 
-    return _tickets(key, problem, whole, measure, prune, rounds, last)
+    return _prune_and_rewind(key, problem, whole, measure, prune, rounds, last)
 
 
 def u_ticket(
@@ -79,16 +79,16 @@ def u_ticket(
     grouping: Grouping = "sata",
     n_pe: int = 16,
 ) -> Pruned:
-    """Lottery tickets that keep all processing elements of an accelerator equally busy.
+    """Lottery tickets with equal workload for all processing elements of an accelerator.
 
-    As `lottery`, but in every round each convolution that does not read the image is evened out
-    by `balance`. That adds weights (averages are rounded up), so a round removes as many more by
-    magnitude as bring the evened network to its target: the last masks miss it by no more than
-    balancing one removal changes. The source rounds up and accepts what is added; its early
-    reduction of the time steps is left out, as T belongs to the problem.
+    As `lottery`, but in every round `balance` equalizes the workload of each convolution that
+    does not read the image. This adds weights, as means are rounded up, so a round removes more
+    weights by magnitude, until the balanced network meets the round's budget, to within the
+    effect of one removal after balancing. The source accepts the added weights. Its early
+    reduction of time steps is omitted, as T is part of the problem.
 
     Args:
-      key: of training and of what `balance` draws.
+      key: of training, and of the random choices of `balance`.
       problem, rounds, last: as in `lottery`.
       grouping, n_pe: as in `balance`.
 
@@ -111,21 +111,21 @@ def u_ticket(
             for name, each in zip(names, jax.random.split(key, len(convs)), strict=True)
         }
 
-        def even(masks: MaskTree) -> MaskTree:
+        def balanced(masks: MaskTree) -> MaskTree:
             balanced = {
                 name: balance(masks[name], draws, grouping=grouping, n_pe=n_pe)
                 for name, draws in noise.items()
             }
             return {**masks, **balanced}
 
-        return even(budget.prune_to_budget(scores, lambda masks: cost(even(masks)), limit))
+        return balanced(budget.prune_to_budget(scores, lambda masks: cost(balanced(masks)), limit))
 
-    return _tickets(
+    return _prune_and_rewind(
         key, problem, weight_masks(problem), problem.weight_measure, prune, rounds, last
     )
 
 
-def _tickets(
+def _prune_and_rewind(
     key: Array,
     problem: Problem,
     masks: MaskTree,
@@ -138,7 +138,7 @@ def _tickets(
     total = problem.recipe.epochs
     final = min(max(round(last * total), 1), total)
     if rounds is None:
-        needed = math.log(problem.target.fraction) / math.log(1 - EACH_ROUND)
+        needed = math.log(problem.target.fraction) / math.log(1 - SHARE_PER_ROUND)
         rounds = max(min(math.ceil(needed), total - final), 1)
     for number, epochs in enumerate(epochs_per_round(total - final, rounds)):
         key_train, key_prune = jax.random.split(jax.random.fold_in(key, number))
@@ -151,12 +151,11 @@ def _tickets(
 
 
 def magnitudes(problem: Problem, variables: dict, masks: MaskTree) -> Scores:
-    """Absolute weights, or filters' mean of them, as the masks' names have it; what is gone is
-    below all others."""
+    """By mask, absolute weights or, for filters, their mean; -1 where the mask is 0."""
     filters, _ = l1(jax.random.key(0), problem, variables, masks)
     scores = {}
     for name, mask in masks.items():
-        layer = name.removesuffix(masking.KERNEL)
+        layer = masking.layer_of(name)
         size = filters[name] if layer == name else np.abs(variables["params"][layer]["kernel"])
         scores[name] = np.where(np.asarray(mask) > 0, size, -1.0)
     return scores
@@ -169,62 +168,63 @@ def balance(
     grouping: Grouping = "sata",
     n_pe: int = 16,
 ) -> Float[np.ndarray, "..."]:
-    """A mask of weights that gives processing elements of a group equally many.
+    """A weight mask with equally many weights for all processing elements of a group.
 
-    Each gets the group's mean, rounded up: random zeros come back where it has fewer, random
-    survivors go where it has more (the source's strong mode). Where an element's whole share of
-    the kernel is smaller than the mean, it gets all of that.
+    Each element gets the group's mean workload, rounded up: random masked weights are restored if
+    it has fewer, random kept weights are removed if it has more (the source's strong mode). An
+    element whose part of the kernel has fewer weights than the mean keeps all of them.
 
     Args:
       mask: of a kernel, (k, k, in, out).
-      noise: uniform in [0, 1), of the same shape; the highest come or stay.
-      grouping: `sata`, consecutive filters form a group, each the work of one element;
-        `systolic`, every filter is a group, each element has some consecutive inputs of it.
-      n_pe: elements; a group has fewer where filters or inputs run out.
+      noise: uniform in [0, 1), of the same shape; weights of high noise are kept or restored.
+      grouping: `sata`, n_pe consecutive filters form a group, one filter per element; `systolic`,
+        every filter is a group, and its input channels are divided among the elements.
+      n_pe: processing elements; a group has fewer if there are fewer filters or inputs.
 
     Raises:
-      InputError: unknown grouping, or no element.
+      InputError: unknown grouping, or `n_pe` below 1.
     """
-    cell, team = _elements(mask.shape, grouping, n_pe)
+    element, group = _elements_and_groups(mask.shape, grouping, n_pe)
     bits = np.asarray(mask, np.float64).ravel()
-    work, room = np.bincount(cell, bits), np.bincount(cell)
-    mean = np.bincount(team, work) / np.bincount(team)
-    share = np.minimum(np.ceil(mean)[team], room)
-    order = np.argsort(2 * cell - bits - np.asarray(noise).ravel())  # survivors first, by element
-    place = np.empty(len(cell), np.int64)
-    place[order] = np.arange(len(cell)) - (np.cumsum(room) - room)[cell[order]]
-    return (place < share[cell]).astype(np.float32).reshape(mask.shape)
+    work, capacity = np.bincount(element, bits), np.bincount(element)
+    mean = np.bincount(group, work) / np.bincount(group)
+    share = np.minimum(np.ceil(mean)[group], capacity)
+    # by element, kept weights first
+    order = np.argsort(2 * element - bits - np.asarray(noise).ravel())
+    rank = np.empty(len(element), np.int64)  # within the element
+    rank[order] = np.arange(len(element)) - (np.cumsum(capacity) - capacity)[element[order]]
+    return (rank < share[element]).astype(np.float32).reshape(mask.shape)
 
 
 def utilization(mask: np.ndarray | Array, *, grouping: Grouping = "sata", n_pe: int = 16) -> float:
-    """How evenly the work of a layer is shared among elements: 1 if equally, 0 if one does it all.
+    """Utilization of the processing elements by a layer, from 0 (one has all work) to 1 (equal).
 
     1 - (max - mean) / max * n / (n - 1) over the n elements of a group, from the released code;
-    the mean over groups is our reading. Groups without work, or of one element, count as 1.
+    the mean over groups is our reading. Groups without work or with one element count as 1.
 
     Args:
       mask, grouping, n_pe: as in `balance`.
     """
-    cell, team = _elements(mask.shape, grouping, n_pe)
-    work, size = np.bincount(cell, np.asarray(mask, np.float64).ravel()), np.bincount(team)
+    element, group = _elements_and_groups(mask.shape, grouping, n_pe)
+    work, size = np.bincount(element, np.asarray(mask, np.float64).ravel()), np.bincount(group)
     most = np.zeros(len(size))
-    np.maximum.at(most, team, work)
-    mean = np.bincount(team, work) / size
-    lost = (most - mean) / np.maximum(most, 1) * size / np.maximum(size - 1, 1)
-    return float(np.mean(1 - lost))
+    np.maximum.at(most, group, work)
+    mean = np.bincount(group, work) / size
+    idle = (most - mean) / np.maximum(most, 1) * size / np.maximum(size - 1, 1)
+    return float(np.mean(1 - idle))
 
 
-def _elements(shape, grouping, n_pe):
-    """By weight, the number of its element; by element, that of its group."""
+def _elements_and_groups(shape, grouping, n_pe):
+    """The element of each weight of the kernel, and the group of each element, as indices."""
     check_number("n_pe", n_pe, 1)
     inputs, outputs = shape[-2:]
     if grouping == "sata":
-        cell, team = np.arange(outputs), np.arange(outputs) // n_pe
+        element, group = np.arange(outputs), np.arange(outputs) // n_pe
     elif grouping == "systolic":
         chunks = min(n_pe, inputs)
         chunk = np.arange(inputs) * chunks // inputs
-        cell = chunk[:, None] + chunks * np.arange(outputs)
-        team = np.repeat(np.arange(outputs), chunks)
+        element = chunk[:, None] + chunks * np.arange(outputs)
+        group = np.repeat(np.arange(outputs), chunks)
     else:
         raise unknown("grouping", grouping, ("sata", "systolic"))
-    return np.broadcast_to(cell, shape).ravel(), team
+    return np.broadcast_to(element, shape).ravel(), group

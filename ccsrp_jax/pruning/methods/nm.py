@@ -1,4 +1,4 @@
-"""N:M sparsity: of every M input channels' weights N stay, and which is learned with gradients."""
+"""N:M sparsity: N of every M weights along input channels are kept, chosen by gradient descent."""
 
 from functools import partial
 
@@ -8,15 +8,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from ccsrp_jax.networks.masks import KERNEL, MaskTree
+from ccsrp_jax.networks.masks import MaskTree, masked_kernel
 from ccsrp_jax.pruning.problem import Passes, Problem, Pruned, batches, finetune, weight_masks
 from ccsrp_jax.training.parallel import training_network
 from ccsrp_jax.utils.errors import InputError, check_number
 
-NOTHING = -1e9  # logit of the places that fill up a short block
+PADDING_LOGIT = -1e9  # logit of the padding of an incomplete block
 
 
-Pattern = dict[str, int]  # by weight mask, N
+Pattern = dict[str, int]  # name of a weight mask -> N
 
 
 def nm(
@@ -32,34 +32,35 @@ def nm(
     end_temperature: float | int = 0.1,
     prior: float | int = 1.0,
 ) -> Pruned:
-    """Learns which N of M weights stay, with weights frozen, and fine-tunes with that mask.
+    """Learns which N of M weights are kept, with frozen weights, and fine-tunes with that mask.
 
-    A block is the weights of M consecutive input channels at one position of the window and for
-    one output channel, in every layer but the classifier; input channels that are left over are
-    a block of r < M, of which ceil(r N / M) stay. Each block has M logits. In the search they
-    are sampled, see `sample`, and descend the loss by Adam; in the end the N highest stay.
+    A block has the weights of M consecutive input channels, at one position of the window and for
+    one output channel, in every layer but the classifier. If M does not divide the number of input
+    channels, the last block has r < M weights, of which ceil(r N / M) are kept. Each block has M
+    logits. The search samples masks from them (see `sample`) and minimizes the loss with Adam;
+    finally the weights with the N highest logits are kept.
 
-    The paper's full text was not to be had. From a summary: M logits a block, in place of one for
-    each of the combinations, and a differentiable top-k of the Gumbel kind. Ours: frozen
-    weights and their absolute values as the logits' start (as MaskLLM has them, Fang et al.,
-    NeurIPS 2024), the relaxation, the search on search images beside the budget, where batch norm
-    uses the batch and goes on averaging, and all constants. The paper's distillation of
-    eligibility traces into the logits is left out.
+    We do not have the paper's full text. From a summary: M logits per block, instead of one for
+    each combination, and a differentiable top-k with Gumbel noise. Ours: frozen weights, whose
+    absolute values initialize the logits (as in MaskLLM, Fang et al., NeurIPS 2024), the
+    relaxation, all constants, and a search on search images in addition to the epochs of the
+    budget, in which batch norm uses batch statistics and updates its running averages. The
+    paper's distillation of eligibility traces into the logits is omitted.
 
-    The target is met to within one N, which may be far: of 4, a quarter of all weights. `mixed`
-    (ours) meets it to within one layer's N.
+    The target is met to within a step of N, which may be large: for M = 4, a quarter of all
+    weights. With `mixed` (ours) it is met to within a step of one layer's N.
 
     Args:
       key: of samples, attacks and training.
-      problem: see `problem`; the target is `problem.weight_measure`.
+      problem: the trained network and its budget, in `problem.weight_measure`.
       m: M.
-      mixed: layers may have N or N - 1; the largest are the first to have the lower.
+      mixed: layers may have N or N - 1; the largest layers are the first to have N - 1.
       epochs_share: passes over the search images, as a share of the budget's epochs; at least 1.
-      robust: weight of the loss on images from `problem.attack`, beside the clean loss; by
-        default 1 where the recipe trains adversarially and else 0, as the task's loss is.
-      rate: of Adam, for the logits.
-      temperature, end_temperature: of the samples, at the start and the end, linear between.
-      prior: the logits start at this times |w| over the block's mean |w|.
+      robust: weight of the loss on images attacked by `problem.attack`, where the clean loss has
+        weight 1 - robust; by default 1 if the recipe trains adversarially, else 0.
+      rate: Adam's learning rate for the logits.
+      temperature, end_temperature: of the samples, at the start and at the end; linear between.
+      prior: logits are initialized to this times |w| / (mean |w| of the block).
 
     Raises:
       InputError: 1:M costs more than the target, or a setting is out of range.
@@ -79,15 +80,12 @@ def nm(
     key_search, key_train = jax.random.split(key)
     variables, whole, measure = problem.variables, weight_masks(problem), problem.weight_measure
     cost, limit = problem.cost(measure), problem.limit(measure=measure)
-    logits = {
-        name: _start(variables["params"][name.removesuffix(KERNEL)]["kernel"], m, prior)
-        for name in whole
-    }
-    choices = patterns(whole, m, mixed)
+    logits = {name: _initial_logits(masked_kernel(variables, name), m, prior) for name in whole}
+    candidates = patterns(whole, m, mixed)
 
-    def first_fit(start: int) -> tuple[int, MaskTree]:
-        for number, choice in enumerate(choices[start:], start):
-            masks = learned(logits, whole, choice, m)
+    def first_within_limit(start: int) -> tuple[int, MaskTree]:
+        for number, pattern in enumerate(candidates[start:], start):
+            masks = masks_from_logits(logits, whole, pattern, m)
             if cost(masks) <= limit:
                 return number, masks
         raise InputError(
@@ -95,15 +93,15 @@ def nm(
             "target, or m."
         )
 
-    number, masks = first_fit(0)
-    shares = quotas(whole, choices[number], m)
+    number, masks = first_within_limit(0)
+    counts = keep_counts(whole, candidates[number], m)
     moments, search = optax.adam(rate).init(logits), Passes()
     steps = batches(problem) * max(1, round(epochs_share * problem.recipe.epochs))
     for step, (images, labels, real) in enumerate(steps):
         key_attack, key_sample = jax.random.split(jax.random.fold_in(key_search, step))
         parts = [(images, 1 - robust)] if robust < 1 else []
         if robust:
-            params = variables, learned(logits, whole, choices[number], m)
+            params = variables, masks_from_logits(logits, whole, candidates[number], m)
             attacked = problem.attack(problem.classifier, params, images, labels, key_attack)
             parts.append((attacked, robust))
         done = step / max(len(steps) - 1, 1)
@@ -111,106 +109,108 @@ def nm(
             problem.classifier,
             m,
             (logits, moments, variables),
-            shares,
+            counts,
             [part for part, _ in parts],
-            [share for _, share in parts],
+            [weight for _, weight in parts],
             labels,
             (rate, temperature + done * (end_temperature - temperature)),
             key_sample,
         )
         passes = real * (len(parts) + (problem.attack.gradients if robust else 0))
         search += Passes(passes, passes)
-    _, masks = first_fit(number)  # SynOps depend on which weights stay
+    _, masks = first_within_limit(number)  # SynOps depend on which weights stay
     variables, _ = finetune(key_train, problem, variables, masks)
     return Pruned(variables, masks, search)
 
 
 @partial(jax.jit, static_argnums=1)
-def _start(kernel, m, prior):
-    """Logits from magnitudes, relative to the block's mean."""
+def _initial_logits(kernel, m, prior):
+    """Logits in proportion to |w| relative to the block's mean."""
     size, real = blocks(jnp.abs(kernel), m, 0), blocks(jnp.ones(kernel.shape), m, 0)
     mean = size.sum(-1, keepdims=True) / real.sum(-1, keepdims=True) + 1e-12
-    return jnp.where(real > 0, prior * size / mean, NOTHING)
+    return jnp.where(real > 0, prior * size / mean, PADDING_LOGIT)
 
 
 def blocks(kernel: Float[Array, "*K I O"], m: int, fill: float | int) -> Float[Array, "*K O N M"]:
-    """The kernel's weights by blocks of input channels, the last filled up."""
+    """The kernel's weights in blocks of m input channels, the last padded with `fill`."""
     rows = jnp.moveaxis(kernel, -2, -1)
-    spare = -rows.shape[-1] % m
-    rows = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, spare)], constant_values=fill)
+    padding = -rows.shape[-1] % m
+    rows = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, padding)], constant_values=fill)
     return rows.reshape(*rows.shape[:-1], -1, m)
 
 
-def unblocked(values: Float[Array, "*K O N M"], channels: int) -> Float[Array, "*K I O"]:
-    """The reverse of `blocks`."""
+def unblock(values: Float[Array, "*K O N M"], channels: int) -> Float[Array, "*K I O"]:
+    """The inverse of `blocks`."""
     rows = values.reshape(*values.shape[:-2], -1)[..., :channels]
     return jnp.moveaxis(rows, -1, -2)
 
 
 def patterns(masks: MaskTree, m: int, mixed: bool) -> list[Pattern]:
-    """Every layer's N, from M for all to 1 for all."""
-    found, largest = [dict.fromkeys(masks, m)], sorted(masks, key=lambda name: -masks[name].size)
+    """Candidate N of all layers, from M everywhere down to 1 everywhere."""
+    candidates = [dict.fromkeys(masks, m)]
+    by_size = sorted(masks, key=lambda name: -masks[name].size)
     for n in range(m - 1, 0, -1):
         if mixed:
-            for name in largest[:-1]:
-                found.append(found[-1] | {name: n})
-        found.append(dict.fromkeys(masks, n))
-    return found
+            for name in by_size[:-1]:
+                candidates.append(candidates[-1] | {name: n})
+        candidates.append(dict.fromkeys(masks, n))
+    return candidates
 
 
-def quotas(masks: MaskTree, pattern: Pattern, m: int) -> dict[str, Int[np.ndarray, "N"]]:
-    """By layer, how many weights of every block stay."""
-    found = {}
+def keep_counts(masks: MaskTree, pattern: Pattern, m: int) -> dict[str, Int[np.ndarray, "N"]]:
+    """By name of a mask, how many weights of each block are kept."""
+    counts = {}
     for name, n in pattern.items():
         channels = masks[name].shape[-2]
         sizes = np.minimum(channels - np.arange(0, channels, m), m)
-        found[name] = -(-sizes * n // m)
-    return found
+        counts[name] = -(-sizes * n // m)
+    return counts
 
 
-def learned(
+def masks_from_logits(
     logits: dict[str, Array], masks: MaskTree, pattern: Pattern, m: int
 ) -> dict[str, Float[Array, "..."]]:
-    """Masks of the highest logits of every block; of equal ones the first."""
-    shares = quotas(masks, pattern, m)
+    """Masks of the highest logits in each block; of equal logits, the first are kept."""
+    counts = keep_counts(masks, pattern, m)
     return {
-        name: _mask(values, shares[name], masks[name].shape[-2]) for name, values in logits.items()
+        name: _mask(values, counts[name], masks[name].shape[-2]) for name, values in logits.items()
     }
 
 
 @partial(jax.jit, static_argnums=2)
-def _mask(values, quota, channels):
-    return unblocked(_highest(values, quota), channels)
+def _mask(values, counts, channels):
+    return unblock(_top_k(values, counts), channels)
 
 
-def _highest(values, quota):
+def _top_k(values, counts):
     rank = jnp.argsort(jnp.argsort(-values, axis=-1), axis=-1)
-    return (rank < quota[:, None]).astype(jnp.float32)
+    return (rank < counts[:, None]).astype(jnp.float32)
 
 
 def sample(
     key: Array,
     logits: Float[Array, "*K N M"],
-    quota: Int[Array | np.ndarray, "N"],
+    counts: Int[Array | np.ndarray, "N"],
     temperature: Float[Array, ""] | float | int,
 ) -> Float[Array, "*K N M"]:
-    """Random 0/1 with `quota` ones a block, drawn without replacement by the logits' softmax.
+    """Random 0/1 masks with `counts` ones per block: Gumbel top-k with a relaxed gradient.
 
-    They are the highest of logits and Gumbel noise. Their gradient is that of a relaxed top-k: a
-    sum of softmaxes, each without what those before have taken.
+    The ones are the highest of logits + Gumbel noise, which samples without replacement from the
+    softmax of the logits. The gradient is that of the relaxed top-k: a sum of successive
+    softmaxes, each with the mass of the ones before removed.
     """
     noisy = (logits + jax.random.gumbel(key, logits.shape)) / temperature
-    hard, soft, left = _highest(noisy, quota), jnp.zeros(logits.shape), noisy
-    for taken in range(logits.shape[-1]):
-        share = jax.nn.softmax(left)
-        soft += share * (taken < quota)[:, None]
-        left += jnp.log(jnp.maximum(1 - share, 1e-6))
+    hard, soft, remaining = _top_k(noisy, counts), jnp.zeros(logits.shape), noisy
+    for drawn in range(logits.shape[-1]):
+        share = jax.nn.softmax(remaining)
+        soft += share * (drawn < counts)[:, None]
+        remaining += jnp.log(jnp.maximum(1 - share, 1e-6))
     return soft + jax.lax.stop_gradient(hard - soft)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _step(classifier, m, state, shares, parts, weights, labels, rates, key):
-    """One step of Adam on the logits, for one sample of masks a batch."""
+def _step(classifier, m, state, counts, parts, weights, labels, rates, key):
+    """One step of Adam on the logits, with one sample of masks for the batch."""
     logits, moments, variables = state
     (rate, temperature), batch = rates, len(labels)
     network, images = training_network(classifier.architecture), jnp.concatenate(parts)
@@ -220,9 +220,9 @@ def _step(classifier, m, state, shares, parts, weights, labels, rates, key):
         masks = {}
         for number, name in enumerate(sorted(logits)):
             key_layer = jax.random.fold_in(key, number)
-            kernel = variables["params"][name.removesuffix(KERNEL)]["kernel"]
-            drawn = sample(key_layer, logits[name], shares[name], temperature)
-            masks[name] = unblocked(drawn, kernel.shape[-2])
+            kernel = masked_kernel(variables, name)
+            drawn = sample(key_layer, logits[name], counts[name], temperature)
+            masks[name] = unblock(drawn, kernel.shape[-2])
         z, updates = network.apply(
             variables,
             images,
@@ -235,6 +235,6 @@ def _step(classifier, m, state, shares, parts, weights, labels, rates, key):
         each = optax.softmax_cross_entropy_with_integer_labels(z, labels)
         return jnp.vdot(each, weights), updates
 
-    slopes, updates = jax.grad(loss, has_aux=True)(logits)
-    direction, moments = optax.adam(rate).update(slopes, moments)
+    gradient, updates = jax.grad(loss, has_aux=True)(logits)
+    direction, moments = optax.adam(rate).update(gradient, moments)
     return optax.apply_updates(logits, direction), moments, {**variables, **updates}
