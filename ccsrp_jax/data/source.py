@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ccsrp_jax.data.augmentation import Augmentation
+from ccsrp_jax.data.checks import in_unit_range, span
 from ccsrp_jax.data.splits import Encoding, Split
 from ccsrp_jax.utils.errors import InputError
 
@@ -116,8 +117,7 @@ def validated_split(
             f"per image, shape ({len(images)},)."
         )
     if images.dtype != np.uint8:
-        _check_unit_range(source, x, images)
-        images = images.astype(np.float32)
+        images = _in_unit_range(source, x, images).astype(np.float32)
     _check_labels(source, y, labels, classes)
     if images.ndim == 3:
         images = images[..., None]
@@ -143,15 +143,17 @@ def count_classes(source: str, y: str, split: Split) -> int:
     return classes
 
 
-def _check_unit_range(source: str, x: str, images: np.ndarray) -> None:
-    low, high = float(images.min()), float(images.max())
+def _in_unit_range(source: str, x: str, images: np.ndarray) -> np.ndarray:
+    low, high = (float(value) for value in span(images))
     if np.isnan(low):
         raise InputError(f"{x} of {source} contains NaN: give floats in [0, 1].")
-    if low < 0 or high > 1:
+    clipped = in_unit_range(images)
+    if clipped is None:
         raise InputError(
             f"{x} of {source} has values from {low:g} to {high:g}: give floats in [0, 1] "
             "(8-bit values must be uint8; divide by 255 if they are floats)."
         )
+    return clipped
 
 
 def _check_labels(source: str, y: str, labels: np.ndarray, classes: int | None) -> None:
