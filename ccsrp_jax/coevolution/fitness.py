@@ -132,7 +132,7 @@ def _score_batches(
 
 
 def _remainder(task: Task, members: int) -> int:
-    """How many of so many members are to be scored as pairs of member and batch."""
+    """Number of the `members` that are scored as pairs of member and batch."""
     stored = task.attack is None and task.clean[0].prefix is not None
     if task.mesh is None or task.mesh.is_multi_process or task.member_chunk > 1 or not stored:
         return 0

@@ -108,10 +108,10 @@ def rank_eliminated_last(
     eliminated: Bool[np.ndarray, "M"],
     scalarize: Callable[[np.ndarray], np.ndarray],
 ) -> Float[np.ndarray, "M 3"]:
-    """Objectives in which every eliminated candidate is worse than all that stayed in the race.
+    """Objectives in which every eliminated candidate is worse than all that finished the race.
 
     An eliminated candidate's means over fewer images are not comparable and could be better by
-    chance; its clean objective is raised until its scalar value exceeds the worst that stayed.
+    chance; its clean objective is raised until its scalar value exceeds the worst finisher's.
 
     Args:
       points: objectives of the candidates of one race, minimized.
@@ -119,10 +119,10 @@ def rank_eliminated_last(
       scalarize: (M, 3) objectives to (M,) values, linear with weight 1 on the first objective.
     """
     values = scalarize(points)
-    stayed = values[~eliminated & np.isfinite(values)]
-    if not stayed.size:
+    finished = values[~eliminated & np.isfinite(values)]
+    if not finished.size:
         return points
     raised = points.copy()
     # strictly above: an equal one could be chosen
-    raised[eliminated, 0] += np.maximum(stayed.max() + 1e-9 - values[eliminated], 0)
+    raised[eliminated, 0] += np.maximum(finished.max() + 1e-9 - values[eliminated], 0)
     return raised

@@ -26,7 +26,7 @@ class Search:
     """Settings of a round's search; the defaults are the preset `faithful`.
 
     The source of each setting is marked: (CCEP) the ancestor's released code, (CCSRP) known of the
-    method, (ours) chosen here because no source tells.
+    method, (ours) chosen here because no source states it.
 
     Attributes:
       strategy: `BitFlip` (CCEP) or the name of any evosax algorithm (ours).
@@ -181,7 +181,8 @@ class Search:
         ]
 
 
-# `faithful` is CCEP's search as far as it is known; every setting of the others is ours.
+# `faithful` is CCSRP's search as far as it is known, with CCEP's constants; the settings of the
+# others are ours.
 PRESETS = {
     "faithful": Search(),
     "snes": Search(

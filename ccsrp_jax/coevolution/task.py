@@ -66,6 +66,6 @@ class Task(NamedTuple):
         return devices.put(self.mesh, trees | {self.group: members}, sharded=True)
 
     def repeat_images(self, images: Array, members: int) -> Array:
-        """The images for each of so many members, (M, B, H, W, C); members are sharded."""
+        """The images, repeated for each of M members, (M, B, H, W, C); members are sharded."""
         repeated = jnp.broadcast_to(images, (members, *images.shape))
         return devices.put(self.mesh, repeated, sharded=True)

@@ -1,4 +1,4 @@
-"""Candidates compared by their loss after fine-tuning, in place of that right after pruning."""
+"""Comparison of candidates by their loss after fine-tuning instead of right after pruning."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,16 +41,16 @@ def score_after_finetuning(
       key: of training and attack; the same for all candidates that are to be compared.
       problem: its network is pruned and trained with its recipe.
       prune: prunes and trains, for instance `partial(finetune_once, masks=masks)`.
-      epochs: of training; by default the recipe's.
+      epochs: of training; by default all of the recipe.
 
     Returns:
-      The loss, and the passes taken.
+      The loss, and the passes taken by pruning, training and scoring.
     """
     key_train, key_attack = jax.random.split(key)
     recipe, classifier = problem.recipe, problem.classifier
     recipe = replace(recipe, epochs=recipe.epochs if epochs is None else epochs)
-    silent = Callbacks(on_candidate=problem.callbacks.on_candidate)
-    variables, masks, spent = prune(key_train, replace(problem, recipe=recipe, callbacks=silent))
+    callbacks = Callbacks(on_candidate=problem.callbacks.on_candidate)
+    variables, masks, spent = prune(key_train, replace(problem, recipe=recipe, callbacks=callbacks))
     attacked = classifier.with_backward(ATTACK_SURROGATE)
     attack = APGD(problem.attack.eps, ATTACK_STEPS, loss="margin", norm=problem.attack.norm)
     total, count = 0.0, 0
@@ -64,12 +64,12 @@ def score_after_finetuning(
     loss = total / count
     problem.callbacks.on_candidate(loss, masking.widths(problem.architecture, masks))
     trained = _training_passes(replace(problem, recipe=recipe))
-    judged = Passes(count * (2 + attack.gradients), count * attack.gradients)
-    return loss, trained + judged + spent
+    scored = Passes(count * (2 + attack.gradients), count * attack.gradients)
+    return loss, trained + scored + spent
 
 
 def _training_passes(problem: Problem) -> Passes:
-    """Passes of all epochs of a recipe, with those of its attack."""
+    """Passes of training with all epochs of the recipe, including those of its attack."""
     recipe, images = problem.recipe, len(problem.train.labels)
     steps = recipe.epochs * steps_per_epoch(recipe, images)
     passes = steps * min(recipe.batch_size, images)
@@ -78,10 +78,10 @@ def _training_passes(problem: Problem) -> Passes:
 
 
 class MaskScores:
-    """`score_after_finetuning` of masks, cached, so that equal masks are trained once.
+    """`score_after_finetuning` of masks, cached, so that equal masks are trained only once.
 
     Attributes:
-      passes: that all scores so far took.
+      passes: taken by all scores so far.
     """
 
     def __init__(self, key: Array, problem: Problem, *, epochs: int | None = None):
@@ -103,25 +103,27 @@ class MaskScores:
 def best_of(
     key: Array, problem: Problem, *, criterion: Criterion = criteria.at_random, candidates: int = 10
 ) -> Pruned:
-    """The best of masks that a criterion draws with several keys, compared after fine-tuning.
+    """The best of several masks by a random criterion, compared after fine-tuning.
 
-    A control for `ccsrp_widths`: what comparing candidates after training achieves without
-    evolution.
+    A baseline for `ccsrp_widths`: comparing candidates after training, without evolution.
 
     Args:
       key: of masks and training.
-      problem: see `problem`.
-      criterion: of `criteria`; one that does not use its key gives the same masks every time.
-      candidates: how many are scored.
+      problem: the trained network and its budget.
+      criterion: from `criteria`, called with a new key for each candidate; one that ignores its
+        key gives the same masks every time.
+      candidates: number of masks that are compared.
     """
-    key_draw, key_try, key_train = jax.random.split(key, 3)
+    key_draw, key_candidates, key_train = jax.random.split(key, 3)
     dense, passes, scored = masking.ones(problem.architecture), Passes(), []
     for number in range(candidates):
         key_score = jax.random.fold_in(key_draw, number)
         scores, spent = criterion(key_score, problem, problem.variables, dense)
         ranking = budget.uniform_ranking(scores)
         masks = budget.prune_to_budget(ranking, problem.cost(), problem.limit())
-        loss, more = score_after_finetuning(key_try, problem, partial(finetune_once, masks=masks))
+        loss, more = score_after_finetuning(
+            key_candidates, problem, partial(finetune_once, masks=masks)
+        )
         scored.append((loss, masks))
         passes += spent + more
     _, masks = min(scored, key=lambda entry: entry[0])

@@ -1,4 +1,4 @@
-"""Masks of all groups, chosen or corrected together so that they meet a budget."""
+"""Splicing: masks of all groups, chosen or adjusted together to meet a budget."""
 
 import math
 from collections.abc import Mapping
@@ -23,24 +23,28 @@ def splice_by_lagrangian(
     cost_of: Cost,
     limit: float,
 ) -> MaskTree:
-    """Splices masks that the groups' searches have scored, chosen together to meet a budget.
+    """Splices one scored mask for each group, chosen together to meet a budget.
 
     Minimizes the sum of the groups' losses subject to a limit on the cost, by Lagrangian
-    relaxation: every group takes the mask of least loss + multiplier * MACs, with one multiplier
-    for all groups, the lowest (by bisection) at which the masks together are within the limit. So
-    filters are removed where they cost much and matter little. As groups were searched apart,
-    their losses are assumed to add up. (Ours; the ancestors have no such choice.)
+    relaxation: every group takes the mask that minimizes loss + multiplier * MACs, with one
+    multiplier for all groups, the lowest (by bisection) for which the spliced masks are within the
+    limit. So filters are removed where they are expensive and unimportant. As groups are searched
+    separately, their losses are assumed to be additive. (Ours; CCSRP and CCEP take each group's
+    best mask.)
 
-    What the masks leave of the limit is filled, and what exceeds it is removed, in the order of
-    importance, by `fit_to_budget`.
+    `fit_to_budget` then restores filters up to the limit, or removes what exceeds it, by
+    importance.
 
     Args:
-      key: for the order of filters whose importance was not measured.
-      found: what the groups' searches found in the current network.
-      masks: of that network.
-      search: settings.
-      cost_of: of masks, what is limited.
-      limit: that the spliced masks may cost.
+      key: for the order of filters without a known importance.
+      found: results of the groups' searches in the current network.
+      masks: of the current network.
+      search: settings of the search.
+      cost_of: the cost of masks.
+      limit: highest cost of the spliced masks.
+
+    Raises:
+      InputError: the limit cannot be met.
     """
     losses = {name: search.scalarize(each.scored_objectives) for name, each in found.items()}
 
@@ -71,17 +75,19 @@ def fit_to_budget(
     cost_of: Cost,
     limit: float,
 ) -> MaskTree:
-    """Masks moved to a limit: the most important filters that were just removed are restored, or
-    the least important of the others are removed.
+    """Adjusts masks to a limit on the cost, to within one filter.
+
+    The most important of the filters that were just removed are restored, or the least important
+    of the others are removed.
 
     Args:
-      key: for the order where importance is not known or equal.
-      before, after: masks, before and after the last removals.
-      importance: by group, of each filter; None where it is not known.
+      key: for the order of filters of equal or unknown importance.
+      before, after: masks before and after the last removals.
+      importance: by group, of each filter; None if unknown.
       cost_of, limit: as in `budget.prune_to_budget`.
 
     Returns:
-      Masks of least removals within the limit.
+      Masks within the limit, to which no removed filter could be restored.
 
     Raises:
       InputError: the limit cannot be met.
@@ -100,7 +106,7 @@ def fit_to_budget(
         for i, rank in enumerate(values)
         if before[name][i] and not masks[name][i]
     ]
-    for _, name, i in sorted(removed, reverse=True):  # a cheaper filter may still fit
+    for _, name, i in sorted(removed, reverse=True):  # a less costly filter may still fit
         more = {**masks, name: masks[name] + (np.arange(len(masks[name])) == i)}
         if cost_of(more) <= limit:
             masks = more
@@ -110,7 +116,7 @@ def fit_to_budget(
 def _ranked(
     key: Array, masks: MaskTree, importance: Mapping[str, np.ndarray | None]
 ) -> dict[str, np.ndarray]:
-    """Ranks of filters over all groups by importance, in [0, 1); ties at random."""
+    """Ranks of filters by importance over all groups, in [0, 1); ties are random."""
     widths = [len(masks[name]) for name in importance]
     draws = np.asarray(jax.random.uniform(key, (sum(widths),)))
     known = [

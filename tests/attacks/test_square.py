@@ -33,17 +33,17 @@ def problem(seed=0, shape=(12, 8, 8, 1), classes=5):
 
 @dataclasses.dataclass(frozen=True)
 class Counting:
-    """`curved`, and how often it was compiled and asked."""
+    """`curved`, with counts of compilations and queries."""
 
     traces: list
-    asked: list
+    queries: list
 
     def __hash__(self):
         return id(self)
 
     def __call__(self, weights, images):
         self.traces.append(images.shape)
-        jax.debug.callback(lambda: self.asked.append(1))
+        jax.debug.callback(lambda: self.queries.append(1))
         return curved(weights, images)
 
 
@@ -89,11 +89,11 @@ def test_a_network_of_one_class_is_never_broken():
 
 
 @pytest.mark.parametrize("shape", ((2, 8, 8, 1), (2, 9, 4, 3)))
-def test_the_start_is_stripes_as_far_as_ball_and_box_allow(shape):
+def test_the_initial_image_has_stripes_within_ball_and_box(shape):
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.uniform(0.2, 0.8, shape).astype(np.float32))
     images = images.at[:, 0].set(0.0).at[:, 1].set(1.0)
-    weights = jnp.zeros((images[0].size, 2))  # nothing gains, so the start is the result
+    weights = jnp.zeros((images[0].size, 2))  # no square helps, so the initial image is the result
     moved = Square(0.1, 50)(linear, weights, images, jnp.zeros(2, jnp.int32), KEY) - images
     inside = np.asarray(moved[:, 2:])
     np.testing.assert_allclose(np.abs(inside), 0.1, atol=1e-6)
@@ -106,7 +106,7 @@ def test_the_start_is_stripes_as_far_as_ball_and_box_allow(shape):
     np.testing.assert_array_equal(again - images, moved)
 
 
-def test_stripe_signs_are_fair_and_every_column_channel_and_image_has_its_own():
+def test_stripe_signs_are_fair_and_independent_by_column_channel_and_image():
     weights = jnp.zeros((16 * 16 * 3, 2))
     images, labels = jnp.full((40, 16, 16, 3), 0.5), jnp.zeros(40, jnp.int32)
     moved = np.asarray(Square(0.1, 1)(linear, weights, images, labels, KEY)[:, 0] - 0.5)
@@ -158,12 +158,12 @@ def test_squares_have_the_area_of_their_share_where_the_image_is_large_enough(sh
 
 
 @pytest.mark.parametrize("p_init, side", ((0.001, 1), (0.14, 3), (1.0, 8)))
-def test_a_square_is_one_sign_a_channel_anywhere_in_the_image(p_init, side):
-    # Two queries are the stripes and one square, accepted where the sum of pixels gains.
+def test_a_square_has_one_sign_per_channel_and_any_position(p_init, side):
+    # Two queries are the stripes and one square, accepted where it lowers the margin.
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.uniform(0.3, 0.7, (400, 8, 8, 2)).astype(np.float32))
     weights = jnp.stack([jnp.zeros(128), jnp.ones(128) / 1e3], -1)
-    bias = jnp.asarray([1.0, 0.0])  # keeps class 0 the answer, so that nothing breaks
+    bias = jnp.asarray([1.0, 0.0])  # keeps class 0 the prediction, so that no attack succeeds
     labels = jnp.zeros(400, jnp.int32)
 
     def shifted(parameters, x):
@@ -192,7 +192,7 @@ def test_a_square_is_one_sign_a_channel_anywhere_in_the_image(p_init, side):
     assert max(lefts) >= 8 - side and max(tops) >= 8 - side  # up to the last row and column
 
 
-def test_one_more_query_never_loses_margin_and_changes_nothing_once_an_image_is_broken():
+def test_further_queries_never_increase_the_margin_and_leave_broken_images_unchanged():
     images, labels, weights = problem(3)
     labels = labels.at[:2].set((labels[:2] + 1) % 5)  # misclassified from the start
     before, broken_before, gains = None, None, 0
@@ -212,7 +212,7 @@ def test_one_more_query_never_loses_margin_and_changes_nothing_once_an_image_is_
     assert 2 < broken.sum() < 12
 
 
-def test_of_two_queries_the_better_margin_is_kept():
+def test_the_query_of_lower_margin_is_kept():
     # By hand: the stripes of a budget of 1, and squares that differ from image to image.
     images, labels, weights = problem(4)
     seen = [
@@ -229,7 +229,7 @@ def test_it_reaches_the_worst_case_of_a_linear_classifier():
     images, _, _ = problem()
     rng = np.random.default_rng(1)
     weights = jnp.asarray(rng.normal(size=(64, 2)).astype(np.float32))
-    # Labels that no image in the ball can lose, so that the search goes on to the end.
+    # Labels that no image in the ball changes, so that the search uses its whole budget.
     bias = jnp.asarray([1e3, 0.0])
     labels = jnp.zeros(12, jnp.int32)
     towards = np.asarray(weights[:, 1] - weights[:, 0]).reshape(8, 8, 1)
@@ -250,8 +250,8 @@ def test_it_reaches_the_worst_case_of_a_linear_classifier():
     assert (many > 0.97 * full).all() and (many <= full + 1e-4).all()
 
 
-def test_restarts_are_never_weaker_than_the_first_of_them_and_parts_are_the_restarts():
-    # Random keys split alike whatever their number, so the restarts are nested.
+def test_restarts_are_never_weaker_than_the_first_and_parts_are_the_restarts():
+    # Keys are split alike for any number, so the restarts are nested.
     images, labels, weights = problem(5, (48, 4, 4, 1))
     attack = Square(0.06, 10, restarts=4)
     assert attack.parts == (Square(0.06, 10),) * 4
@@ -273,7 +273,7 @@ def test_restarts_are_never_weaker_than_the_first_of_them_and_parts_are_the_rest
     assert broken[0].sum() < broken[-1].sum() < 48
 
 
-def test_images_follow_from_the_key():
+def test_images_are_determined_by_the_key():
     images, labels, weights = problem(3)
     once, again, other = (
         Square(0.03, 30)(curved, weights, images, labels, jax.random.key(seed))
@@ -290,13 +290,13 @@ def test_every_image_of_a_batch_has_squares_of_its_own():
     assert len(np.unique(np.asarray(ours).reshape(6, -1), axis=0)) == 6
 
 
-def test_the_network_is_compiled_once_and_asked_as_often_as_promised():
+def test_the_network_is_compiled_once_and_queried_within_the_budget():
     images, labels, weights = problem()
     counting = Counting([], [])
-    Square(1e-6, 130)(counting, weights, images, labels, KEY)  # breaks nothing
+    Square(1e-6, 130)(counting, weights, images, labels, KEY)  # never succeeds
     jax.effects_barrier()
     assert len(counting.traces) == 1
-    assert len(counting.asked) == Square(budget=130).queries + 1  # and the image as it is
+    assert len(counting.queries) == Square(budget=130).queries + 1  # and one for the clean image
 
 
 def test_the_search_ends_soon_after_every_image_is_broken():
@@ -305,12 +305,12 @@ def test_the_search_ends_soon_after_every_image_is_broken():
     ours = Square(0.1, 2000)(counting, weights, images, (labels + 1) % 5, KEY)
     jax.effects_barrier()
     np.testing.assert_array_equal(ours, images)
-    assert len(counting.asked) == 2
+    assert len(counting.queries) == 2
     counting = Counting([], [])
     ours = Square(0.3, 2000)(counting, weights, images, labels, KEY)
     jax.effects_barrier()
     assert (curved(weights, ours).argmax(-1) != labels).all()
-    assert 2 < len(counting.asked) <= 2 + 10 * CHECK_EVERY
+    assert 2 < len(counting.queries) <= 2 + 10 * CHECK_EVERY
 
 
 def test_a_tie_for_the_true_class_is_not_yet_a_success():
@@ -322,7 +322,7 @@ def test_a_tie_for_the_true_class_is_not_yet_a_success():
     assert (linear(weights, ours).argmax(-1) == 1).all()
 
 
-def test_a_stochastic_network_answers_every_query_with_a_key_of_its_own():
+def test_every_query_of_a_stochastic_network_has_its_own_key():
     architecture = dataclasses.replace(plain((4, "A"), (8, 8, 1), 5), encoding="poisson")
     params, classifier = (init(KEY, architecture), None), Classifier(architecture)
     images, labels, _ = problem()

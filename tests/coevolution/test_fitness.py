@@ -107,7 +107,7 @@ def test_sets_of_different_sizes_are_refused(network, splits):
         )
 
 
-def test_stored_prefix_is_a_byte_a_spike(network, splits):
+def test_the_stored_prefix_takes_one_byte_per_spike(network, splits):
     architecture, variables = network
     current = masks.ones(architecture)
     values = scoring.shared_prefix(
@@ -116,7 +116,7 @@ def test_stored_prefix_is_a_byte_a_spike(network, splits):
     assert {name: value.dtype for name, value in values.items()} == {"lif2": jnp.dtype("uint8")}
 
 
-def test_members_that_are_not_finite_score_worst(network, splits):
+def test_members_with_non_finite_logits_score_worst(network, splits):
     architecture, variables = network
     current = masks.ones(architecture)
     kernel = variables["params"]["classifier"]["kernel"]
@@ -132,7 +132,7 @@ def test_members_that_are_not_finite_score_worst(network, splits):
     assert not scores.finite.any() and np.isinf(scores.objectives("accuracy")).all()
 
 
-def test_population_of_any_size_compiles_once(network, splits):
+def test_populations_of_all_sizes_share_one_program(network, splits):
     architecture, variables = network
     current = masks.ones(architecture)
     task = subproblem.make_task(
@@ -143,7 +143,7 @@ def test_population_of_any_size_compiles_once(network, splits):
         for size in (3, 5, 8):
             members = random.integers(0, 2, (size, 5)).astype(np.float32)
             fitness.score(task, members)
-    assert not compiled.count("score_members")  # nor any at all: `make_task` has compiled it
+    assert not compiled.count("score_members")  # `make_task` has compiled it
 
 
 def test_order_of_members_does_not_matter(network, splits):
@@ -160,7 +160,7 @@ def test_order_of_members_does_not_matter(network, splits):
 
 
 def task_within(network, splits, limit, group="conv1", **options):
-    """A task on 20 images in one batch, with so many bytes to take."""
+    """A task on 20 images in one batch, with a memory limit in bytes."""
     architecture, variables = network
     options = {"batch_size": 20} | options
     current = masks.ones(architecture)
@@ -172,13 +172,13 @@ def task_within(network, splits, limit, group="conv1", **options):
 
 
 def advised(refused) -> int:
-    """The number that an error's last words say to use."""
+    """The number that the end of an error message advises."""
     message = str(refused.value)
     assert message.endswith(".") and "\n" not in message
     return int(re.search(r": use (?:a batch_size of )?(\d+) or less\.$", message)[1])
 
 
-def test_a_chunk_that_does_not_fit_is_refused_for_the_largest_that_does(network, splits):
+def test_a_chunk_that_does_not_fit_is_refused_with_the_largest_that_does(network, splits):
     for limit, group in ((150_000, "conv1"), (300_000, "conv2")):
         with pytest.raises(InputError, match="member_chunk 64") as refused:
             task_within(network, splits, limit, group, member_chunk=64)
@@ -187,7 +187,7 @@ def test_a_chunk_that_does_not_fit_is_refused_for_the_largest_that_does(network,
         assert task_within(network, splits, limit, group, member_chunk=most).member_chunk == most
         with pytest.raises(InputError):
             task_within(network, splits, limit, group, member_chunk=most + 1)
-        # unasked, that is what it takes
+        # the same is the default
         assert task_within(network, splits, limit, group, population=99).member_chunk == most
 
 
@@ -195,7 +195,7 @@ def test_a_chunk_that_does_not_fit_is_refused_for_the_largest_that_does(network,
     ("limit", "group"),
     [(20_000, "conv1"), (40_000, "conv1"), (20_000, "conv2")],
 )
-def test_a_batch_that_does_not_fit_is_refused_for_one_that_does(network, splits, limit, group):
+def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(network, splits, limit, group):
     with pytest.raises(InputError, match="on 20 images") as refused:
         task_within(network, splits, limit, group)
     most = advised(refused)
@@ -206,7 +206,7 @@ def test_a_batch_that_does_not_fit_is_refused_for_one_that_does(network, splits,
         task_within(network, splits, limit, group, batch_size=larger)
 
 
-def test_memory_for_not_even_one_image_is_no_batch_size(network, splits):
+def test_no_batch_size_is_advised_if_one_image_does_not_fit(network, splits):
     with pytest.raises(InputError, match=r"use a smaller network\.$"):
         task_within(network, splits, 1000)
     for limit in (0, -5):
@@ -214,8 +214,8 @@ def test_memory_for_not_even_one_image_is_no_batch_size(network, splits):
             task_within(network, splits, limit)
 
 
-def test_what_is_shared_is_held_in_half_of_the_memory_and_scores_are_the_same(network, splits):
-    """What conv1's candidates share: T = 3 spikes of a byte of 6 x 8 x 8 neurons, two sets."""
+def test_prefixes_are_stored_in_half_of_the_memory_and_do_not_change_scores(network, splits):
+    """The prefix of conv1: T = 3 steps, one byte for each of 6 x 8 x 8 neurons, two sets."""
     held = 2 * 20 * 3 * 6 * 8 * 8
     members = np.random.default_rng(4).integers(0, 2, (5, 6)).astype(np.float32)
     both = [task_within(network, splits, 2 * held + short, batch_size=4) for short in (0, -1)]
@@ -226,7 +226,7 @@ def test_what_is_shared_is_held_in_half_of_the_memory_and_scores_are_the_same(ne
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="an accelerator takes as many as fit")
-def test_the_chunk_on_a_cpu_holds_so_many_macs(network, splits):
+def test_the_default_chunk_on_a_cpu_follows_from_its_macs(network, splits):
     """After conv2's gate, in T = 3 steps: 16 pixels of conv3's 3 x 3 x 5 x 4, the classifier."""
     member = 20 * 3 * (16 * 9 * 5 * 4 + 64 * 10)
     most = int(call_size.CALL_MACS["cpu"] / member)
@@ -236,7 +236,7 @@ def test_the_chunk_on_a_cpu_holds_so_many_macs(network, splits):
         assert task.member_chunk == expected
 
 
-# ---- candidates that are attacked themselves, and networks that draw at random
+# ---- white-box attacks on candidates, and stochastic networks
 
 
 @pytest.fixture(scope="module")
@@ -282,11 +282,11 @@ def test_white_box_scores_equal_an_attack_on_each_network(small, splits, encodin
     alone, together = (fitness.score(task, MEMBERS) for task in both)
     expected = each_alone(both[0], MEMBERS)
     np.testing.assert_allclose([alone.error, alone.robust_error], expected, atol=1e-9)
-    assert (alone.robust_loss > alone.loss).all()  # it is an attack
+    assert (alone.robust_loss > alone.loss).all()  # the attack is effective
     chex.assert_trees_all_close(together, alone, rtol=1e-4)
 
 
-def test_the_batch_advised_fits_a_white_box_attack(small, splits):
+def test_the_advised_batch_size_fits_a_white_box_attack(small, splits):
     options = {"attack": ATTACK, "key": jax.random.key(0)}
     with pytest.raises(InputError) as refused:
         task_within(small, (splits[0], None), 60_000, **options)
@@ -295,7 +295,7 @@ def test_the_batch_advised_fits_a_white_box_attack(small, splits):
     task_within(small, (splits[0], None), 60_000, batch_size=most, **options)
 
 
-def test_scoring_takes_a_shared_set_or_an_attack_and_a_key_for_it(small, splits):
+def test_scoring_needs_a_shared_set_or_an_attack_with_a_key(small, splits):
     architecture, variables = small
     clean, adversarial = splits
     network = (Classifier(architecture), variables, masks.ones(architecture), "conv1", clean)

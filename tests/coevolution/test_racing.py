@@ -17,7 +17,7 @@ def both(values):
 
 
 def survivors(race: Racing, values: np.ndarray, batch: int) -> np.ndarray:
-    """Who is left of a race on (2, 2, M, n) values, batch after batch."""
+    """Members that remain after a race on (2, 2, M, n) values, batch after batch."""
     total, running = values.shape[-1], np.arange(values.shape[2])
     looks = race.elimination_points(-(-total // batch), batch)
     for look in looks:
@@ -26,7 +26,7 @@ def survivors(race: Racing, values: np.ndarray, batch: int) -> np.ndarray:
     return running
 
 
-# Members that do the same on most images, as masks of one network do; none is far better.
+# Members that agree on most images, as masks of one network do; none is far better.
 def errors(random, members, images):
     hard = random.uniform(size=(1, images))
     luck = random.uniform(size=(members, images))
@@ -48,7 +48,7 @@ def lognormal(random, members, images):
 
 @pytest.mark.parametrize(("images", "batch"), [(100, 16), (300, 32), (1000, 100)])
 @pytest.mark.parametrize("draw", [errors, exponential, lognormal])
-def test_the_best_on_all_images_seldom_drops_out(draw, images, batch):
+def test_the_best_on_all_images_is_rarely_eliminated(draw, images, batch):
     random, races, lost, left = np.random.default_rng(0), 200, 0, 0
     race = Racing(confidence=0.95, objective="loss")
     for _ in range(races):
@@ -57,10 +57,10 @@ def test_the_best_on_all_images_seldom_drops_out(draw, images, batch):
         lost += means[stayed].min() > means.min()
         left += len(stayed) / 6
     assert lost <= stats.binom.ppf(0.999, races, 0.05)
-    assert left < 0.9 * races  # others do drop out
+    assert left < 0.9 * races  # others are eliminated
 
 
-def test_the_more_confident_the_fewer_drop_out():
+def test_higher_confidence_eliminates_fewer():
     random = np.random.default_rng(1)
     values = [both(errors(random, 6, 300)) for _ in range(50)]
     left = [
@@ -71,7 +71,7 @@ def test_the_more_confident_the_fewer_drop_out():
 
 
 @pytest.mark.parametrize("objective", ["accuracy", "loss"])
-def test_clearly_worse_ones_drop_out_at_the_first_look(objective):
+def test_clearly_worse_members_are_eliminated_at_the_first_point(objective):
     random = np.random.default_rng(2)
     wrong = random.uniform(size=(5, 100)) < np.array([[0.1], [0.1], [0.1], [0.8], [0.9]])
     beaten = Racing(objective=objective).eliminated(both(wrong)[..., :32], np.ones(5), 100, 2)
@@ -92,7 +92,7 @@ def test_only_the_chosen_objective_counts():
 def test_robust_values_and_macs_count_by_their_weights():
     random = np.random.default_rng(4)
     values = both(random.uniform(size=(1, 64)) < 0.5).repeat(2, axis=2)
-    values[1, :, 1] += random.uniform(0.2, 0.4, 64)  # the second: worse if attacked
+    values[1, :, 1] += random.uniform(0.2, 0.4, 64)  # the second is worse on adversarial images
     beaten = [
         Racing(robust_weight=robust, macs_weight=macs).eliminated(
             values, np.array([1, 0.5]), 128, 1
@@ -105,8 +105,8 @@ def test_robust_values_and_macs_count_by_their_weights():
 
 
 @pytest.mark.parametrize("macs_weight", [0.0, 0.3])
-def test_members_that_differ_on_no_image_never_drop_out(macs_weight):
-    """With whatever MACs: a constant difference says nothing of other images."""
+def test_members_that_differ_on_no_image_are_never_eliminated(macs_weight):
+    """With any MACs: a constant difference has no variance from which to infer others."""
     random = np.random.default_rng(5)
     for count in (32, 64, 100):
         values = both(random.uniform(size=(1, count)) < 0.3).repeat(4, axis=2)
@@ -116,8 +116,8 @@ def test_members_that_differ_on_no_image_never_drop_out(macs_weight):
             assert not race.eliminated(values, random.uniform(size=4), 1000, 1).any()
 
 
-def test_values_that_are_not_finite_drop_out_at_the_first_look():
-    """Whichever set they are on, whatever the weights, and though all else is best."""
+def test_non_finite_values_are_eliminated_at_the_first_point():
+    """On either set, with any weights, even if all other values are the best."""
     random = np.random.default_rng(6)
     for place in np.ndindex(2, 1):
         values = both(random.uniform(size=(3, 32)) < 0.5).copy()
@@ -131,15 +131,15 @@ def test_values_that_are_not_finite_drop_out_at_the_first_look():
     assert Racing().eliminated(np.full((2, 2, 3, 32), np.inf, np.float32), np.ones(3), 64, 1).all()
 
 
-def test_the_last_image_leaves_nothing_to_chance():
-    """With all images seen, whoever is worse at all is out."""
+def test_with_all_images_seen_every_worse_member_is_eliminated():
+    """With all images seen, every worse member is eliminated."""
     random = np.random.default_rng(7)
     values = random.uniform(size=(5, 64))
     beaten = Racing(objective="loss").eliminated(both(values), np.ones(5), 64, 1)
     np.testing.assert_array_equal(beaten, values.mean(-1) > values.mean(-1).min())
 
 
-def test_looks_come_as_the_odds_of_seen_to_unseen_double():
+def test_elimination_points_are_where_the_odds_of_seen_to_unseen_double():
     assert Racing().elimination_points(28, 32) == [1, 2, 4, 6, 10, 15, 20, 23, 25, 27]
     assert Racing().elimination_points(10, 16) == [2, 3, 5, 7, 8]  # odds of 1/4, 1/2, 1, 2, 4
     assert Racing().elimination_points(257, 64)[:8] == [1, 2, 4, 8, 15, 29, 51, 86]
@@ -180,7 +180,7 @@ def test_settings_out_of_range_are_refused(wrong):
 
 @pytest.fixture(scope="module")
 def task(network, digits):
-    """Labels are what the whole network says, so that it is the best by far."""
+    """Labels are the predictions of the dense network, so that it is the best by far."""
     architecture, variables = network
     whole, classifier = masks.ones(architecture), Classifier(architecture)
     images = digits.search.images[:160]
@@ -191,7 +191,7 @@ def task(network, digits):
     )
 
 
-def test_survivors_score_as_in_full_and_others_on_the_first_images(task):
+def test_remaining_members_have_full_scores_and_others_those_of_the_first_images(task):
     members = np.ones((6, 5), np.float32)
     members[np.arange(1, 6), np.arange(5)] = 0
     full = fitness.score(task, members)
@@ -207,7 +207,7 @@ def test_survivors_score_as_in_full_and_others_on_the_first_images(task):
         np.testing.assert_array_equal(np.stack(raced)[:, i], np.stack(alone)[:, 0])
 
 
-def test_a_race_without_finite_members_ends_at_the_first_look(task):
+def test_a_race_without_finite_members_ends_at_the_first_point(task):
     variables = jax.tree.map(lambda x: x, task.variables)
     variables["params"]["classifier"]["bias"] += np.inf
     scores = fitness.score(

@@ -59,7 +59,7 @@ SMALL = {"population": 3, "generations": 2, "keep_floor": 0.6}
     ],
     ids=["faithful", "nsga2", "snes", "per layer"],
 )
-def test_round_prunes_every_group_within_its_floor(network, clean, search):
+def test_a_round_prunes_every_group_within_its_floor(network, clean, search):
     architecture, _ = network
     current = masks.random(jax.random.key(1), architecture, 0.9)
     result = search_round(network, clean, search, current)
@@ -70,7 +70,7 @@ def test_round_prunes_every_group_within_its_floor(network, clean, search):
         assert max(least, 1) <= mask.sum() < alive.sum()
 
 
-def test_groups_are_searched_in_the_network_as_it_was(network, clean):
+def test_groups_are_searched_in_the_network_at_the_start_of_the_round(network, clean):
     """The last group's objectives are those of a network in which only it was pruned."""
     architecture, variables = network
     result = search_round(network, clean, Search(**SMALL))
@@ -83,7 +83,7 @@ def test_groups_are_searched_in_the_network_as_it_was(network, clean):
     np.testing.assert_allclose(found.objectives, [error, robust_error, left], atol=1e-6)
 
 
-def test_finished_groups_are_left_alone(network, clean):
+def test_groups_that_cannot_be_pruned_do_not_change(network, clean):
     architecture, _ = network
     current = masks.ones(architecture)
     current["conv2"] = current["conv2"].at[1:].set(0.0)
@@ -105,13 +105,13 @@ def test_order_of_the_mask_tree_does_not_matter(clean):
     chex.assert_trees_all_equal(*found)
 
 
-def test_more_variants_than_images(network, digits):
+def test_there_may_be_more_variants_than_images(network, digits):
     two = Split(digits.search.images[:2], digits.search.labels[:2])
     [shared] = search_round(network, two, Search(**SMALL)).distinct_sets()
     assert shared.images.shape == two.images.shape
 
 
-def test_multiples_hold(network, clean):
+def test_widths_are_multiples(network, clean):
     search = Search(**SMALL, strategy="SNES", multiple=2)
     result = search_round(network, clean, search)
     assert {name: int(mask.sum()) for name, mask in result.masks.items()} == {
@@ -134,7 +134,7 @@ def test_shared_set_lies_in_the_ball_and_is_adversarial(network, clean, reading)
         np.testing.assert_array_equal(shared.labels, clean.labels)
 
 
-def test_variants_shape_the_shared_set(network, clean):
+def test_variants_change_the_shared_set(network, clean):
     """Each variant attacks its own share: without variants the set differs."""
     architecture, variables = network
     arguments = (
@@ -164,7 +164,7 @@ def test_rounds_repeat_bit_for_bit(network, clean):
 
 def test_a_second_round_compiles_nothing(clean, monkeypatch):
     """The programs of all groups serve another key and other masks; the first round compiles
-    the two that scoring takes once a group, and traces them as often."""
+    the two scoring programs once per group, and traces them as often."""
     architecture = zoo.plain((6, "A", 5, 4, 7), (8, 8, 1), 10, time_steps=2)
     network, groups = (architecture, busy(architecture, seed=4)), 4
     for name, names in (("shared_prefix", ()), ("score_members", ("mesh",))):
@@ -187,7 +187,7 @@ def test_a_second_round_compiles_nothing(clean, monkeypatch):
 
 @pytest.fixture(scope="module")
 def agreed(network, digits):
-    """Images with the labels that the whole network gives them, so that no mask is as good."""
+    """Images labeled with the dense network's predictions, so that no mask is as good."""
     architecture, variables = network
     images = digits.search.images[:192]
     said = jax.jit(Classifier(architecture))((variables, masks.ones(architecture)), images)
@@ -196,7 +196,7 @@ def agreed(network, digits):
 
 @pytest.fixture
 def scored(monkeypatch):
-    """By group and mask, the images that it was scored on, as the searches go."""
+    """By group and mask, the number of images that it was scored on, in order."""
     seen, score = {}, fitness.score
 
     def record(task, members, **options):
@@ -210,10 +210,10 @@ def scored(monkeypatch):
 
 
 @pytest.mark.parametrize("strategy", ["BitFlip", "SNES"])
-def test_a_race_takes_fewer_images_and_chooses_none_that_dropped_out(
+def test_a_race_uses_fewer_images_and_never_chooses_an_eliminated_mask(
     network, agreed, scored, strategy
 ):
-    """Though the unpruned network, which may not be chosen, beats all others here."""
+    """Even if the unpruned network, which may not be chosen, is better than all others."""
     architecture, variables = network
     options = {"population": 6, "generations": 1, "keep_floor": 0.9, "strategy": strategy}
 
@@ -243,8 +243,8 @@ def test_a_race_takes_fewer_images_and_chooses_none_that_dropped_out(
             assert sum(raced.images.values()) < sum(whole.images.values())
 
 
-def test_members_that_dropped_out_come_behind_all_that_did_not():
-    """Strictly, whatever their means over the images that they have seen."""
+def test_eliminated_members_rank_behind_all_others():
+    """Strictly, for any means over the images that they have seen."""
     random = np.random.default_rng(0)
     for trial in range(200):
         values = random.uniform(size=(5, 6)) * 10 ** random.uniform(-3, 2)
@@ -267,11 +267,11 @@ def test_members_that_dropped_out_come_behind_all_that_did_not():
             assert (weighed[out[finite]] > worst).all()
 
 
-# ---- logits that are not finite
+# ---- non-finite logits
 
 
 def overflowing(network, current, images):
-    """Variables with which spikes of one of conv3's filters make logits infinite, and which."""
+    """Variables with which spikes of one filter of conv3 make logits infinite; and its index."""
     architecture, variables = network
     look = jax.jit(partial(SpikingNetwork(architecture).apply, activity=True))
     _, active = look(variables, images, current)
@@ -310,8 +310,8 @@ def test_a_network_without_finite_logits_is_refused(network, clean):
 
 @pytest.mark.parametrize("strategy", ["BitFlip", "SNES", "ARS", "PSO"])
 @pytest.mark.parametrize("robust_weight", [0.0, 1.0])
-def test_a_search_goes_on_after_objectives_that_are_not_finite(strategy, robust_weight):
-    """Some strategies' state is not finite either after a fitness that is not."""
+def test_a_search_continues_after_non_finite_objectives(strategy, robust_weight):
+    """The state of some strategies becomes non-finite after a non-finite fitness."""
     drawn = []
 
     def evaluate(members):
@@ -330,7 +330,7 @@ def test_a_search_goes_on_after_objectives_that_are_not_finite(strategy, robust_
     assert drawn[11] > drawn[7] > drawn[3]
 
 
-def test_searches_at_given_widths_leave_whole_groups_alone(network, clean):
+def test_groups_whose_given_width_is_full_are_not_searched(network, clean):
     architecture, variables = network
     whole = masks.ones(architecture)
     kept = {name: len(mask) - (name == "conv2") for name, mask in whole.items()}
@@ -346,7 +346,7 @@ def test_searches_at_given_widths_leave_whole_groups_alone(network, clean):
 
 
 @pytest.mark.parametrize("options", [{}, {"strategy": "SNES", "decoder": "threshold"}])
-def test_given_widths_need_candidates_that_keep_them(options):
+def test_given_widths_need_a_decoder_that_keeps_them(options):
     with pytest.raises(InputError, match="use an evosax strategy, such as SNES, with decoder topk"):
         search_group(
             jax.random.key(0), np.ones(4), lambda members: members, Search(**options), keep_count=2

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from ccsrp_jax.coevolution.selection import crowding, front_ranks, nsga2, weighted_sum
 
-# Few values, so that ties and duplicates abound; one shape, so that it compiles once.
+# Few values, so that there are many ties and duplicates; one shape, so that it compiles once.
 TIED = arrays(np.float32, (9, 3), elements=st.sampled_from((0.0, 1.0, 2.0, 3.5, np.inf)))
 SIZES = [(1, 2), (2, 3), (3, 1), (12, 2), (25, 3)]
 
@@ -88,7 +88,7 @@ def test_ranks_and_crowding_equal_pymoo():
 
 
 @pytest.mark.parametrize("infinite", (slice(None), slice(1, None)))
-def test_crowding_is_a_number_where_objectives_are_infinite(infinite):
+def test_crowding_is_not_nan_if_objectives_are_infinite(infinite):
     points = np.array([[0, 4, 1], [1, 3, 1], [2, 2, 1], [3, 1, 1]], np.float32)
     points[infinite, 2] = np.inf
     distance = crowding(jnp.asarray(points), jnp.zeros(4, jnp.int32))
@@ -117,7 +117,7 @@ def test_nsga2_orders_by_front_then_by_larger_crowding(size, ties):
         np.testing.assert_array_equal(nsga2(points), places)
 
 
-def test_order_of_rows_does_not_change_who_is_ranked_where():
+def test_ranks_do_not_depend_on_the_order_of_rows():
     points = draw(0, (25, 3), ties=False)
     shuffle = np.random.default_rng(1).permutation(25)
     ours = np.asarray(nsga2(jnp.asarray(points)))
@@ -127,7 +127,7 @@ def test_order_of_rows_does_not_change_who_is_ranked_where():
     np.testing.assert_array_equal(ours[shuffle][~infinite[shuffle]], shuffled[~infinite[shuffle]])
 
 
-def test_weighted_sum_breaks_ties_by_macs_and_by_nothing_more():
+def test_weighted_sum_uses_macs_only_to_break_ties():
     # One image of 10,000 more on clean accuracy outweighs all of the MACs.
     objectives = jnp.array([[0.1, 0.5, 0.0], [0.1, 0.5, 1.0], [0.0999, 0.5, 1.0]])
     assert np.argsort(weighted_sum(objectives)).tolist() == [2, 0, 1]

@@ -12,17 +12,17 @@ from ccsrp_jax.coevolution.subpopulation import search_group
 from ccsrp_jax.utils.errors import InputError
 
 
-def alive_mask(n: int, dead: int) -> jnp.ndarray:
-    return jnp.ones(n).at[jnp.arange(dead) * 2].set(0.0)
+def current_mask(n: int, removed: int) -> jnp.ndarray:
+    return jnp.ones(n).at[jnp.arange(removed) * 2].set(0.0)
 
 
-def reference_mutation(parent, alive, flips, least):
+def reference_mutation(parent, current, flips, least):
     """CCEP's mutation, bit by bit, for given draws."""
     child, kept = list(parent), sum(parent)
     for i, flip in enumerate(flips):
         if flip and child[i] == 0:
-            child[i] = alive[i]
-            kept += alive[i]
+            child[i] = current[i]
+            kept += current[i]
         elif flip and kept >= least:
             child[i] = 0
             kept -= 1
@@ -30,15 +30,15 @@ def reference_mutation(parent, alive, flips, least):
 
 
 @pytest.mark.parametrize("least", [1, 8, 14, 16])
-def test_mutation_is_the_ancestors(least):
-    alive = alive_mask(20, 4)
+def test_mutation_equals_that_of_ccep(least):
+    current = current_mask(20, 4)
     mutate = jax.jit(strategies.mutate)
     for seed in range(60):
         key_parent, key = jax.random.split(jax.random.key(seed))
-        parent = jax.random.bernoulli(key_parent, 0.8, (20,)) * alive
-        child = np.asarray(mutate(key, parent, alive, 0.4, least))
+        parent = jax.random.bernoulli(key_parent, 0.8, (20,)) * current
+        child = np.asarray(mutate(key, parent, current, 0.4, least))
         flips = np.asarray(jax.random.bernoulli(key, 0.4, (20,)))
-        expected = reference_mutation(np.asarray(parent), np.asarray(alive), flips, least)
+        expected = reference_mutation(np.asarray(parent), np.asarray(current), flips, least)
         np.testing.assert_array_equal(child, expected)
         assert child.sum() >= min(least - 1, parent.sum())  # one below the floor at the most
 
@@ -51,38 +51,38 @@ def test_mutation_rate_is_the_chance_of_a_flip():
     assert flips == pytest.approx(0.1, abs=0.005)
 
 
-def test_first_population_holds_the_unpruned_mask_and_respects_the_floor():
-    alive = alive_mask(20, 4)
-    first = np.asarray(strategies.initial_masks(jax.random.key(0), alive, 0.3, 12, size=50))
-    chex.assert_trees_all_equal(first[0], np.asarray(alive))
-    assert (first <= np.asarray(alive)).all()
+def test_the_first_population_contains_the_current_mask_and_respects_the_floor():
+    current = current_mask(20, 4)
+    first = np.asarray(strategies.initial_masks(jax.random.key(0), current, 0.3, 12, size=50))
+    chex.assert_trees_all_equal(first[0], np.asarray(current))
+    assert (first <= np.asarray(current)).all()
     assert first[1:].sum(-1).min() == 12
 
 
 @pytest.mark.parametrize(
-    ("alive", "floor", "multiple", "least"),
+    ("current", "floor", "multiple", "least"),
     [
         *((10, 0.9, 1, 9), (10, 1.0, 1, 9), (8, 0.95, 1, 7), (2, 0.9, 1, 1), (1, 0.5, 1, 1)),
         *((24, 0.85, 4, 20), (48, 0.85, 4, 40), (20, 0.99, 4, 16), (6, 0.9, 4, 4)),
     ],
 )
-def test_floor_lets_some_filter_go_and_never_the_last(alive, floor, multiple, least):
-    assert strategies.keep_count(alive, floor, multiple) == least
+def test_the_floor_allows_a_removal_but_never_of_the_last_filter(current, floor, multiple, least):
+    assert strategies.keep_count(current, floor, multiple) == least
 
 
 @pytest.mark.parametrize("decoder", ["threshold", "topk"])
 def test_decoded_masks_respect_floor_and_dead_filters(decoder):
-    alive = alive_mask(12, 3)
+    current = current_mask(12, 3)
     genomes = jax.random.normal(jax.random.key(2), (64, 12)) * 3
     genomes = genomes.at[0].set(-1.0)
-    decoded = np.asarray(strategies.decode(genomes, alive, 6, decoder=decoder))
-    assert (decoded <= np.asarray(alive)).all()
+    decoded = np.asarray(strategies.decode(genomes, current, 6, decoder=decoder))
+    assert (decoded <= np.asarray(current)).all()
     counts = decoded.sum(-1)
     assert counts.min() == 6
     if decoder == "topk":
         assert counts.max() == 6
     for genome, mask in zip(np.asarray(genomes), decoded, strict=True):
-        living = np.asarray(alive) > 0
+        living = np.asarray(current) > 0
         assert genome[mask > 0].min() >= genome[living & (mask == 0)].max(initial=-np.inf)
         if decoder == "threshold":
             assert mask[living & (genome > 0)].all()
@@ -103,9 +103,9 @@ def test_bit_flip_survivors_are_the_best_of_parents_and_children():
     for generation in range(20):
         parents = np.asarray(state.fitness)
         population, state = algorithm.ask(jax.random.key(generation), state, params)
-        told = fitness(population)
-        state, _ = algorithm.tell(jax.random.key(0), population, told, state, params)
-        expected = np.sort(np.concatenate([parents, np.asarray(told)]))[:5]
+        values = fitness(population)
+        state, _ = algorithm.tell(jax.random.key(0), population, values, state, params)
+        expected = np.sort(np.concatenate([parents, np.asarray(values)]))[:5]
         chex.assert_trees_all_equal(np.asarray(state.fitness), expected)
         chex.assert_trees_all_equal(fitness(state.population), state.fitness)
 
@@ -125,7 +125,7 @@ def test_strategies_compile_ask_and_tell_once():
 
 
 def separable(values, interactions):
-    """Objectives of masks whose best is known by enumeration; minimised."""
+    """Objectives of masks whose best is known by enumeration; minimized."""
 
     def evaluate(members: np.ndarray) -> np.ndarray:
         clean = -(members @ values) - np.einsum("mi,ij,mj->m", members, interactions, members)
@@ -144,7 +144,7 @@ def separable(values, interactions):
         ("DifferentialEvolution", "nsga2"),
     ],
 )
-def test_search_finds_nearly_the_best_mask_of_all(strategy, selection):
+def test_search_finds_a_mask_close_to_the_optimum(strategy, selection):
     n, least = 10, 6
     random = np.random.default_rng(5)
     evaluate = separable(random.normal(size=n), 0.1 * random.normal(size=(n, n)))
@@ -158,7 +158,7 @@ def test_search_finds_nearly_the_best_mask_of_all(strategy, selection):
         keep_floor=0.6,
         objective="loss",
         selection=selection,
-        macs_weight=3.0,  # presses the bit flips down to the floor too
+        macs_weight=3.0,  # so that bit flips reach the floor, too
     )
     found = search_group(jax.random.key(0), np.ones(n), evaluate, search)
     reached = found.objectives[:2].sum()
@@ -174,10 +174,10 @@ def test_ties_go_to_fewer_macs_however_small_the_difference():
 
     search = Search(population=4, generations=30, keep_floor=0.4)
     found = search_group(jax.random.key(0), np.ones(10), evaluate, search)
-    assert found.mask.sum() == 3  # one below the floor, as far as flips go
+    assert found.mask.sum() == 3  # one below the floor, as bit flips allow
 
 
-def test_random_search_is_there_as_a_control():
+def test_random_search_is_available_as_a_baseline():
     def evaluate(members):
         return np.stack([-members @ np.arange(8.0), np.zeros(len(members)), members.mean(-1)], -1)
 
@@ -217,7 +217,7 @@ def test_same_key_same_search():
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"strategy": "SNESS"}, "unknown strategy 'SNESS'.*SNES"),
         ({"population": 1}, "population 1"),
@@ -233,6 +233,6 @@ def test_same_key_same_search():
         ({"strategy": "PSO", "selection": "nsga2"}, "PSO.*weighted_sum"),
     ],
 )
-def test_unusable_settings_are_refused(settings, says):
-    with pytest.raises(InputError, match=says):
+def test_unusable_settings_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
         Search(**settings)

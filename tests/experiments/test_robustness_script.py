@@ -57,7 +57,7 @@ def test_attacks_of_ones_own_and_transfers(script, saved, tmp_path, capsys):
         (["--eps", "2"], "eps 2.0 is outside [0, 1]"),
         (["--suite", "fast"], "fast"),
         (["--attacks", "apdg-ce"], "did you mean apgd-ce"),
-        (["--attacks", "pgd:twin"], "view of the attack 'pgd' 'twin'"),
+        (["--attacks", "pgd:twin"], "gradient source of the attack 'pgd' 'twin'"),
         (["--attacks", "square", "--norm", "l2"], "no l2 variant"),
         (["--others", "net.safetensors"], "give NAME=FILE"),
         (["--others", "a=missing.safetensors"], "missing.safetensors is not a readable network"),

@@ -1,4 +1,4 @@
-"""What coevolution chooses, by brute force and by hand, and how it spends a budget."""
+"""CCSRP: splices against brute force, single removals and levels, and rounds under a budget."""
 
 import dataclasses
 import itertools
@@ -41,7 +41,7 @@ PRICED = Search(
 
 
 def gone(before, after):
-    """Which filters went, by name and number."""
+    """The filters that were removed, as group name and index."""
     return {
         f"{name}{i}"
         for name in before
@@ -50,7 +50,7 @@ def gone(before, after):
 
 
 def with_one_back(cost, before, after):
-    """What masks cost with any one of the filters back that went."""
+    """Costs of the masks with each one of the removed filters restored."""
     after = {name: np.asarray(mask) for name, mask in after.items()}
     return [
         cost(after | {name: mask + (np.arange(len(mask)) == i)})
@@ -59,29 +59,29 @@ def with_one_back(cost, before, after):
     ]
 
 
-# ---- meeting a limit by harm
+# ---- meeting a limit by importance
 
 BEFORE = {"a": np.array([1, 1, 0, 1, 1.0]), "b": np.array([1, 1, 1, 0.0]), "c": np.ones(3)}
 AFTER = {"a": np.array([1, 0, 0, 0, 1.0]), "b": np.array([1, 0, 1, 0.0]), "c": np.ones(3)}
-HARM = {"a": np.array([0.5, 0.3, 0, 0.1, -0.2]), "b": np.array([0.4, 0.2, 0.6, 0])}
+IMPORTANCE = {"a": np.array([0.5, 0.3, 0, 0.1, -0.2]), "b": np.array([0.4, 0.2, 0.6, 0])}
 
 
-def test_what_just_went_comes_back_by_harm_or_more_goes_by_harm():
-    """At first a1, a3 and b1 are gone; what was gone before counts as the least harmful."""
-    order = ["a3", "b1", "a1", "a4", "b0"]  # then only the last of a group are left
+def test_filters_are_restored_or_removed_by_importance():
+    """At first a1, a3 and b1 are removed; filters removed earlier are never restored."""
+    order = ["a3", "b1", "a1", "a4", "b0"]  # then each group has one filter
     for limit in range(12, 4, -1):
-        found = fit_to_budget(KEY, BEFORE, AFTER, HARM, kept, float(limit))
+        found = fit_to_budget(KEY, BEFORE, AFTER, IMPORTANCE, kept, float(limit))
         assert gone(BEFORE, found) == set(order[: max(10 - limit, 0)])
         assert kept(found) == min(limit, 10)
         assert all((found[name] <= BEFORE[name]).all() for name in BEFORE)
-        np.testing.assert_array_equal(found["c"], AFTER["c"])  # which was not searched
+        np.testing.assert_array_equal(found["c"], AFTER["c"])  # not searched
     with pytest.raises(InputError, match="cannot be reached"):
-        fit_to_budget(KEY, BEFORE, AFTER, HARM, kept, 4.0)
+        fit_to_budget(KEY, BEFORE, AFTER, IMPORTANCE, kept, 4.0)
 
 
-def test_what_is_left_of_a_limit_holds_filters_that_cost_less():
-    """Those of `b` cost 3: of the first that might come back some do not fit, others do."""
-    harm = {"a": np.array([0.5, 0.1, 0, 0.3, 0.4]), "b": np.array([0.7, 0.2, 0.6, 0])}
+def test_the_rest_of_a_limit_is_filled_with_less_costly_filters():
+    """Filters of `b` cost 3, so that of the filters to restore some fit and others do not."""
+    importance = {"a": np.array([0.5, 0.1, 0, 0.3, 0.4]), "b": np.array([0.7, 0.2, 0.6, 0])}
 
     def cost(masks):
         return float(sum(np.sum(mask) * (3 if name == "b" else 1) for name, mask in masks.items()))
@@ -93,14 +93,14 @@ def test_what_is_left_of_a_limit_holds_filters_that_cost_less():
         (14, {"b1"}),
         (12, {"b1", "a1"}),
         (11, {"a1", "a3", "b1"}),
-        (9, {"a1", "b1", "b2"}),  # with b2 gone, a4 and a3 fit again
+        (9, {"a1", "b1", "b2"}),  # without b2, a4 and a3 fit again
     ):
-        found = fit_to_budget(KEY, BEFORE, AFTER, harm, cost, float(limit))
+        found = fit_to_budget(KEY, BEFORE, AFTER, importance, cost, float(limit))
         assert gone(BEFORE, found) == expected
 
 
-def test_where_harm_is_not_known_the_key_decides():
-    unknown = dict.fromkeys(HARM)
+def test_filters_of_unknown_importance_are_chosen_at_random():
+    unknown = dict.fromkeys(IMPORTANCE)
     found = [
         fit_to_budget(jax.random.key(seed), BEFORE, AFTER, unknown, kept, limit)
         for seed in range(8)
@@ -112,14 +112,14 @@ def test_where_harm_is_not_known_the_key_decides():
     assert len(back) > 1 and len(more) > 1
 
 
-# ---- a price
+# ---- splice by Lagrangian relaxation
 
 ARCHITECTURE = zoo.plain((7, 6, 5), (8, 8, 1), 10, time_steps=2)
 WHOLE = {name: np.asarray(mask) for name, mask in masking.ones(ARCHITECTURE).items()}
 
 
 def searched(seed):
-    """By group, random masks with losses that rise as filters go, one of which is infinite."""
+    """By group, random masks with losses that increase with removals, and one infinite loss."""
     random, cost = np.random.default_rng(seed), budget.cost_of(ARCHITECTURE, "macs")
     found = {}
     for name, whole in WHOLE.items():
@@ -129,18 +129,18 @@ def searched(seed):
         losses = 2 * random.uniform() * (1 - macs) ** 2 + 0.1 * random.uniform(size=(2, len(masks)))
         points = np.stack([*losses, macs], axis=-1)
         points[random.integers(1, len(masks))] = np.inf
-        harm = random.permutation(len(whole)) + random.uniform()
-        found[name] = GroupResult(masks[0], points[0], 6, [], 1, masks, points, harm)
+        importance = random.permutation(len(whole)) + random.uniform()
+        found[name] = GroupResult(masks[0], points[0], 6, [], 1, masks, points, importance)
     return found, cost
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("fraction", (0.7, 0.45))
-def test_offers_are_the_best_of_all_combinations_at_the_lowest_price_that_fits(
+def test_the_splice_is_the_best_combination_at_the_lowest_multiplier_that_fits(
     monkeypatch, seed, fraction
 ):
     monkeypatch.setattr(
-        splicing, "fit_to_budget", lambda key, before, after, harm, cost_of, limit: after
+        splicing, "fit_to_budget", lambda key, before, after, importance, cost_of, limit: after
     )
     search = dataclasses.replace(PRICED, robust_weight=0.5)
     found, cost = searched(seed)
@@ -166,7 +166,7 @@ def test_offers_are_the_best_of_all_combinations_at_the_lowest_price_that_fits(
             for (name, each), i in zip(found.items(), places, strict=True)
         }
 
-    # the best changes only at prices at which two combinations are equally good
+    # the optimum changes only at multipliers at which two combinations are equally good
     apart = macs[None] - macs[:, None]
     prices = np.unique((loss[:, None] - loss[None]) / np.where(apart > 0, apart, np.inf))
     prices = np.r_[0, prices[prices > 0]]
@@ -182,7 +182,7 @@ def test_offers_are_the_best_of_all_combinations_at_the_lowest_price_that_fits(
     assert value[within].min() == value.min()
 
 
-def test_a_spliced_network_has_no_room_left_for_any_filter():
+def test_no_filter_fits_into_a_spliced_network():
     for seed, fraction in itertools.product(range(3), (0.8, 0.5, 0.2)):
         found, cost = searched(seed)
         limit = fraction * cost(WHOLE)
@@ -192,7 +192,7 @@ def test_a_spliced_network_has_no_room_left_for_any_filter():
         assert min(with_one_back(cost, WHOLE, masks)) > limit
 
 
-def test_pruned_groups_that_were_not_searched_stay_as_they_are():
+def test_groups_that_were_not_searched_keep_their_masks():
     found, cost = searched(0)
     before = WHOLE | {"conv2": np.array([0, 1, 0, 0, 0, 0.0])}
     searched_now = {name: each for name, each in found.items() if name != "conv2"}
@@ -205,7 +205,7 @@ def test_pruned_groups_that_were_not_searched_stay_as_they_are():
 
 
 def objectives(members):
-    """Removals harm by a filter's place, and pairs of neighbours more."""
+    """Losses by the index of each removed filter, and more for pairs of neighbors."""
     lost = 1 - members
     clean = lost @ np.linspace(1, 2, 12) ** 2 + (lost[:, 1:] * lost[:, :-1]).sum(-1)
     robust = lost @ np.cos(np.arange(12))
@@ -213,7 +213,7 @@ def objectives(members):
 
 
 def generations_of(search, alive):
-    """What a search finds, all masks that it scores, and how many at the end of generations."""
+    """A search's result, all masks that it scores, and their number after each generation."""
     calls, ends = [], []
 
     def evaluate(members):
@@ -227,7 +227,7 @@ def generations_of(search, alive):
 ALIVE = np.array([1, 1, 0, 1, 1, 1, 1, 1, 0, 1, 1, 1], np.float32)
 
 
-def test_harm_is_what_each_removal_alone_adds_and_orders_the_first_masks():
+def test_importance_is_the_increase_of_each_single_removal_and_orders_the_first_masks():
     search = dataclasses.replace(PRICED, population=64, generations=1, robust_weight=0.5)
     found, masks, [end] = generations_of(search, ALIVE)
 
@@ -247,20 +247,22 @@ def test_harm_is_what_each_removal_alone_adds_and_orders_the_first_masks():
     # of the levels, 9 of 10 is among the single removals
     for mask, left in zip(masks[11:13], (6, 4), strict=True):
         assert set(np.flatnonzero(ALIVE - mask)) == set(order[: 10 - left])
-    assert end == len(masks) == 13  # all that keep 9 were known before the first generation
+    assert (
+        end == len(masks) == 13
+    )  # all masks with 9 filters were scored before the first generation
 
 
-def test_the_first_generation_varies_the_order_of_harm_but_does_not_forget_it():
+def test_the_first_generation_varies_the_order_of_importance_moderately():
     search = dataclasses.replace(PRICED, population=64, generations=1, levels=(0.5,))
     found, masks, _ = generations_of(search, ALIVE)
     drawn = masks[12:]
     order = [i for i in np.argsort(found.importance) if ALIVE[i]]
     assert len(drawn) > 5 and (drawn.sum(-1) == 5).all()
-    share = drawn[:, order].mean(0)  # of the masks that keep a filter, the least harmful first
+    share = drawn[:, order].mean(0)  # of masks that keep a filter, by increasing importance
     assert share[:3].max() < 0.4 < 0.6 < share[-3:].min()
 
 
-def test_an_order_that_is_given_takes_the_place_of_single_removals():
+def test_given_importance_replaces_single_removals():
     order, calls = np.arange(12.0)[::-1], []
 
     def evaluate(members):
@@ -269,11 +271,13 @@ def test_an_order_that_is_given_takes_the_place_of_single_removals():
 
     found = search_group(KEY, ALIVE, evaluate, PRICED, importance=order)
     assert found.importance is order
-    for mask, left in zip(calls, (9, 6, 4), strict=False):  # the least harmful are the last
+    for mask, left in zip(
+        calls, (9, 6, 4), strict=False
+    ):  # the last filters are the least important
         assert set(np.flatnonzero(mask)) == set(np.flatnonzero(ALIVE)[:left])
 
 
-def test_generations_take_turns_at_the_levels():
+def test_generations_alternate_between_the_levels():
     search = dataclasses.replace(PRICED, population=8, generations=7, single_removals=False)
     found, masks, ends = generations_of(search, ALIVE)
     assert found.importance is None
@@ -283,7 +287,7 @@ def test_generations_take_turns_at_the_levels():
     assert (masks <= ALIVE).all()
 
 
-def test_levels_need_a_strategy_that_compares_no_generations():
+def test_levels_need_a_strategy_that_compares_one_generation_only():
     for options in (
         {"levels": (0.9, 0.5)},
         {"levels": (0.9,), "strategy": "SNES", "decoder": "threshold"},
@@ -308,7 +312,7 @@ def problem(digits):
 
 
 def reported(problem, **changes):
-    """The problem, and a list of the epochs that methods train."""
+    """The problem, and a list to which epochs of training are appended."""
     epochs = []
     return dataclasses.replace(
         problem, callbacks=Callbacks(on_epoch=epochs.append), **changes
@@ -317,7 +321,7 @@ def reported(problem, **changes):
 
 @pytest.fixture
 def rounds(monkeypatch):
-    """All rounds of searches, as they go."""
+    """Arguments and results of all searches, in order."""
     found = []
 
     def record(*arguments, **options):
@@ -328,7 +332,7 @@ def rounds(monkeypatch):
     return found
 
 
-def test_harm_in_a_network_is_that_of_scoring_it_without_each_filter(problem):
+def test_importance_in_a_network_is_that_of_scoring_it_without_each_filter(problem):
     search = dataclasses.replace(PRICED, objective="accuracy", robust_weight=0.5)
     current = masking.ones(problem.architecture)
     current["conv2"] = current["conv2"].at[4:].set(0.0)
@@ -361,7 +365,7 @@ def within_one_filter(problem, before, found):
 
 
 @pytest.mark.parametrize("target", (Target("macs", 0.5), Target("params", 0.3)), ids=str)
-def test_priced_rounds_each_meet_their_part_of_the_target(problem, rounds, target):
+def test_each_round_with_a_lagrangian_splice_meets_its_limit(problem, rounds, target):
     problem, epochs = reported(problem, target=target)
     found = ccsrp(KEY, problem, search=PRICED, rounds=3, early=1)
     within_one_filter(problem, rounds[-1][0][3], found)
@@ -373,22 +377,22 @@ def test_priced_rounds_each_meet_their_part_of_the_target(problem, rounds, targe
         assert all((np.asarray(later[n]) <= np.asarray(earlier[n])).all() for n in later)
 
 
-def test_faithful_rounds_go_at_their_own_pace_and_stop_at_the_target(problem, rounds):
+def test_faithful_rounds_remove_what_the_search_does_and_stop_at_the_target(problem, rounds):
     problem, epochs = reported(problem)
     found = ccsrp(KEY, problem, search=FAITHFUL, rounds=4)
     within_one_filter(problem, rounds[-1][0][3], found)
-    assert len(epochs) == 4 and 1 <= len(rounds) < 4  # and the last has all epochs that are left
+    assert len(epochs) == 4 and 1 <= len(rounds) < 4  # and the last has all remaining epochs
     assert [epoch.epoch for epoch in epochs] == [0] * (len(rounds) - 1) + [*range(5 - len(rounds))]
     costs = [problem.cost()(result.masks) for _, result in rounds]
     assert costs[-1] <= problem.limit()
     assert all(cost > problem.limit() for cost in costs[:-1])
     before, after = rounds[-1][0][3], rounds[-1][1].masks
-    for name, mask in found.masks.items():  # no more went than the search had let go
+    for name, mask in found.masks.items():  # no more filters were removed than by the search
         mask = np.asarray(mask)
         assert (np.asarray(after[name]) <= mask).all() and (mask <= np.asarray(before[name])).all()
 
 
-def test_a_last_round_that_falls_short_lets_more_go(problem, rounds):
+def test_a_last_round_above_the_target_removes_more_filters(problem, rounds):
     problem, epochs = reported(problem, target=Target("macs", 0.15))
     found = ccsrp(KEY, problem, search=FAITHFUL, rounds=1)
     within_one_filter(problem, rounds[-1][0][3], found)
@@ -397,8 +401,8 @@ def test_a_last_round_that_falls_short_lets_more_go(problem, rounds):
     assert kept(found.masks) < kept(result.masks)
 
 
-def test_rounds_are_as_many_as_the_floor_asks_for(problem, rounds):
-    """Both sides of a layer shrink: 0.8 ** (2 * 2) is about 0.4."""
+def test_the_default_number_of_rounds_follows_from_the_keep_floor(problem, rounds):
+    """Input and output channels of a layer shrink: 0.8 ** (2 * 2) is about 0.4."""
     problem, epochs = reported(problem, target=Target("macs", 0.42))
     gentle = dataclasses.replace(PRICED, keep_floor=0.8)
     ccsrp(KEY, problem, search=gentle)
@@ -408,8 +412,8 @@ def test_rounds_are_as_many_as_the_floor_asks_for(problem, rounds):
 SMALL = dataclasses.replace(PRESETS["snes"], population=3, generations=2, multiple=2)
 
 
-def test_rounds_that_need_not_be_exact_end_with_the_first_within_the_target(problem, rounds):
-    """Masks are those of the search, and every round trains the epochs that it is given."""
+def test_inexact_rounds_end_with_the_first_within_the_target(problem, rounds):
+    """Masks are those of the search, and every round trains the given number of epochs."""
     problem, epochs = reported(problem)
     pruned = METHODS["rounds"](KEY, problem, search=SMALL, rounds=5, epochs=1)
     assert 1 < len(rounds) < 5 and [epoch.epoch for epoch in epochs] == [0] * len(rounds)
@@ -418,7 +422,7 @@ def test_rounds_that_need_not_be_exact_end_with_the_first_within_the_target(prob
     jax.tree.map(np.testing.assert_array_equal, pruned.masks, rounds[-1][1].masks)
 
 
-def test_rounds_end_where_no_group_can_lose_a_filter(problem, rounds):
+def test_rounds_end_when_no_group_can_lose_a_filter(problem, rounds):
     problem, epochs = reported(problem, target=Target("macs", 1e-6))
     coarse = dataclasses.replace(SMALL, multiple=8, residual_streams=True)
     pruned = METHODS["rounds"](KEY, problem, search=coarse, rounds=9, epochs=0)
@@ -449,7 +453,7 @@ def test_rounds_resume_from_any_of_their_states_bit_for_bit(problem, name):
         jax.tree.map(np.testing.assert_array_equal, whole[:2], again[:2])
 
 
-def test_rounds_draw_from_the_keys_that_they_are_given(problem, rounds):
+def test_rounds_use_the_given_keys(problem, rounds):
     drawn = []
 
     def keys(key, number):
@@ -479,7 +483,7 @@ def test_without_a_robust_weight_the_attack_does_not_matter(problem, monkeypatch
     assert any(not np.array_equal(robust.masks[name], other.masks[name]) for name in other.masks)
 
 
-def test_clean_training_is_that_without_an_attack(problem):
+def test_clean_training_equals_training_without_an_attack(problem):
     robust = Recipe(epochs=2, batch_size=32, learning_rate=2e-3, adversarial=PGD(0.1, 1))
     robust = dataclasses.replace(robust, trades=1.0)
     plain = dataclasses.replace(robust, adversarial=None, trades=0.0)
@@ -497,7 +501,7 @@ def test_clean_training_is_that_without_an_attack(problem):
 
 
 @pytest.mark.parametrize("search", (FAITHFUL, PRICED), ids=("faithful", "priced"))
-def test_passes_are_all_that_scoring_and_attacks_take(problem, monkeypatch, search):
+def test_passes_count_all_scoring_and_attacks(problem, monkeypatch, search):
     counted, (score, attack) = {"scored": 0, "attacked": 0}, (fitness.score, PGD.__call__)
 
     def scoring(task, members, **options):

@@ -31,14 +31,14 @@ def problem(digits):
 
 @pytest.fixture
 def scored(monkeypatch):
-    """Scores of candidates by `wish`, a function of masks, in their order, without training."""
+    """Candidates are scored by a function of their masks, without training, and recorded."""
     tried = []
 
-    def use(wish):
+    def use(score_of):
         def score(key, problem, prune, *, epochs=None):
             masks = prune.keywords["masks"]
             tried.append((np.asarray(jax.random.key_data(key)).tobytes(), masks))
-            return float(wish(masks)), Passes(100, 10)
+            return float(score_of(masks)), Passes(100, 10)
 
         monkeypatch.setattr(candidates, "score_after_finetuning", score)
         return tried
@@ -60,7 +60,7 @@ def test_groups_keep_filters_in_proportion_to_their_shares(shares):
         kept = counts(masks)
         assert sum(kept.values()) == limit
         assert abs(kept["a"] / 40 / shares[0] - kept["b"] / 20 / shares[1]) <= 1 / 20 / min(shares)
-        for name, mask in masks.items():  # the highest stay
+        for name, mask in masks.items():  # the highest are kept
             assert scores[name][mask > 0].min() == len(mask) - kept[name]
 
 
@@ -72,7 +72,7 @@ def test_a_share_of_more_than_all_filters_keeps_all():
 
 
 @pytest.mark.parametrize("wide", ["conv1", "conv2"])
-def test_widths_go_where_auditions_are_best(problem, scored, wide):
+def test_the_widest_group_is_the_one_with_the_best_scores(problem, scored, wide):
     tried = scored(lambda masks: -masks[wide].sum())
     found = ccsrp_widths(KEY, problem, search=None, factors=(0.7, 1.4))
     most = max(counts(masks)[wide] for _, masks in tried)
@@ -81,10 +81,10 @@ def test_widths_go_where_auditions_are_best(problem, scored, wide):
     shares = {name: 1e6 if name == wide else 1.0 for name in order}
     placed = budget.proportional_ranking(order, shares)
     end = budget.prune_to_budget(placed, problem.cost(), problem.limit())
-    assert most == counts(end)[wide]  # as far as any division of the budget goes
+    assert most == counts(end)[wide]  # the largest width that the budget allows
 
 
-def test_every_candidate_meets_the_target_and_is_auditioned_once_alike(problem, scored):
+def test_every_candidate_meets_the_target_and_is_scored_once_with_the_same_key(problem, scored):
     tried = scored(lambda masks: abs(masks["conv1"].sum() - 5))
     ccsrp_widths(KEY, problem, search=None, cycles=2)
     cost, limit = problem.cost(), problem.limit()
@@ -102,7 +102,7 @@ def test_every_candidate_meets_the_target_and_is_auditioned_once_alike(problem, 
 
 
 @pytest.mark.parametrize("better", [True, False])
-def test_evolved_masks_keep_the_widths_and_stay_if_they_are_better(problem, scored, better):
+def test_evolved_masks_keep_the_widths_and_are_used_if_better(problem, scored, better):
     tried = scored(lambda masks: -len(tried) if better else len(tried))
     search = dataclasses.replace(widths.SEARCH, population=3, generations=2)
     found = ccsrp_widths(KEY, problem, search=search, factors=())
@@ -112,31 +112,31 @@ def test_evolved_masks_keep_the_widths_and_stay_if_they_are_better(problem, scor
         assert np.array_equal(found.masks[name], (evolved if better else ordered)[name])
 
 
-def test_training_takes_the_recipe_and_auditions_are_search(problem):
+def test_candidates_count_as_search_and_training_uses_the_recipe(problem):
     steps, epochs = [], []
-    told = dataclasses.replace(
+    observed = dataclasses.replace(
         problem,
         recipe=dataclasses.replace(problem.recipe, epochs=2, adversarial=PGD(0.05, 3)),
         callbacks=Callbacks(on_epoch=epochs.append, on_step=lambda: steps.append(1)),
     )
-    found = ccsrp_widths(KEY, told, search=None, factors=(), epochs=1)
+    found = ccsrp_widths(KEY, observed, search=None, factors=(), epochs=1)
     assert len(steps) == 2 * 2 and len(epochs) == 2
     taylor, images = 32 * (2 + 2), 32
-    audition = 64 * (1 + 3), images * 26
-    assert found.search.backward == taylor + sum(audition)
-    assert found.search.forward == taylor + sum(audition) + 2 * images
+    candidate_passes = 64 * (1 + 3), images * 26
+    assert found.search.backward == taylor + sum(candidate_passes)
+    assert found.search.forward == taylor + sum(candidate_passes) + 2 * images
 
 
 def firsts(scores, kept):
-    """By group, the highest of the scores."""
+    """By group, indices of the highest scores."""
     return {
         name: set(np.argsort(-np.asarray(values), kind="stable")[: kept[name]].tolist())
         for name, values in scores.items()
     }
 
 
-def test_the_best_order_divides_and_the_best_at_the_widths_found_stays(problem, scored):
-    """By the second order at first, wide in the second group; then by the third."""
+def test_widths_use_the_best_order_and_masks_the_best_order_at_these_widths(problem, scored):
+    """The second order is best at equal shares, the third when the second group is wider."""
     rng = np.random.default_rng(4)
     widths_ = {name: len(mask) for name, mask in masking.ones(problem.architecture).items()}
     orders = [{name: rng.permutation(n) for name, n in widths_.items()} for _ in range(3)]
@@ -148,29 +148,29 @@ def test_the_best_order_divides_and_the_best_at_the_widths_found_stays(problem, 
 
     tried_widths = []
 
-    def wish(masks):
+    def score_of(masks):
         width = int(masks["conv2"].sum())
         tried_widths.append(width)
         better = 2 if width > tried_widths[0] else 1
         return -width - 0.5 * by(masks, better)
 
-    tried = scored(wish)
+    tried = scored(score_of)
     found = ccsrp_widths(KEY, problem, orders=calls, search=None, factors=(2.0,))
     masks = [masks for _, masks in tried]
     assert [by(m, n) for n, m in enumerate(masks[:3])] == [True] * 3
-    assert all(by(m, 1) for m in masks[3:-2])  # widths are tried in the order that was best
+    assert all(by(m, 1) for m in masks[3:-2])  # widths are varied in the order that was best
     assert by(masks[-2], 0) and by(masks[-1], 2)
     assert by(found.masks, 2) and counts(found.masks) == counts(masks[-1]) == counts(masks[-2])
     assert counts(found.masks)["conv2"] == max(tried_widths) > tried_widths[0]
     assert found.search == Passes(100 * len(tried) + 3, 10 * len(tried) + 6)
 
 
-def test_no_order_is_refused(problem):
+def test_an_empty_list_of_orders_is_refused(problem):
     with pytest.raises(InputError, match="no orders"):
         ccsrp_widths(KEY, problem, orders=())
 
 
-def test_a_round_of_given_shares_keeps_filters_in_proportion(problem):
+def test_given_shares_keep_filters_in_proportion(problem):
     taken = by_score(
         KEY, problem, criterion=criteria.l1, allocation={"conv1": 1.0, "conv2": 0.5, "fc1": 2.0}
     )
@@ -183,7 +183,7 @@ def test_a_round_of_given_shares_keeps_filters_in_proportion(problem):
         assert mask[np.argsort(np.asarray(order[name]))[: int((mask == 0).sum())]].sum() == 0
 
 
-def test_the_control_takes_the_best_of_its_draws(problem, scored):
+def test_best_of_takes_the_best_random_masks(problem, scored):
     tried = scored(lambda masks: masks["conv1"][0] + masks["conv2"][0] + 0.1 * masks["conv2"][1])
     found = best_of(KEY, problem, candidates=6)
     assert len({tuple(masks["conv2"]) for _, masks in tried}) > 1
@@ -194,17 +194,19 @@ def test_the_control_takes_the_best_of_its_draws(problem, scored):
     assert found.search == Passes(600, 60)
 
 
-def test_an_audition_is_the_loss_after_training(problem):
+def test_the_score_of_a_candidate_is_the_loss_after_training(problem):
     masks = masking.ones(problem.architecture)
     masks["conv1"] = masks["conv1"].at[2:5].set(0.0)
-    told = []
-    tried = dataclasses.replace(
+    recorded = []
+    attacked_problem = dataclasses.replace(
         problem,
         attack=PGD(0.3, 2),
-        callbacks=Callbacks(on_candidate=lambda *entry: told.append(entry)),
+        callbacks=Callbacks(on_candidate=lambda *entry: recorded.append(entry)),
     )
-    value, _ = score_after_finetuning(KEY, tried, partial(finetune_once, masks=masks), epochs=1)
-    assert told == [(value, {"conv1": 5, "conv2": 12, "fc1": 10})]
+    value, _ = score_after_finetuning(
+        KEY, attacked_problem, partial(finetune_once, masks=masks), epochs=1
+    )
+    assert recorded == [(value, {"conv1": 5, "conv2": 12, "fc1": 10})]
     key_train, key_attack = jax.random.split(KEY)
     variables, _ = finetune(key_train, problem, problem.variables, masks, epochs=1)
     images = to_unit_range(jnp.asarray(problem.search.images))

@@ -28,14 +28,14 @@ def resized(images, side):
 
 @pytest.fixture(scope="module")
 def grey():
-    """Real digits by side; 32 is the side of the published lengths."""
+    """Real digits by side; the published lengths are for a side of 32."""
     digits = (load_digits().images[:30] / 16).astype(np.float32)
     return {side: resized(digits, side) for side in (8, 32, 64)}
 
 
 @pytest.fixture(scope="module")
 def colour(grey):
-    """Three digits on top of each other: black, grey and coloured pixels."""
+    """Three digits on top of each other: black, gray and colored pixels."""
     a, b, c = grey[32][:10], grey[32][10:20], grey[32][20:]
     images = np.concatenate([a, b * 0.9, c * 0.8], -1)
     images[:, :2, :, :] = np.linspace(0, 1, 32, dtype=np.float32)[:, None]
@@ -93,7 +93,7 @@ def test_noises_have_the_moments_of_their_closed_form(severity):
     np.testing.assert_array_equal(struck[(struck > 0) & (struck < 1)], np.float32(0.4))
 
 
-def test_noise_in_proportion_leaves_black_alone():
+def test_proportional_noise_does_not_change_black():
     for name in ("shot_noise", "speckle_noise"):
         assert not apply(flat(0, 30, 8, 8, 1), name, 5).any()
 
@@ -109,7 +109,7 @@ def test_gaussian_blur_is_the_weighted_sum_over_repeated_borders(grey, side, sev
 
 @pytest.mark.parametrize("side", (8, 32, 64))
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_defocus_is_a_soft_disk_over_mirrored_borders(grey, side, severity):
+def test_defocus_is_a_smoothed_disk_over_mirrored_borders(grey, side, severity):
     scale = max(1, side // 32)
     radius, sigma = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))[severity - 1]
     weights = bell(sigma * scale, scale)
@@ -125,7 +125,7 @@ def test_defocus_is_a_soft_disk_over_mirrored_borders(grey, side, severity):
 
 @pytest.mark.parametrize("side", (8, 32, 64))
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_motion_blur_is_a_ray_of_one_angle_an_image(grey, side, severity):
+def test_motion_blur_is_a_ray_of_one_angle_per_image(grey, side, severity):
     scale = max(1, side // 32)
     radius, sigma = ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))[severity - 1]
     steps = np.arange(2 * radius * scale + 1)
@@ -135,7 +135,7 @@ def test_motion_blur_is_a_ray_of_one_angle_an_image(grey, side, severity):
     down = np.rint(steps * np.sin(np.radians(angles))[:, None]).astype(int)
     right = np.rint(steps * np.cos(np.radians(angles))[:, None]).astype(int)
 
-    # What a dot becomes tells the angle, which follows from key and index, whatever the image.
+    # The image of a dot shows the angle, which depends on key and index only.
     wide = max(32, side)
     dots = flat(0, 30, wide, wide, 1)
     dots[:, wide // 2, -2] = 1
@@ -180,7 +180,7 @@ def test_zoom_blur_is_the_mean_of_interpolated_zooms(grey, severity):
 
 @pytest.mark.parametrize("count, side, far", ((200, 32, 1), (40, 64, 2)))
 def test_glass_takes_each_pixel_from_a_neighbour_with_equal_chance(count, side, far):
-    # Every pixel spells its number; severity 1 does not blur, 4 shuffles twice and hardly blurs.
+    # Every pixel encodes its index; severity 1 does not blur, 4 shuffles twice and hardly blurs.
     number = np.arange(side * side).reshape(1, side, side, 1)
     images = np.repeat((number / side**2).astype(np.float32), count, 0)
     for severity, rounds in ((1, 1), (4, 2)):
@@ -205,7 +205,7 @@ def test_glass_takes_each_pixel_from_a_neighbour_with_equal_chance(count, side, 
 
 
 def test_glass_blurs_before_and_after():
-    # A stripe stays one in the mean over rows; how far it reaches tells both blurs.
+    # A stripe remains one in the mean over rows; its width shows both blurs.
     images = flat(0, 200, 32, 32, 1)
     images[:, :, 15] = 1
     for severity, sigma, rounds in ((2, 0.25, 1), (3, 0.4, 1), (4, 0.25, 2), (5, 0.4, 2)):
@@ -238,7 +238,7 @@ def test_fog_is_a_fractal_of_the_published_decay(severity):
         of_lefts = (corners + below + middles + np.roll(middles, 1, 2)) / 4
         added = [middles - of_corners, tops - of_tops, lefts - of_lefts]
         spread[step] = np.array([x.std((1, 2)) for x in added])
-    # What each level adds is smaller than the last by the decay squared, in all three places.
+    # The variance that each level adds decreases by the decay squared, at all three positions.
     for step in (16, 8):
         ratios = np.median(spread[step] / spread[step // 2], 1)
         np.testing.assert_allclose(ratios, decay**2, rtol=0.12)
@@ -295,7 +295,7 @@ def test_contrast_shrinks_the_deviation_from_each_channels_mean(colour, severity
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_pixelate_is_pillows_box_filter_down_and_up(colour, severity):
     fraction = (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1]
-    images = np.rint(255 * colour[:4, :, :24]).astype(np.uint8)  # oblong
+    images = np.rint(255 * colour[:4, :, :24]).astype(np.uint8)  # not square
     ours = apply(images.astype(np.float32) / 255, "pixelate", severity)
     small = int(24 * fraction), int(32 * fraction)
     for image, result in zip(images, ours, strict=True):
@@ -319,7 +319,7 @@ def test_jpeg_is_pillows_round_trip(grey, colour, severity):
 
 
 def sources(severity, side):
-    """Where elastic takes the pixels of 60 images from: what spells rows and columns tells."""
+    """Source positions of the pixels of 60 images, from images of row and column indices."""
     rows, columns = np.mgrid[:side, :side]
     plan = np.stack([rows, columns, 0 * rows], -1).astype(np.float32) / side
     moved = apply(np.repeat(plan[None], 60, 0), "elastic", severity)
@@ -355,7 +355,7 @@ def test_elastic_shifts_are_smoothed_uniform_noise(severity):
     side = 64
     shift, sigma = ((0.05, 0.2), (0.08, 0.06), (0.1, 0.04), (0.1, 0.03))[severity - 2]
     weights = bell(sigma * side, int(3 * sigma * side + 0.5))
-    # Second differences along rows know nothing of the affine map.
+    # Second differences along rows do not depend on the affine map.
     bent = np.convolve(weights, (1, -2, 1))
     std = shift * side / 3**0.5 * np.sqrt((bent**2).sum() * (weights**2).sum())
     second = np.diff(sources(severity, side)[:, 20:44, 20:44], n=2, axis=1)
@@ -371,7 +371,7 @@ def test_blurs_and_shuffles_leave_a_constant_image(name, severity):
     assert (np.abs(corrupted - images).max() < 1e-5) == kept or (name, severity) == ("saturate", 1)
 
 
-def test_colours_move_and_fade_together(colour):
+def test_colors_change_and_fade_together(colour):
     images = colour[:4, :, :, :1].repeat(3, -1)
     for name in sorted(CORRUPTIONS):
         corrupted = apply(images, name, 4)
@@ -381,7 +381,7 @@ def test_colours_move_and_fade_together(colour):
 
 @pytest.mark.parametrize("side", (8, 32))
 @pytest.mark.parametrize("name", sorted(set(CORRUPTIONS) - {"saturate", "elastic", "glass_blur"}))
-def test_severity_grows_the_distance_from_real_digits(grey, name, side):
+def test_the_distance_from_the_image_grows_with_severity(grey, name, side):
     if (name, side) == ("pixelate", 8):
         pytest.skip("the five fractions of 8 pixels are 7, 7, 6, 6 and 5")
     distances = [np.abs(apply(grey[side], name, s) - grey[side]).mean() for s in SEVERITIES]
@@ -394,7 +394,7 @@ def test_severity_grows_the_distance_from_real_digits(grey, name, side):
 
 
 @pytest.mark.parametrize("name", sorted(CORRUPTIONS))
-def test_range_type_and_shape_are_kept(name):
+def test_range_type_and_shape_do_not_change(name):
     random = np.random.default_rng(0)
     for shape in ((30, 8, 8, 1), (1, 200, 224, 3)):
         images = (random.uniform(size=shape) > 0.5).astype(np.float32)
@@ -406,7 +406,7 @@ def test_range_type_and_shape_are_kept(name):
 
 
 @pytest.mark.parametrize("name", sorted(CORRUPTIONS))
-def test_an_image_follows_its_key_and_index_and_not_its_batch(colour, name):
+def test_a_result_depends_on_key_and_index_and_not_on_the_batch(colour, name):
     images = np.repeat(colour[:1], 4, 0)
     batch = apply(images, name, 5)
     np.testing.assert_array_equal(apply(images, name, 5), batch)
@@ -418,7 +418,7 @@ def test_an_image_follows_its_key_and_index_and_not_its_batch(colour, name):
         assert (np.abs(other - batch).max() < 1e-6) == (name in UNDRAWN)
 
 
-def test_names_are_those_that_change_images_of_so_many_channels(grey, colour):
+def test_names_are_those_that_change_images_with_this_number_of_channels(grey, colour):
     assert names(3) == tuple(CORRUPTIONS)
     assert set(CORRUPTIONS) - set(names(1)) == {"saturate"}
     for images, channels in ((grey[32], 1), (colour[:4], 3)):
@@ -435,7 +435,7 @@ def test_names_are_those_that_change_images_of_so_many_channels(grey, colour):
         ("fog", 1, 2, "images of 2 channels"),
     ),
 )
-def test_what_cannot_be_done_is_refused_in_one_sentence(name, severity, channels, message):
+def test_unsupported_arguments_are_refused_in_one_sentence(name, severity, channels, message):
     with pytest.raises(InputError, match=message) as refusal:
         corrupt(flat(0, 1, 8, 8, channels), name, severity, KEY)
     assert "\n" not in str(refusal.value) and str(refusal.value)[-1] in ".?"

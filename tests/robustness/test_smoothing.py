@@ -1,4 +1,4 @@
-"""Certificates beside closed forms on linear classifiers, exact binomials and naive loops."""
+"""Certificates against closed forms on linear classifiers, exact binomials and naive loops."""
 
 import dataclasses
 import math
@@ -26,26 +26,26 @@ LENGTH = float(np.linalg.norm(WEIGHTS))
 
 
 def linear(weights, images):
-    """Class 1 where w (x - 1/2) is positive: smoothing leaves the boundary where it is."""
+    """Class 1 where w (x - 1/2) is positive: smoothing does not move the boundary."""
     score = (images.reshape(len(images), -1) - 0.5) @ weights
     return jnp.stack([-score, score], -1)
 
 
 def at_distance(distances):
-    """Images of 2 x 2 pixels on class 1's side of the boundary, that far (L2) from it."""
+    """Images of 2 x 2 pixels on class 1's side of the boundary, at these L2 distances."""
     steps = np.asarray(distances)[:, None] * WEIGHTS / LENGTH
     return (0.5 + steps).reshape(-1, 2, 2, 1).astype(np.float32)
 
 
 def radius_of(hits, smoothing):
-    """What the paper certifies for so many hits, by scipy's own one-sided interval."""
+    """The paper's radius for this number of hits, by scipy's one-sided interval."""
     test = binomtest(int(hits), smoothing.samples, alternative="greater")
     low = test.proportion_ci(1 - smoothing.alpha, "exact").low
     return smoothing.sigma * norm.ppf(low) if low > 0.5 else 0.0
 
 
 def radii_of_quantiles(probability, smoothing, chance=1e-5):
-    """Between which radii all but 2 `chance` of an image's certificates must lie."""
+    """An interval that an image's radius leaves with probability 2 `chance`."""
     ends = binom.ppf((chance, 1 - chance), smoothing.samples, probability)
     return tuple(radius_of(hits, smoothing) for hits in ends)
 
@@ -65,7 +65,7 @@ def test_the_lower_bound_is_the_probability_that_makes_the_tail_alpha(trials, al
 
 
 @pytest.mark.parametrize("sigma", (0.25, 1.0))
-def test_radii_on_a_linear_classifier_are_the_distance_less_what_the_draws_cost(sigma):
+def test_radii_on_a_linear_classifier_are_the_distance_within_sampling_error(sigma):
     smoothing = Smoothing(sigma, selection_samples=20, samples=1000)
     # Far beyond the box once noise is added, so that clipping it would show.
     distances = np.linspace(0.2, 2.2, 11) * sigma
@@ -79,19 +79,19 @@ def test_radii_on_a_linear_classifier_are_the_distance_less_what_the_draws_cost(
     np.testing.assert_array_equal(mirrored.classes, 0)
 
 
-def test_certificates_exceed_the_true_radius_as_seldom_as_alpha_says():
+def test_certificates_exceed_the_true_radius_with_probability_at_most_alpha():
     smoothing, distance, repeats = Smoothing(0.5, 10, 60, alpha=0.1), 0.45, 3000
     images = at_distance(np.full(repeats, distance))
     certificates = certify(linear, WEIGHTS, images, KEY, smoothing, batch_size=70)
     probability, counts = norm.cdf(distance / 0.5), np.arange(61)
     too_far = [radius_of(hits, smoothing) > distance for hits in counts]
     expected = binom.pmf(counts, 60, probability)[too_far].sum()
-    assert 0.05 < expected <= 0.1  # counts are whole, so the bound keeps a little in hand
+    assert 0.05 < expected <= 0.1  # counts are integers, so the bound is conservative
     exceeding = (certificates.radii > distance).sum()
     assert abs(exceeding - repeats * expected) < 4 * math.sqrt(repeats * expected)
 
 
-def test_at_the_boundary_it_abstains_but_for_alpha():
+def test_at_the_boundary_it_abstains_with_probability_1_minus_alpha():
     smoothing, repeats = Smoothing(0.5, 61, 61, alpha=0.1), 2000
     images, counts = at_distance(np.zeros(repeats)), np.arange(62)
     half = binom.pmf(counts, 61, 0.5)
@@ -123,13 +123,13 @@ def test_the_worst_attack_inside_a_certified_radius_flips_what_alpha_allows_and_
     assert (outside[held] != classes[held]).all() and (outside == 0).mean() > 0.95
 
 
-def test_the_radius_stops_at_what_the_draws_can_show():
+def test_the_radius_is_limited_by_the_number_of_draws():
     smoothing = Smoothing(0.5, samples=300)
     (radius,) = certify(linear, WEIGHTS, at_distance([50.0]), KEY, smoothing).radii
     assert radius == pytest.approx(0.5 * norm.ppf(0.001 ** (1 / 300)))
 
 
-def test_one_class_one_image_one_draw_a_call():
+def test_one_class_one_image_and_one_draw_per_call():
     def only(_, images):
         return images.sum((1, 2))
 
@@ -144,7 +144,7 @@ def test_one_class_one_image_one_draw_a_call():
     assert predict(only, None, images[:0], KEY, smoothing).shape == (0,)
 
 
-def test_predict_tests_the_leader_against_the_runner_up_only():
+def test_predict_tests_the_top_class_against_the_second_only():
     def thirds(_, images):
         """Classes 0, 1 and 2 for 45%, 30% and 25% of the draws."""
         z = images[:, 0, 0, 0]
@@ -163,7 +163,7 @@ def test_predict_tests_the_leader_against_the_runner_up_only():
 
 
 def naive_votes(classifier, params, image, number, sigma, draws):
-    """One noisy copy after the other, from the keys that `certify` documents."""
+    """Votes of one noisy copy after the other, with the keys that `certify` documents."""
     run, votes, stochastic = jax.jit(classifier), [], getattr(classifier, "stochastic", False)
     for draw in range(draws):
         key = jax.random.fold_in(jax.random.fold_in(KEY, number), draw)
@@ -179,7 +179,7 @@ def test_a_spiking_networks_certificates_equal_a_naive_loop(network, images, enc
     architecture, variables = network
     params = jax.tree.map(jnp.copy, variables), None
     usual = 0.9 * jax.jit(Classifier(architecture))(params, images).mean(0)
-    params[0]["params"]["classifier"]["bias"] -= usual  # else one class has every vote
+    params[0]["params"]["classifier"]["bias"] -= usual  # without this one class has all votes
     classifier = Classifier(dataclasses.replace(architecture, encoding=encoding))
     smoothing = Smoothing(0.1, 7, 50, alpha=0.05)
     certificates = certify(classifier, params, images[:4], KEY, smoothing, batch_size=16)
@@ -192,7 +192,7 @@ def test_a_spiking_networks_certificates_equal_a_naive_loop(network, images, enc
         assert certificates.radii[number] == pytest.approx(radius)
 
 
-def test_answers_follow_the_key_and_not_the_size_of_a_call():
+def test_results_depend_on_the_key_and_not_on_the_size_of_a_call():
     smoothing = Smoothing(0.5, 10, 90)
     images, progress = at_distance(np.linspace(0.1, 0.8, 12)), []
 
@@ -208,12 +208,12 @@ def test_answers_follow_the_key_and_not_the_size_of_a_call():
         np.testing.assert_array_equal(a, c)
     assert (once[1] != other[1]).any()
     assert progress == [1] * (8 * len(images))
-    # The same image in two places is judged by noise of its own.
+    # The same image at two positions has independent noise.
     twins = certify(linear, WEIGHTS, images[[5] * 6], KEY, smoothing)
     assert len(set(twins.radii)) > 1
 
 
-def test_one_shape_is_compiled_whatever_the_draws():
+def test_one_shape_is_compiled_for_any_number_of_draws():
     shapes = []
 
     def watched(weights, images):
@@ -228,7 +228,7 @@ def test_one_shape_is_compiled_whatever_the_draws():
 
 
 class Jittery:
-    """The linear classifier with Gaussian noise of its own, one draw for a whole call."""
+    """The linear classifier with its own Gaussian noise, one draw per call."""
 
     stochastic = True
 
@@ -260,7 +260,7 @@ def test_a_stochastic_classifier_is_averaged_over_its_own_randomness():
     np.testing.assert_array_equal(predicted, 1)
 
 
-def test_certified_accuracy_counts_right_classes_with_the_radius_or_more():
+def test_certified_accuracy_counts_correct_classes_with_at_least_the_radius():
     certificates = Certificates(np.array([2, -1, 0, 1, 1]), np.array([0.5, 0, 0.25, 0.75, 1.0]))
     labels = np.array([2, 0, 0, 1, 3])
     curve = certified_accuracy(certificates, labels, np.array([0.0, 0.25, 0.3, 0.5, 0.75, 1.0]))

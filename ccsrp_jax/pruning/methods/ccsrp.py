@@ -1,6 +1,6 @@
 """CCSRP: rounds of coevolutionary search, splicing and fine-tuning.
 
-One driver serves the main job and the comparison of methods; their rules are settings of it.
+One driver serves both the main job and the comparison of methods, with different settings.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class RoundState(NamedTuple):
     masks: MaskTree
 
 
-OnRound = Callable[[RoundState, RoundResult], None]  # called with what the round's search found
+OnRound = Callable[[RoundState, RoundResult], None]  # RoundResult is that of the round's search
 
 
 def ccsrp(
@@ -70,30 +70,30 @@ def ccsrp(
 ) -> Pruned:
     """Prunes filters in rounds: searches every group's mask, splices all masks, and fine-tunes.
 
-    The search compares masks on clean and adversarial search images, in the network that the
-    round before has fine-tuned. With `search.splice = "price"` the masks of every round meet an
-    equal share of the target (see `splice_by_lagrangian`); with `"winners"` each group's best mask
-    is taken, and rounds remove as many filters as the search does.
+    The search compares masks on clean and adversarial search images, in the network after the
+    previous round's fine-tuning. With `search.splice = "price"` the masks of every round are within
+    that round's limit on the cost (see `splice_by_lagrangian`); with `"winners"` each group takes
+    its best mask, and the search alone determines how many filters a round removes.
 
     Args:
       key: of all rounds.
-      problem: see `problem`.
-      search: settings of the search. With `robust_weight` 0, clean accuracy alone counts (CCEP).
-      rounds: at most; by default as many as `search.keep_floor` needs to reach the target, if all
-        layers lose the same share.
-      exact: the target is met to within one filter: in the round of winners that would pass it,
-        filters come back, and where the last round has not met it, more go. Otherwise rounds end
-        with the first that is at the target or below, or where no group can lose a filter.
+      problem: the trained network and its budget.
+      search: settings of the search. With `robust_weight` 0 only clean accuracy counts (CCEP).
+      rounds: maximum number; by default as many as `search.keep_floor` allows to reach the target,
+        if all layers lose the same share.
+      exact: meet the target to within one filter: if a round of winners goes below it, filters are
+        restored, and if the last round does not reach it, more are removed. Otherwise stop after
+        the first round that is at or below the target, or when no group can lose a filter.
       epochs: of fine-tuning after every round; by default the rounds share the recipe's epochs
-        (see `early`), and the last round has all that are left.
-      early: epochs after every round but the last; by default equal shares.
-      criterion: of `criteria`, whose order of filters the search starts from in every round.
+        (see `early`), and the last round has all that remain.
+      early: epochs after every round but the last; by default all rounds have equal shares.
+      criterion: from `criteria`; its order of filters initializes the search in every round.
       clean_training: fine-tune on clean images, as an ablation.
-      keys: key and number of a round, from 1, to the keys of its search, splice and training.
-      start: state after the last round that is done, to resume from.
-      on_splice: called with every round's spliced network, before it is fine-tuned.
-      on_round: called after every round's fine-tuning, to log it or to save the state, from which
-        `start` resumes.
+      keys: from a key and the number of a round (from 1) to the keys of its parts.
+      start: state after the last completed round, to resume from.
+      on_splice: called with every round's spliced network before its fine-tuning.
+      on_round: called after every round's fine-tuning, for logs and checkpoints; its state can be
+        passed as `start`.
 
     Returns:
       Weights and masks after the last round, and the passes of the rounds of this call.
@@ -130,8 +130,9 @@ def ccsrp(
             key_splice, problem, search, found, masks, cost_of, number / rounds, exact
         )
         on_splice(RoundState(number, variables, masks), found)
-        left = sum(schedule[number - 1 :]) if reached and epochs is None else schedule[number - 1]
-        variables, _ = finetune(key_train, tuned, variables, masks, epochs=left)
+        last = reached and epochs is None
+        remaining = sum(schedule[number - 1 :]) if last else schedule[number - 1]
+        variables, _ = finetune(key_train, tuned, variables, masks, epochs=remaining)
         on_round(RoundState(number, variables, masks), found)
         if reached:
             break
@@ -139,8 +140,8 @@ def ccsrp(
 
 
 def rounds_needed(problem: Problem, search: Search) -> int:
-    """Rounds to the target if every group loses as much as the keep floor lets it, no more than
-    there are epochs; MACs and parameters shrink with both sides of a layer."""
+    """Number of rounds to the target if every group loses as much as the keep floor allows, at most
+    the number of epochs. MACs and parameters shrink with input and output channels of a layer."""
     sides = 1 if problem.target.measure == "synops" else 2
     per_round = sides * math.log(min(search.keep_floor, 0.99))
     needed = math.ceil(math.log(problem.target.fraction) / per_round - 1e-9)
@@ -154,9 +155,18 @@ def search_masks(
     masks: MaskTree,
     search: Search,
     importance: Scores | None = None,
-    kept: Mapping[str, int] | None = None,
+    keep_counts: Mapping[str, int] | None = None,
 ) -> tuple[RoundResult, Passes]:
-    """`coevolution.search_round` on a problem's search images, and the passes that it took."""
+    """`coevolution.search_round` on a problem's search images, and the passes taken.
+
+    Args:
+      key: of the search.
+      problem: its search images, attack and execution settings are used.
+      variables, masks: the current network.
+      search: settings.
+      importance: by group, of each filter, to initialize the search.
+      keep_counts: by group, the number of filters to keep; groups without one are not searched.
+    """
     callbacks = problem.callbacks
     with callbacks.search_clock():
         found = search_round(
@@ -172,13 +182,13 @@ def search_masks(
             mesh=problem.mesh,
             on_generation=callbacks.on_generation,
             importance=importance,
-            keep_counts=kept,
+            keep_counts=keep_counts,
         )
     return found, _passes_of(problem, found, search)
 
 
 def _is_done(problem: Problem, search: Search, cost_of: Cost, masks: MaskTree) -> bool:
-    """Whether masks are within the target, or nothing more can go."""
+    """Whether masks are within the target, or no group can lose another filter."""
     return cost_of(masks) <= problem.limit() or not search.prunable(problem.architecture, masks)
 
 
@@ -194,7 +204,7 @@ def _spliced(
 ) -> tuple[MaskTree, bool]:
     """Masks of all groups after a round, and whether it is the last.
 
-    `share` of the rounds is done with this one.
+    `share` is the number of this round relative to the number of all rounds.
     """
     last, target = share == 1, problem.limit()
     if search.splice == "price":
@@ -209,7 +219,7 @@ def _spliced(
 
 
 def _passes_of(problem: Problem, found: RoundResult, search: Search) -> Passes:
-    """Every candidate's pass over clean and adversarial images, and what made the latter."""
+    """Passes of candidates on clean and adversarial images, and those of the attacks."""
     images = len(problem.search.labels)
     scored = 2 * sum(found.images.values())
     if search.white_box_steps:

@@ -1,10 +1,10 @@
 """Widths by cooperative coevolution: how many filters each group keeps, scored by fine-tuning.
 
-How a budget is shared among layers decides more than which filters of a layer stay, and the loss
-right after pruning does not tell which allocation is good once weights have adapted: fine-tuning
-may miss most the group that seemed cheapest to prune. So what evolves first is every group's
-share, and a candidate's fitness is its loss after fine-tuning. Several orders of filters can be
-compared the same way, as no criterion is best on every network.
+The allocation of a budget over layers matters more than which filters of a layer are kept, and
+the loss right after pruning does not show which allocation is good after fine-tuning. So the share
+of filters that each group keeps evolves first, and a candidate's fitness is its loss after
+fine-tuning. Orders of filters by several criteria are compared in the same way, as no criterion is
+best on every network.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,33 +41,34 @@ def ccsrp_widths(
 
     Unlike `ccsrp`, it compares candidates after fine-tuning, and prunes in one round.
 
-    All groups begin with the same share of their filters, in the best order. In a cycle, every
-    group's sub-population tries other shares while those of all others are held (in proportion to
-    each other, so that the target is met), then all groups' best are spliced at once. The step
-    from the old shares to the best ones is repeated for as long as that improves the loss. At the
-    widths found, the other orders are tried again, and masks are evolved in the trained network as
-    `search_round` does, from the best order, and taken if they are better than it.
+    At first all groups keep the same share of their filters, in the best order. In a cycle, the
+    sub-population of each group varies its share while the shares of the others are fixed relative
+    to each other, so that the target is met; then the best shares of all groups are spliced. The
+    step from the old shares to the best ones is repeated as long as it improves the loss. At the
+    resulting widths, all orders are compared again. Finally masks are evolved in the trained
+    network by `search_round`, starting from the best order, and replace that order's masks if
+    their loss is lower.
 
     With G groups and K orders, about 2 (G + K) + 2 candidates are fine-tuned, see
-    `score_after_finetuning`. (Ours, from what CCSRP shares with its ancestor: sub-populations, and
-    a splice of their best.)
+    `score_after_finetuning`. (Ours; sub-populations and the splice of their best are CCSRP's and
+    CCEP's.)
 
     Args:
       key: of search and training.
-      problem: see `problem`.
-      orders: criteria, one or more, by whose scores filters of all groups are removed.
-      search: of masks at the widths that were found, with the decoder `topk`; None leaves the
-        best order's.
-      factors: that a group's share is tried with, relative to the others.
-      cycles: of coevolution; each has factors nearer to 1 than the one before.
-      epochs: of a candidate's fine-tuning; by default as many as the problem's recipe has.
+      problem: the trained network and its budget.
+      orders: one or more criteria, by whose scores filters are ordered for removal.
+      search: settings of the search for masks at the resulting widths, with the decoder `topk`;
+        None: the masks of the best order are used.
+      factors: by which a group's share is multiplied, relative to the others.
+      cycles: of coevolution; factors are closer to 1 in every further cycle.
+      epochs: of a candidate's fine-tuning; by default all of the problem's recipe.
 
     Raises:
-      InputError: there is no order.
+      InputError: `orders` is empty.
     """
     if not orders:
         raise InputError("ccsrp_widths has no orders: give one criterion or more.")
-    key_score, key_try, key_search, key_train = jax.random.split(key, 4)
+    key_score, key_candidates, key_search, key_train = jax.random.split(key, 4)
     dense = masking.ones(problem.architecture)
     scores, passes = [], Passes()
     for number, criterion in enumerate(orders):
@@ -76,7 +77,7 @@ def ccsrp_widths(
         scores.append(values)
         passes += spent
     cost_of, limit = problem.cost(), problem.limit()
-    loss_of = MaskScores(key_try, problem, epochs=epochs)
+    loss_of = MaskScores(key_candidates, problem, epochs=epochs)
 
     def masks_of(shares: Mapping[str, float], order: Scores) -> MaskTree:
         return budget.prune_to_budget(budget.proportional_ranking(order, shares), cost_of, limit)
@@ -89,9 +90,9 @@ def ccsrp_widths(
     order = min((order, *scores), key=lambda order: loss_of(masks_of(shares, order)))
     masks = masks_of(shares, order)
     if search:
-        kept = {name: int(mask.sum()) for name, mask in masks.items()}
+        keep_counts = {name: int(mask.sum()) for name, mask in masks.items()}
         found, spent = search_masks(
-            key_search, problem, problem.variables, dense, search, order, kept
+            key_search, problem, problem.variables, dense, search, order, keep_counts
         )
         passes += spent
         masks = min((masks, found.masks), key=loss_of)
@@ -105,24 +106,24 @@ def coevolve_shares(
     factors: Iterable[float],
     cycles: int,
 ) -> Mapping[str, float]:
-    """Shares of lowest loss that cycles of coevolution find, by group; see `ccsrp_widths`.
+    """The shares of lowest loss after cycles of coevolution, by group; see `ccsrp_widths`.
 
     Args:
-      start: shares by group.
-      loss: of shares; called again with shares that it was called with before.
-      factors: that a group's share is multiplied by in the first cycle.
-      cycles: in each the factors are the square roots of those before.
+      start: initial shares, by group.
+      loss: of shares; it is called repeatedly with the same shares, and should cache its results.
+      factors: by which a group's share is multiplied in the first cycle.
+      cycles: number of cycles; in each the factors are the square roots of those before.
     """
     best = start
     for cycle in range(cycles):
         current = spliced = best
         for group, share in current.items():
-            tried = [{**current, group: share * factor ** (0.5**cycle)} for factor in factors]
-            winner = min((current, *tried), key=loss)
+            variants = [{**current, group: share * factor ** (0.5**cycle)} for factor in factors]
+            winner = min((current, *variants), key=loss)
             spliced = {**spliced, group: winner[group]}
             best = min((best, winner), key=loss)
         best = min((best, spliced), key=loss)
-        while best is not current:  # the same step again, while that improves the loss
+        while best is not current:  # repeat the step while it improves the loss
             further = {group: best[group] ** 2 / current[group] for group in best}
             current = best
             best = min((best, further), key=loss)
