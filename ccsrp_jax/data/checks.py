@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ccsrp_jax.data.splits import Split
 from ccsrp_jax.utils.errors import InputError
@@ -157,6 +158,6 @@ def _refuse_one_hot(labels: Any) -> None:
 
 def _is_concrete(array: Any) -> bool:
     """Whether its values can be read here."""
-    if isinstance(array, jax.core.Tracer):
+    if isinstance(array, Tracer):
         return False
     return not isinstance(array, jax.Array) or array.is_fully_addressable

@@ -1,7 +1,7 @@
 """Division of a data set into training, search and test splits.
 
 The search split is held out of the official training images. Every choice is drawn, stratified
-by class, from `Generator(PCG64([seed, purpose]))`, so a seed gives the same splits everywhere.
+by class, from `Generator(PCG64([int(seed), purpose]))`, so a seed gives the same splits everywhere.
 """
 
 import hashlib
@@ -129,7 +129,7 @@ def stratified_order(
     A prefix contains the same share of each class, rounded up, so one that is at least as long
     as the number of classes present has an image of each of them.
     """
-    random = np.random.Generator(np.random.PCG64([seed, purpose])).random(len(labels))
+    random = np.random.Generator(np.random.PCG64([int(seed), purpose])).random(len(labels))
     order = np.lexsort((random, labels))  # sorted by class, shuffled within each
     sizes = np.bincount(labels)
     by_class = labels[order]
