@@ -64,6 +64,7 @@ from ccsrp_jax.utils import compilation, devices, io
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError, check_number, unknown
 from ccsrp_jax.utils.io import write_atomic
+from ccsrp_jax.utils.locks import locked
 
 KNOWN = METHODS | ABLATIONS
 SPLITS = ("train", "search", "test")
@@ -158,30 +159,37 @@ def _run(settings: Settings) -> None:
     terminal = Terminal()
     if not settings.only_report:
         stage = _prepare(settings)
-        cells = [
-            (name, fraction, seed)
-            for seed in settings.seeds
-            for fraction in settings.targets
-            for name in settings.methods
-        ]
-        (settings.folder / "cells").mkdir(parents=True, exist_ok=True)
-        for number, cell in enumerate(cells):
-            path = settings.folder / "cells" / f"{_file(*cell)}.json"
-            if path.exists():
-                continue
-            what = f"{number + 1}/{len(cells)} {cell[0]} at {cell[1]:g}, seed {cell[2]}"
-            try:
-                row = _cell(stage, *cell, terminal)
-            except InputError as error:  # the other methods go on
-                terminal.line(f"{what} is left out: {error}")
-                continue
-            io.write_json(path, row)
-            terminal.line(
-                f"{what}: accuracy {row['accuracy']:.3f}, robust {row['robust_accuracy']:.3f}, "
-                f"MACs {row['macs']:,}, parameters {row['params']:,}, search "
-                f"{row['search']['seconds']:.0f} s, training {row['training']['seconds']:.0f} s"
-            )
+        with locked(settings.folder, terminal.line, flag="--out", again="it"):
+            _fill(stage, terminal)
     report(settings.folder)
+
+
+def _fill(stage: Stage, terminal: Terminal) -> None:
+    """Measures the cells of the table that are not there yet."""
+    settings = stage.settings
+    cells = [
+        (name, fraction, seed)
+        for seed in settings.seeds
+        for fraction in settings.targets
+        for name in settings.methods
+    ]
+    (settings.folder / "cells").mkdir(parents=True, exist_ok=True)
+    for number, cell in enumerate(cells):
+        path = settings.folder / "cells" / f"{_file(*cell)}.json"
+        if path.exists():
+            continue
+        what = f"{number + 1}/{len(cells)} {cell[0]} at {cell[1]:g}, seed {cell[2]}"
+        try:
+            row = _cell(stage, *cell, terminal)
+        except InputError as error:  # the other methods go on
+            terminal.line(f"{what} is left out: {error}")
+            continue
+        io.write_json(path, row)
+        terminal.line(
+            f"{what}: accuracy {row['accuracy']:.3f}, robust {row['robust_accuracy']:.3f}, "
+            f"MACs {row['macs']:,}, parameters {row['params']:,}, search "
+            f"{row['search']['seconds']:.0f} s, training {row['training']['seconds']:.0f} s"
+        )
 
 
 def _file(method: str, fraction: float, seed: int) -> str:

@@ -1,12 +1,15 @@
 """The archive of a run: the dense network and that of every round, measured on search images."""
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
 
 from ccsrp_jax.networks import compaction, cost, masks, serialization
-from ccsrp_jax.pipeline.run_dir import Checkpoints
+from ccsrp_jax.pipeline.checkpoints import Checkpoints
+from ccsrp_jax.pipeline.config import settings
+from ccsrp_jax.pipeline.run_dir import ARCHIVE, METRICS, NETWORKS, record_digest, verify_digest
 from ccsrp_jax.pipeline.stages import Run, State, accuracies
 from ccsrp_jax.utils import io
 
@@ -32,9 +35,16 @@ class Archive:
           estimate: values of the row that the round itself measured.
         """
         self.rows.append(_row(self._job, state, number, estimate or {}))
-        record = {"archive": self.rows, "seconds": time.perf_counter() - self.started}
+        folder = self._job.folder
+        record_digest(folder, str(network_file(self._job, number).relative_to(folder)))
+        record = {
+            "archive": self.rows,
+            "seconds": time.perf_counter() - self.started,
+            "settings": settings(self._job.config),
+            "metrics": io.mark(folder / METRICS),
+        }
         self._checkpoints.save(number, state, record)
-        io.write_rows(self._job.folder / "archive.jsonl", self.rows)
+        io.write_rows(folder / ARCHIVE, self.rows)
 
     def choose(self) -> int:
         """Chooses a round, marks it in archive.jsonl and saves its network as the run's result."""
@@ -42,7 +52,8 @@ class Archive:
         in_rounds = job.config.method == "rounds"  # other methods prune one network
         number = choose(self.rows, job.config.tolerance) if in_rounds else 1
         rows = [row | {"chosen": row["round"] == number} for row in self.rows]
-        io.write_rows(job.folder / "archive.jsonl", rows)
+        io.write_rows(job.folder / ARCHIVE, rows)
+        verify_networks(job, [0, number])
         network = serialization.load(network_file(job, number))
         serialization.save(job.folder / "pruned.safetensors", *network)
         return number
@@ -63,9 +74,19 @@ def choose(archive: list[dict], tolerance: float) -> int:
     return min(good, key=lambda row: row["macs"])["round"]
 
 
+def verify_networks(job: Run, rounds: Iterable[int]) -> None:
+    """Checks that the networks of rounds are what the run saved.
+
+    Raises:
+      InputError: one is missing or damaged.
+    """
+    paths = [network_file(job, number) for number in rounds]
+    verify_digest(job.folder, *(str(path.relative_to(job.folder)) for path in paths))
+
+
 def network_file(job: Run, number: int) -> Path:
     """Where the compact network of a round is saved."""
-    return job.folder / "networks" / f"round{number:02d}.safetensors"
+    return job.folder / NETWORKS / f"round{number:02d}.safetensors"
 
 
 def _row(job: Run, state: State, number: int, estimate: dict) -> dict:

@@ -12,13 +12,14 @@ from ccsrp_jax.networks import cost, masks, serialization, zoo
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.pipeline import final_evaluation, run_dir
-from ccsrp_jax.pipeline.archive import Archive, network_file
+from ccsrp_jax.pipeline.archive import Archive, network_file, verify_networks
+from ccsrp_jax.pipeline.checkpoints import Checkpoints, check_settings
 from ccsrp_jax.pipeline.config import LATEST, Config, settings
 from ccsrp_jax.pipeline.pruning_stage import prune
 from ccsrp_jax.pipeline.stages import Run, State, check_memory, data_of, train_dense, truncate_logs
-from ccsrp_jax.pipeline.tensorboard import TensorBoardWriter
+from ccsrp_jax.pipeline.tensorboard import TensorBoardWriter, summary_writer
 from ccsrp_jax.reporting import run_report
-from ccsrp_jax.utils import compilation, devices, io
+from ccsrp_jax.utils import compilation, devices, digests, io
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError
 
@@ -32,7 +33,9 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
     started = time.perf_counter()
     terminal = terminal or Terminal()
     folder = _folder(config)
-    run_dir.check(folder, settings(config), resume=config.resume)
+    by_default = config.run_dir is None and not config.resume
+    if not by_default:
+        run_dir.check(folder, settings(config), resume=config.resume)
     strategies.make_strategy(
         config.search.strategy, config.search.population, 8
     )  # refuses it early
@@ -48,17 +51,35 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
         architecture, trained = _load_dense(Path(config.dense), data)
     else:
         architecture = _build(config, data)
-    tensorboard = TensorBoardWriter(folder) if config.tensorboard else None
-    run_dir.prepare(folder, settings(config), data.record)
-    if config.run_dir is None:
-        run_dir.link_latest(folder)
-    classifier = Classifier(architecture, config.surrogate)
-    with compilation.count_compilations() as compiled:
-        key = jax.random.key(config.seed)
+    if config.tensorboard:
+        summary_writer()  # refuses it early
+    with (
+        run_dir.opened(
+            folder,
+            settings(config),
+            data.record,
+            resume=config.resume,
+            rename=by_default,
+            inputs=_inputs(config, data),
+            say=terminal.line,
+        ) as folder,
+        compilation.count_compilations() as compiled,
+    ):
+        if by_default:
+            run_dir.link_latest(folder)
+        tensorboard = TensorBoardWriter(folder) if config.tensorboard else None
+        classifier, key = Classifier(architecture, config.surrogate), jax.random.key(config.seed)
         job = Run(
             config, data, classifier, trained, key, folder, terminal, mesh, tensorboard, compiled
         )
         return _execute(job, started)
+
+
+def _inputs(config: Config, data: Dataset) -> dict[str, str]:
+    """Digests of what a run reads from outside its directory."""
+    arrays = (part for split in (data.train, data.search, data.test) for part in split)
+    inputs = {"data": digests.sha256_arrays(arrays)}
+    return inputs | ({"dense": digests.sha256_file(Path(config.dense))} if config.dense else {})
 
 
 def _build(config: Config, data: Dataset) -> Architecture:
@@ -100,6 +121,7 @@ def _execute(job: Run, started: float) -> dict:
     """Trains or resumes, prunes, and evaluates the dense and the chosen network."""
     config, folder = job.config, job.folder
     _print_setup(job)
+    used = _devices(job)
     state, archive, done = _trained_or_resumed(job, started)
     prune(job, state, archive, done)
     chosen = archive.choose()
@@ -116,12 +138,25 @@ def _execute(job: Run, started: float) -> dict:
         "compile_seconds": job.compiled.seconds,
         "chosen_round": chosen,
         "run_dir": str(folder),
+        "devices": used,
         **measured,
     }
     io.write_json(folder / "summary.json", summary)
     page = run_report.write(folder)
     final_evaluation.show(job.terminal, summary, page)
     return summary
+
+
+def _devices(job: Run) -> list[str]:
+    """All devices that the run has used; says so if they have changed."""
+    now = devices.describe(job.mesh)
+    before = run_dir.record_devices(job.folder, now)
+    if before and before[-1] != now:
+        job.terminal.line(
+            f"resumed on {now}, after {before[-1]}: weights can differ from those of a run on the "
+            "same devices, by more than rounding"
+        )
+    return before if before[-1:] == [now] else [*before, now]
 
 
 def _print_setup(job: Run) -> None:
@@ -139,13 +174,20 @@ def _trained_or_resumed(job: Run, started: float) -> tuple[State, Archive, int]:
 
     Also returns the archive so far, and the number of the round.
     """
-    architecture, folder = job.classifier.architecture, job.folder
+    architecture, folder, config = job.classifier.architecture, job.folder, job.config
     variables = job.trained or zoo.init(jax.random.fold_in(job.key, 0), architecture)
     fresh = State(variables, masks.ones(architecture))
-    checkpoints = run_dir.Checkpoints(folder)
+    checkpoints = Checkpoints(folder)
     restored = checkpoints.latest(fresh)
     if restored:
         done, state, record = restored
+        about = folder / "checkpoints" / str(done)
+        check_settings(about, record.get("settings"), settings(config))
+        verify_networks(job, (row["round"] for row in record["archive"]))
+        run_dir.delete_training_state(folder)
+        metrics = folder / run_dir.METRICS
+        if "metrics" in record and not io.has_mark(metrics, record["metrics"]):
+            job.terminal.line(f"{metrics} is not as the run left it: the report shows what it says")
         truncate_logs(job, record["archive"], done)
         job.terminal.line(f"resumed after round {done}" if done else "resumed after training")
         archive = Archive(job, checkpoints, record["archive"], started - record["seconds"])

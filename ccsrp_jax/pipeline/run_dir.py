@@ -1,173 +1,276 @@
-"""A run's directory: atomic files, and checkpoints to resume from."""
+"""A run's directory: who may use it, and what it was started with."""
 
-import errno
+import contextlib
 import json
-import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import orbax.checkpoint as ocp
-from flax import serialization
+from ccsrp_jax.pipeline.checkpoints import (
+    TRAINING_STATE,
+    Checkpoints,
+    delete_training_state,
+    load_training_state,
+    save_training_state,
+    settings_changes,
+)
+from ccsrp_jax.utils import digests
+from ccsrp_jax.utils.errors import InputError
+from ccsrp_jax.utils.io import PARTIAL, read_json, to_json, write_atomic, write_json
+from ccsrp_jax.utils.locks import LOCK, locked
 
-from ccsrp_jax.utils.errors import InputError, reason
-from ccsrp_jax.utils.io import read_json, write_atomic, write_json
+__all__ = [  # with what earlier versions of this module held
+    "Checkpoints",
+    "check",
+    "delete_training_state",
+    "link_latest",
+    "load_training_state",
+    "opened",
+    "record_devices",
+    "record_digest",
+    "save_training_state",
+    "verify_digest",
+]
 
 MIN_FREE_BYTES = 64 * 2**20  # on the disk, before a run starts
-TRAINING_STATE = "training.msgpack"  # checkpoint of the dense network's training
+CONFIG, SPLITS, DIGESTS, DEVICES = "config.json", "splits.json", "digests.json", "devices.json"
+METRICS, ARCHIVE, NETWORKS = "metrics.jsonl", "archive.jsonl", "networks"
+OURS = (  # names that a run writes to
+    *(CONFIG, SPLITS, DIGESTS, DEVICES, METRICS, ARCHIVE, NETWORKS, TRAINING_STATE),
+    *("checkpoints", "tensorboard", "pruned.safetensors", "summary.json", "report.html"),
+    *("suite-dense.json", "suite-pruned.json", "tradeoff.png", "filters.png", "training.png"),
+    *("robustness.png", METRICS + ".damaged"),
+)
 
 
 def check(run_dir: Path, settings: dict, *, resume: bool) -> None:
     """Checks that a run with these settings can start, or resume, in a directory.
 
     Raises:
-      InputError: it holds another run, or none to resume.
+      InputError: it holds another run, files under the names of a run's, or no run to resume.
     """
-    recorded = run_dir / "config.json"
-    if not recorded.exists():
-        if resume:
-            raise InputError(f"{run_dir} holds no run to resume: leave out --resume to start one.")
-        return
-    if not resume:
+    recorded = run_dir / CONFIG
+    there = [name for name in OURS if _exists(run_dir / name)]
+    if not resume and there:
+        advice = "add --resume if that is a run to continue, or " if CONFIG in there else ""
         raise InputError(
-            f"{run_dir} already holds a run: add --resume to continue it, or choose "
-            "another --run-dir."
+            f"{run_dir} already holds {_list(there)}: {advice}choose another --run-dir."
         )
-    changed = _differences(read_json(recorded), json.loads(json.dumps(settings)))
-    if changed:
+    if resume and there and not recorded.exists():
         raise InputError(
-            f"{run_dir} was started with other settings ({', '.join(sorted(changed))}): resume it "
-            "with its own, or choose another --run-dir."
+            f"{run_dir} holds {_list(there)} but no {CONFIG}, without which it cannot be resumed: "
+            "put that file back, or choose another --run-dir."
         )
+    if resume and not there:
+        raise InputError(f"{run_dir} holds no run to resume: leave out --resume to start one.")
+    if resume:
+        changed = settings_changes(read_json(recorded), settings)
+        if changed:
+            raise InputError(
+                f"{run_dir} was started with other settings ({', '.join(sorted(changed))}): resume "
+                "it with its own, or choose another --run-dir."
+            )
 
 
-def prepare(run_dir: Path, settings: dict, splits: dict) -> None:
-    """Creates a run's directory, with its settings and its splits.
+@contextlib.contextmanager
+def opened(
+    run_dir: Path,
+    settings: dict,
+    splits: dict,
+    *,
+    resume: bool,
+    rename: bool = False,
+    inputs: dict[str, str] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[Path]:
+    """A run's directory, locked, with its settings and its splits; a new run's is created.
+
+    Args:
+      run_dir: the directory.
+      settings: of the run.
+      splits: record of its data.
+      resume: whether it is that of a run to continue.
+      rename: whether a number may be added to the name, if the directory exists.
+      inputs: digests of what else determines the results, by what it is.
+      say: told what is worth knowing.
+
+    Yields:
+      The directory.
 
     Raises:
-      InputError: it cannot be created, the disk is full, or the data has changed.
+      InputError: it cannot be created, is in use or holds another run; the disk is full; or the
+        data has changed.
     """
+    _check_room(run_dir)
+    run_dir, made = (run_dir, []) if resume else _create(run_dir, rename)
+    beginning = False
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{run_dir} cannot be made a directory ({error.strerror}): choose another --run-dir."
-        ) from error
-    free = shutil.disk_usage(run_dir).free
+        with locked(run_dir, say):
+            # again, now that no other run can change it
+            check(run_dir, settings, resume=resume)
+            beginning = True
+            _record(run_dir, settings, splits, inputs or {})
+            beginning = False
+            yield run_dir
+    except BaseException:
+        if beginning:
+            _remove_empty(run_dir, made)
+        raise
+
+
+def _check_room(run_dir: Path) -> None:
+    there = run_dir.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    free = shutil.disk_usage(there).free
     if free < MIN_FREE_BYTES:
         raise InputError(
             f"only {free // 2**20} MiB are free at {run_dir}: make room for at least "
             f"{MIN_FREE_BYTES // 2**20} MiB or choose another --run-dir."
         )
-    recorded = run_dir / "splits.json"
-    if recorded.exists() and read_json(recorded) != json.loads(json.dumps(splits)):
+
+
+def _create(run_dir: Path, rename: bool) -> tuple[Path, list[Path]]:
+    """Creates a directory; returns it, and all directories that were created, parents first."""
+    made = [path for path in reversed(run_dir.parents) if not path.exists()]
+    wanted, number = run_dir, 1
+    try:
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_made(run_dir, error) from error
+    while True:
+        try:
+            run_dir.mkdir()
+        except FileExistsError as error:
+            if rename:  # another run started in the same second
+                number += 1
+                run_dir = wanted.with_name(f"{wanted.name}-{number}")
+            elif run_dir.is_dir():
+                return run_dir, []
+            else:
+                raise _not_made(run_dir, error) from error
+        except OSError as error:
+            raise _not_made(run_dir, error) from error
+        else:
+            return run_dir, [*made, run_dir]
+
+
+def _not_made(run_dir: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{run_dir} cannot be made a directory ({error.strerror}): choose another --run-dir."
+    )
+
+
+def _record(run_dir: Path, settings: dict, splits: dict, inputs: dict[str, str]) -> None:
+    """Writes settings and splits of a new run, or compares those of a resumed one."""
+    partial = [run_dir / f"{name}{PARTIAL}" for name in OURS]
+    for path in [*partial, *(run_dir / NETWORKS).glob(f"round*{PARTIAL}")]:
+        path.unlink(missing_ok=True)  # its writing was interrupted
+    files = {CONFIG: settings, SPLITS: splits}
+    for name, data in files.items():
+        if not (run_dir / name).exists():
+            write_json(run_dir / name, data)
+    verify_digest(run_dir, *files)
+    recorded = read_json(run_dir / SPLITS)
+    now = json.loads(json.dumps(splits))
+    # a version may record more than the one before
+    known = _digests_of(run_dir)
+    changed = [name for name in recorded.keys() & now.keys() if recorded[name] != now[name]]
+    changed += [name for name, digest in inputs.items() if known.get(name, digest) != digest]
+    if changed:
         raise InputError(
-            f"the data is not what {run_dir} was started with (see its splits.json): resume it "
-            "with the same data, or choose another --run-dir."
+            f"the data is not what {run_dir} was started with ({', '.join(sorted(changed))} "
+            f"differ from its {SPLITS} and {DIGESTS}): resume it with the same data, or choose "
+            "another --run-dir."
         )
-    write_json(recorded, splits)
-    write_json(run_dir / "config.json", settings)
+    if any(name not in known for name in (*files, *inputs)):
+        found = {name: digests.sha256_file(run_dir / name) for name in files}
+        write_json(run_dir / DIGESTS, found | inputs | known)
 
 
-def _differences(before: dict, now: dict, prefix: str = "") -> list[str]:
-    names = []
-    for key in before.keys() | now.keys():
-        a, b = before.get(key), now.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            names += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            names.append(f"{prefix}{key}: {a} then, {b} now")
-    return names
+def _remove_empty(run_dir: Path, made: list[Path]) -> None:
+    """Removes the directories that were made for a run which could not begin."""
+    if made:
+        with contextlib.suppress(OSError):
+            for name in (LOCK, CONFIG, SPLITS, DIGESTS):
+                (run_dir / name).unlink(missing_ok=True)
+            for path in reversed(made):
+                path.rmdir()
 
 
-class Checkpoints:
-    """Checkpoints of the run's state after training (step 0) and each round; keeps the last two.
-
-    Orbax writes to a temporary name and renames, so that a checkpoint is complete or absent.
-    """
-
-    def __init__(self, run_dir: Path):
-        self._folder = (run_dir / "checkpoints").absolute()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=2, create=True, enable_async_checkpointing=False
-        )
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
-
-    def save(self, step: int, state: Any, record: dict) -> None:
-        """Saves a pytree of arrays, and a JSON-able record beside it.
-
-        Raises:
-          OSError: it could not be written; earlier checkpoints are unchanged.
-        """
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
-        )
-        try:
-            self._manager.save(step, args=args)
-            self._manager.wait_until_finished()
-        except Exception as error:  # orbax and tensorstore raise many kinds
-            raise OSError(
-                errno.EIO, f"checkpoint {step} failed: {reason(error)}", str(self._folder)
-            ) from error
-
-    def latest(self, like: Any) -> tuple[int, Any, dict] | None:
-        """Newest step, its state in the structure of `like`, and its record; None if there is none.
-
-        Raises:
-          InputError: the checkpoint is damaged.
-        """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
-        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(template), record=ocp.args.JsonRestore()
-                ),
-            )
-        except Exception as error:  # orbax and tensorstore raise many kinds
-            raise InputError(
-                f"checkpoint {self._folder / str(step)} is damaged: delete that folder to resume "
-                "from the one before it."
-            ) from error
-        return step, restored["state"], restored["record"]
+def record_digest(run_dir: Path, *names: str) -> None:
+    """Records the SHA-256 of files that a resumed run reads."""
+    found = {name: digests.sha256_file(run_dir / name) for name in names}
+    write_atomic(run_dir / DIGESTS, to_json(_digests_of(run_dir) | found))
 
 
-def save_training_state(run_dir: Path, done: int, state: Any, seconds: float) -> None:
-    """Saves the state of training after `done` epochs, atomically in one file."""
-    kept = {"done": done, "seconds": seconds, "state": jax.device_get(state)}
-    write_atomic(run_dir / TRAINING_STATE, serialization.to_bytes(kept))
-
-
-def load_training_state(run_dir: Path, like: Any) -> tuple[int, Any, float] | None:
-    """Epochs done, the state in the structure of `like`, and seconds spent; None if none is saved.
+def verify_digest(run_dir: Path, *names: str) -> None:
+    """Checks that files have the SHA-256 that was recorded, if one was.
 
     Raises:
-      InputError: the file is damaged.
+      InputError: one does not.
     """
-    path = run_dir / TRAINING_STATE
-    if not path.exists():
-        return None
-    try:
-        kept = serialization.from_bytes(
-            {"done": 0, "seconds": 0.0, "state": like}, path.read_bytes()
-        )
-    except Exception as error:  # msgpack raises many kinds
-        raise InputError(f"checkpoint {path} is damaged: delete it to train anew.") from error
-    return kept["done"], kept["state"], kept["seconds"]
+    known = _digests_of(run_dir)
+    for name in names:
+        path = run_dir / name
+        if name in known and not path.is_file():
+            raise InputError(
+                f"{path} is missing, which the run wrote: put it back, or choose another --run-dir."
+            )
+        if name in known and digests.sha256_file(path) != known[name]:
+            raise InputError(
+                f"{path} is damaged or was changed (its SHA-256 is not that in {DIGESTS}): put "
+                "back what the run wrote, or choose another --run-dir."
+            )
 
 
-def delete_training_state(run_dir: Path) -> None:
-    """Deletes the state of training, once the network is trained."""
-    (run_dir / TRAINING_STATE).unlink(missing_ok=True)
+def _digests_of(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / DIGESTS
+    return read_json(path) if path.exists() else {}
+
+
+def record_devices(run_dir: Path, now: str) -> list[str]:
+    """Records the devices that a run goes on with; returns all so far, the last those before it.
+
+    Raises:
+      InputError: the record is damaged.
+    """
+    path = run_dir / DEVICES
+    before = read_json(path).get("devices") if path.exists() else []
+    if not (isinstance(before, list) and all(isinstance(each, str) for each in before)):
+        raise InputError(f"{path} is damaged (it holds no list of devices): delete it to go on.")
+    if before[-1:] != [now]:
+        write_json(path, {"devices": [*before, now]})
+    return before
 
 
 def link_latest(run_dir: Path) -> None:
-    """Makes `latest`, beside the run's directory, a symbolic link to it, atomically."""
+    """Makes `latest`, beside the run's directory, a symbolic link to it, atomically.
+
+    A file or directory of that name, which is not ours, is left alone.
+    """
     link = run_dir.parent / "latest"
-    fresh = link.with_name(f".latest-{os.getpid()}")
-    fresh.symlink_to(run_dir.name)
-    fresh.replace(link)
+    if _exists(link) and not link.is_symlink():
+        return
+    fresh = link.with_name(f".latest-{run_dir.name}")
+    for _ in range(100):
+        for left in run_dir.parent.glob(".latest-*"):  # by runs that were killed
+            if left.is_symlink():
+                left.unlink(missing_ok=True)
+        try:
+            fresh.symlink_to(run_dir.name)
+            fresh.replace(link)
+        except (FileExistsError, FileNotFoundError):  # another run came between
+            continue
+        return
+
+
+def _list(names: list[str]) -> str:
+    """The first few of some names, as text."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if names[4:] else "")
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is anything under a name, a broken link too."""
+    return path.exists() or path.is_symlink()

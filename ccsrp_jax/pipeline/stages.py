@@ -1,6 +1,7 @@
 """Stages of the main job: dense training, measurements and logs."""
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +21,9 @@ from ccsrp_jax.data.splits import Dataset, Split
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.pipeline import run_dir
-from ccsrp_jax.pipeline.config import Config
+from ccsrp_jax.pipeline.checkpoints import load_training_state, save_training_state
+from ccsrp_jax.pipeline.config import Config, settings
+from ccsrp_jax.pipeline.run_dir import ARCHIVE, METRICS
 from ccsrp_jax.pipeline.tensorboard import TensorBoardWriter
 from ccsrp_jax.pruning import Problem, Target
 from ccsrp_jax.robustness.accuracy import correct
@@ -55,7 +57,7 @@ class Run(NamedTuple):
 
     def log(self, row: dict) -> None:
         """Appends a row to metrics.jsonl, and its numbers to TensorBoard's."""
-        io.append_row(self.folder / "metrics.jsonl", row)
+        io.append_row(self.folder / METRICS, row)
         if self.tensorboard:
             self.tensorboard.add(row)
 
@@ -67,7 +69,7 @@ def train_dense(job: Run, state: State, started: float) -> tuple[State, float]:
     """
     recipe, every = job.config.recipe, job.config.training.checkpoint_epochs
     fresh = trainer.start_state(recipe, state.variables)
-    saved = run_dir.load_training_state(job.folder, fresh)
+    saved = load_training_state(job.folder, fresh, settings(job.config))
     done, start, seconds = saved or (0, None, 0.0)
     started -= seconds
     truncate_logs(job, [], done=-1, epochs=done)
@@ -77,7 +79,8 @@ def train_dense(job: Run, state: State, started: float) -> tuple[State, float]:
     def checkpoint(done: int, state: trainer.TrainState) -> None:
         if every and done % every == 0:
             elapsed = time.perf_counter() - started
-            run_dir.save_training_state(job.folder, done, state, elapsed)
+            io.sync(job.folder / METRICS)
+            save_training_state(job.folder, done, state, elapsed, settings(job.config))
 
     with training_stage(job, recipe, "training", {"stage": "train"}) as (on_epoch, on_step):
         variables = trainer.train(
@@ -216,11 +219,22 @@ def truncate_logs(job: Run, archive: list[dict], done: int, epochs: int = 0) -> 
       done: the last round to keep; -1 for none, not even the dense network's training.
       epochs: of that training to keep.
     """
-    rows = io.read_rows(job.folder / "metrics.jsonl")
+    path = job.folder / METRICS
+    rows, bad = io.read_rows(path)
+    bad += [json.dumps(row).encode() for row in rows if not _is_metrics_row(row)]
+    if bad:
+        aside = io.keep_aside(path, bad)
+        job.terminal.line(f"{path}: {len(bad)} damaged lines, which are now in {aside.name}")
     kept = [
         row
         for row in rows
-        if row.get("round", 0) <= done or (row["stage"] == "train" and row["epoch"] < epochs)
+        if _is_metrics_row(row)
+        and (row.get("round", 0) <= done or (row["stage"] == "train" and row["epoch"] < epochs))
     ]
-    io.write_rows(job.folder / "metrics.jsonl", kept)
-    io.write_rows(job.folder / "archive.jsonl", archive)
+    io.write_rows(path, kept)
+    io.write_rows(job.folder / ARCHIVE, archive)
+
+
+def _is_metrics_row(row: dict) -> bool:
+    numbers = [row.get("round", 0), row.get("epoch", None if row.get("stage") == "train" else 0)]
+    return isinstance(row.get("stage"), str) and all(type(each) is int for each in numbers)

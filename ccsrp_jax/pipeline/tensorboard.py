@@ -7,6 +7,22 @@ from ccsrp_jax.utils.errors import InputError
 STEPS_PER_ROUND = 100_000  # a row's step: its round times this, plus its epoch or generation
 
 
+def summary_writer() -> type:
+    """The class that writes the files of TensorBoard.
+
+    Raises:
+      InputError: tensorboardX is not installed.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise InputError(
+            "tensorboardX is not installed, which --tensorboard needs: pip install "
+            "'ccsrp-jax[tensorboard]'."
+        ) from error
+    return SummaryWriter
+
+
 class TensorBoardWriter:
     """Writes the numbers of rows of metrics.jsonl to `run_dir`/tensorboard.
 
@@ -15,14 +31,7 @@ class TensorBoardWriter:
     """
 
     def __init__(self, run_dir: Path):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise InputError(
-                "tensorboardX is not installed, which --tensorboard needs: pip install "
-                "'ccsrp-jax[tensorboard]'."
-            ) from error
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
+        self._writer = summary_writer()(str(run_dir / "tensorboard"))
 
     def add(self, row: dict) -> None:
         """Writes the numbers of one row, under the name of its stage."""

@@ -15,6 +15,7 @@ from ccsrp_jax.robustness.accuracy import Evaluator
 from ccsrp_jax.robustness.gradient_sources import GradientSource
 from ccsrp_jax.robustness.outcome import AttackResult, Outcome
 from ccsrp_jax.robustness.suites import AttackSpec
+from ccsrp_jax.utils.digests import sha256_json
 from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.io import write_atomic
 
@@ -66,6 +67,7 @@ def save_progress(path: Path, about: str, outcome: Outcome) -> None:
         "broken_by": outcome.broken_by.tolist(),
         "rows": outcome.results,
     }
+    record["sha256"] = sha256_json(record)
     write_atomic(path, (json.dumps(record) + "\n").encode())
 
 
@@ -80,7 +82,10 @@ def load_progress(path: Path | None, about: str, threat: ThreatModel) -> Outcome
     try:
         record = json.loads(path.read_text())
         known = record["about"]
-    except (ValueError, KeyError, TypeError) as error:
+        # old files have none
+        if record.pop("sha256", None) not in (None, sha256_json(record)):
+            raise ValueError("its content does not have the SHA-256 that it was saved with")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is damaged: delete it to start the suite again.") from error
     if known != about:
         raise InputError(

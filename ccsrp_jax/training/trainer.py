@@ -77,7 +77,7 @@ def train(
       on_step: called after each step (earlier name: `progress`).
       start, first_epoch: state to resume from in place of `variables`, and the number of epochs
         behind it; the result is then bit for bit that of uninterrupted training.
-      on_checkpoint: called after each epoch, before `on_epoch`, with the number of epochs done and
+      on_checkpoint: called after each epoch, after `on_epoch`, with the number of epochs done and
         the state, whose memory the next step reuses: save it or copy it (earlier name: `keep`).
       adapt: called after each epoch with the number of epochs done, the state and the masks;
         returns those of the next epoch. For pruning during training; masks of the same names and
@@ -112,8 +112,8 @@ def train(
             )
         if adapt:
             state, masks = adapt(epoch + 1, state, masks)
+        on_epoch(record)  # logged before the state that a resumed run goes on from
         on_checkpoint(epoch + 1, state)
-        on_epoch(record)
     trained = state.variables if state.ema is None else state.ema
     # off the mesh, for code that runs on one device
     return trained if mesh is None else jax.tree.map(jnp.asarray, jax.device_get(trained))

@@ -50,6 +50,12 @@ def device_count(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.size
 
 
+def describe(mesh: Mesh | None) -> str:
+    """Number and kind of the devices of a mesh, as text; one device for None."""
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    return f"{device_count(mesh)} x {device.device_kind}"
+
+
 def put(mesh: Mesh | None, tree: Any, *, sharded: bool = False) -> Any:
     """Arrays on the default device, or on a mesh: replicated, or sharded along their first axis."""
     if mesh is None:

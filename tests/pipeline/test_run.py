@@ -21,6 +21,7 @@ from ccsrp_jax.pipeline import run_dir as rundir
 from ccsrp_jax.pipeline.archive import choose
 from ccsrp_jax.pipeline.config import parse, settings
 from ccsrp_jax.utils.errors import InputError
+from ccsrp_jax.utils.locks import locked
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -126,7 +127,7 @@ def _leaves(tree):
 
 def test_killed_and_resumed_run_is_bit_identical(finished, tmp_path):
     whole, cache, _ = finished
-    run_dir = tmp_path / "killed"
+    run_dir = tmp_path / "killed[0.1]*\\?"  # nothing in it is a pattern
     metrics = run_dir / "metrics.jsonl"
 
     def stages(stage: str, number: int) -> bool:
@@ -161,7 +162,16 @@ def test_killed_and_resumed_run_is_bit_identical(finished, tmp_path):
         return [{k: v for k, v in row.items() if not timed.search(k)} for row in rows(path)]
 
     assert timeless(metrics) == timeless(whole / "metrics.jsonl")
+    assert _names(run_dir) == _names(whole)  # nothing is left over
     assert (run_dir / "report.html").exists()
+
+
+def _names(run_dir: Path) -> set[str]:
+    paths = (path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*"))
+    # names in there are drawn
+    return {path for path in paths if not path.startswith(("tensorboard", "checkpoints/"))} | {
+        path.name for path in (run_dir / "checkpoints").iterdir()
+    }
 
 
 def _rows(path: Path) -> list[dict]:
@@ -292,6 +302,78 @@ def test_another_runs_directory_is_refused(finished, capsys):
     message = refused(capsys, *TINY, "--run-dir", str(run_dir), "--resume", "--attack.eps", "0.2")
     assert "attack.eps: 0.0625 then, 0.2 now" in message
     assert before == {path: path.stat().st_mtime_ns for path in run_dir.iterdir()}
+
+
+def state_of(run_dir: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_is_in_use_is_refused(finished, capsys, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    with locked(run_dir):
+        before = state_of(run_dir)
+        assert "in use" in refused(capsys, "--run-dir", str(run_dir), "--resume")
+        assert state_of(run_dir) == before
+
+
+def test_a_run_whose_settings_are_gone_is_not_continued_under_others(finished, capsys, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    (run_dir / "config.json").unlink()
+    before = state_of(run_dir)
+    for flags in ([], ["--resume"], ["--seed", "3"]):
+        message = refused(capsys, *TINY, "--run-dir", str(run_dir), *flags)
+        assert "metrics.jsonl" in message and "choose another --run-dir" in message
+    assert state_of(run_dir) == before
+
+
+def test_settings_put_in_place_of_others_are_not_taken_for_those_of_the_checkpoints(
+    finished, capsys, tmp_path
+):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    (run_dir / "digests.json").unlink()
+    path = run_dir / "config.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 0, "tolerance": 0.5'))
+    message = refused(capsys, "--run-dir", str(run_dir), "--resume")
+    assert "checkpoints/2 is of a run with other settings" in message and "tolerance" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["networks/round00.safetensors", "networks/round01.safetensors", "suite-dense.json"]
+)
+def test_a_flipped_bit_in_what_a_resumed_run_reads_is_refused(name, finished, capsys, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    data = bytearray((run_dir / name).read_bytes())
+    place = data.find(b'"overstep": 0') + len(b'"overstep": ') if "suite" in name else -1
+    data[place] ^= 1
+    (run_dir / name).write_bytes(data)
+    assert f"{name} is damaged" in refused(capsys, "--run-dir", str(run_dir), "--resume")
+
+
+def test_a_finished_run_can_be_resumed_on_other_devices_and_says_so(finished, capsys, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    (run_dir / "devices.json").write_text('{"devices": ["8 x gpu"]}')
+    (run_dir / "training.msgpack").write_text("left by a kill right after the checkpoint")
+    bad = '{"stage": "train"}\nnot a row\n'
+    metrics = run_dir / "metrics.jsonl"
+    metrics.write_text(bad + metrics.read_text())
+    assert cli.main(["--run-dir", str(run_dir), "--resume"]) == 0
+    output = capsys.readouterr().out
+    assert "resumed on 1 x cpu, after 8 x gpu" in output
+    assert "2 damaged lines, which are now in metrics.jsonl.damaged" in output
+    assert "metrics.jsonl is not as the run left it" in output
+    assert sorted((run_dir / "metrics.jsonl.damaged").read_text().split("\n")) == sorted(
+        bad.split("\n")
+    )
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["devices"] == ["8 x gpu", "1 x cpu"]
+    for name in ("metrics.jsonl", "archive.jsonl"):
+        assert (run_dir / name).read_text() == (finished[0] / name).read_text()
+    assert not (run_dir / "training.msgpack").exists()
 
 
 def test_resume_needs_no_flag_but_the_place(finished, tmp_path):

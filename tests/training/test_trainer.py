@@ -45,6 +45,17 @@ def tiny(
     return training.train(jax.random.key(seed), classifier, variables, {}, split, recipe, **options)
 
 
+def test_the_record_of_an_epoch_comes_before_the_state_that_counts_on_it(split):
+    seen = []
+    tiny(
+        dataclasses.replace(PLAIN, epochs=2),
+        split,
+        on_epoch=lambda record: seen.append(("record", record.epoch)),
+        on_checkpoint=lambda done, state: seen.append(("state", done)),
+    )
+    assert seen == [("record", 0), ("state", 1), ("record", 1), ("state", 2)]
+
+
 def test_one_batch_can_be_overfitted(network, split):
     architecture, variables = network
     recipe = Recipe(epochs=60, batch_size=24, learning_rate=0.02)

@@ -1,0 +1,67 @@
+"""A lock that one process at a time holds on a folder."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ccsrp_jax.utils.errors import InputError
+
+LOCK = ".lock"  # stays in the folder, since to remove it would race with those who wait for it
+
+
+@contextmanager
+def locked(
+    folder: Path,
+    say: Callable[[str], None] = lambda line: None,
+    *,
+    flag: str = "--run-dir",
+    again: str = "--resume",
+) -> Iterator[None]:
+    """Holds the lock of a folder, which the operating system releases when the process ends.
+
+    Args:
+      folder: what to lock; it must exist.
+      say: told so if the file system has no locks.
+      flag: that names the folder, for the advice.
+      again: flag that goes on after an interruption, likewise.
+
+    Raises:
+      InputError: another run holds it, or the folder was deleted or moved meanwhile.
+    """
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = " ".join(file.read(200).split())
+            raise InputError(
+                f"{folder} is in use by another run{holder and f' ({holder})'}: wait until that "
+                f"ends, or choose another {flag}."
+            ) from error
+        except OSError:  # some network file systems
+            say(f"{folder} cannot be locked: take care that no other run uses it.")
+        else:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        here = folder.stat()
+        try:
+            yield
+        except OSError as error:
+            if _is(folder, here):
+                raise
+            raise InputError(
+                f"{folder} was deleted or moved while the run wrote to it: put it back and go on "
+                f"with {again}, or choose another {flag}."
+            ) from error
+
+
+def _is(folder: Path, before: os.stat_result) -> bool:
+    """Whether a path still leads to the same folder."""
+    try:
+        return os.path.samestat(folder.stat(), before)
+    except OSError:
+        return False
