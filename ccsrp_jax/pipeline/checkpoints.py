@@ -147,7 +147,7 @@ def load_training_state(
     if not path.exists():
         return None
     try:
-        kept = serialization.msgpack_restore(unseal(path.read_bytes()))
+        kept: Any = serialization.msgpack_restore(unseal(path.read_bytes()))
         done, seconds = kept["done"], kept["seconds"]
         said = json.loads(kept.get("settings", "null"))
         state = serialization.from_state_dict(like, kept["state"])
