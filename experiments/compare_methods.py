@@ -45,7 +45,7 @@ import tyro
 from ablations import ABLATIONS
 from ccsrp_jax import cli
 from ccsrp_jax.attacks.threat_model import ThreatModel
-from ccsrp_jax.data import splits
+from ccsrp_jax.data import provenance, splits
 from ccsrp_jax.networks import compaction, cost, masks, serialization
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
@@ -148,6 +148,7 @@ class Stage:
     data: splits.Dataset
     architecture: Architecture
     variables: dict = field(repr=False)
+    provenance: dict | None = field(repr=False)
 
 
 def main(args: list[str] | None = None) -> int:
@@ -205,13 +206,16 @@ def _prepare(settings: Settings) -> Stage:
             f"`python experiments/ccsrp.py --rounds 0 --run-dir {run}` first."
         )
     job = config.parse(["--config", str(run / "config.json")])
-    architecture, variables = serialization.load(run / "networks" / "round00.safetensors")
+    dense = run / "networks" / "round00.safetensors"
+    architecture, variables, origin = serialization.load_with_provenance(dense)
     loaded = stages.data_of(replace(job, data_dir=settings.data_dir))
+    if origin is not None:
+        provenance.check(str(dense), origin, loaded.record, also_search=True)
     for name in SPLITS:
         if most := getattr(settings, f"{name}_images"):
             split = splits.Split(*(part[:most] for part in getattr(loaded, name)))
             loaded = loaded._replace(**{name: split})
-    stage = Stage(settings, job, loaded, architecture, variables)
+    stage = Stage(settings, job, loaded, architecture, variables, origin)
     _unpack(folder)
     about = folder / "about.json"
     if about.exists():
@@ -297,9 +301,8 @@ def _cell(stage: Stage, name: str, fraction: float, seed: int, terminal: Termina
         seconds = time.perf_counter() - started
     network = settings.folder / "networks" / f"{_file(name, fraction, seed)}.safetensors"
     network.parent.mkdir(exist_ok=True)
-    serialization.save(
-        network, *compaction.compact(stage.architecture, found.variables, found.masks)
-    )
+    compact = compaction.compact(stage.architecture, found.variables, found.masks)
+    serialization.save(network, *compact, stage.provenance)
     return {
         "method": name,
         "target": fraction,

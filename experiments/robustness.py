@@ -27,9 +27,11 @@ import tyro
 
 from ccsrp_jax import cli
 from ccsrp_jax.attacks.threat_model import ThreatModel
+from ccsrp_jax.data import provenance
 from ccsrp_jax.data.datasets import load
-from ccsrp_jax.data.splits import Split, to_unit_range
+from ccsrp_jax.data.splits import Dataset, Split, to_unit_range
 from ccsrp_jax.networks import serialization
+from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.neurons import Surrogate
 from ccsrp_jax.pipeline.flags import read_flags
@@ -41,6 +43,7 @@ from ccsrp_jax.robustness.smoothing import Smoothing, certified_accuracy, certif
 from ccsrp_jax.robustness.suites import EOT_SAMPLES, parse_attack
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError, check_number
+from ccsrp_jax.utils.fields import converted
 from ccsrp_jax.utils.io import write_atomic
 
 
@@ -50,7 +53,8 @@ class Settings:
 
     Attributes:
       network: a .safetensors file that this library wrote.
-      dataset: `digits`, a TFDS set or an .npz file, as for the main job.
+      dataset: `digits`, a TFDS set or an .npz file, as for the main job; by default the one that
+        the network's file names, or `digits`.
       data_dir: folder with prepared TFDS sets.
       suite: `quick`, `standard`, or `pgd` alone.
       attacks: attacks to run instead of a suite, each ATTACK or ATTACK:SOURCE.
@@ -58,7 +62,9 @@ class Settings:
       eps: attack radius in pixel units, where images span 0 to 1.
       norm: norm of the attack, `linf` or `l2`.
       images: use at most this many test images, stratified by class; by default all.
-      seed: random seed of attacks and certificates, and of the digits' split.
+      seed: random seed of attacks and certificates.
+      split_seed: seed with which the data was divided for training; by default the one in the
+        network's file, or `seed` where it has none.
       samples: draws over which the gradient of a stochastic network is averaged.
       batch_size: images per call.
       certify: standard deviation of the noise of randomized smoothing; by default no certificates.
@@ -68,7 +74,7 @@ class Settings:
     """
 
     network: Annotated[Path, tyro.conf.Positional]
-    dataset: str = "digits"
+    dataset: str | None = None
     data_dir: str | None = None
     suite: Literal["pgd", "quick", "standard"] = "quick"
     attacks: tuple[str, ...] = ()
@@ -77,6 +83,7 @@ class Settings:
     norm: Literal["linf", "l2"] = "linf"
     images: int | None = None
     seed: int = 0
+    split_seed: int | None = None
     samples: int | None = None
     batch_size: int = 128
     certify: float | None = None
@@ -95,21 +102,11 @@ def run(settings: Settings, terminal: Terminal) -> dict:
     smoothing = None  # made before anything else, so that it is refused early
     if settings.certify is not None:
         smoothing = Smoothing(settings.certify, samples=settings.certify_samples)
-    architecture, variables = serialization.load(settings.network)
+    architecture, variables, origin = serialization.load_with_provenance(settings.network)
     classifier = Classifier(architecture, settings.surrogate)
-    data = load(
-        settings.dataset,
-        data_dir=settings.data_dir,
-        seed=settings.seed,
-        test_images=settings.images,
-        time_steps=architecture.time_steps,
-    )
-    shape = data.test.images.shape[1:]
-    if shape != architecture.input_shape:
-        raise InputError(
-            f"{settings.network} takes images of {architecture.input_shape}, but those of "
-            f"{settings.dataset} are {shape}: give the data that it was trained on."
-        )
+    data = test_data(settings, architecture, origin)
+    if origin is None and provenance.is_drawn(data.record):
+        terminal.line(provenance.not_known(str(settings.network), data.record))
     others = {}
     for text in settings.others:
         name, separator, path = text.partition("=")
@@ -146,6 +143,8 @@ def run(settings: Settings, terminal: Terminal) -> dict:
         "network": settings.network.name,
         "dataset": data.name,
         "footnote": data.record["footnote"],
+        "split_seed": data.record["seed"],
+        "provenance": origin,
         "settings": json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in ("ccsrp-jax", "jax", "jaxlib")},
@@ -184,6 +183,43 @@ def _same_report(path: Path, record: dict) -> bool:
         return all(found[key] == record[key] for key in ("network", "settings"))
     except (OSError, ValueError, KeyError, TypeError):
         return False  # not ours, or damaged: it stays
+
+
+def test_data(settings: Settings, architecture: Architecture, origin: dict | None) -> Dataset:
+    """The data that a network was trained on, divided as then.
+
+    Raises:
+      InputError: the data is other data, or divided otherwise, than the network's file says.
+    """
+    known = origin or {}
+    name = settings.dataset or known.get("dataset", "digits")
+    seed = settings.split_seed
+    if seed is None:
+        seed = known.get("seed", settings.seed)
+    fraction, at = known.get("search_fraction", 0.2), f"in {settings.network}"
+    name = converted(f"dataset {at}", name, str)
+    data = load(
+        name,
+        data_dir=settings.data_dir,
+        seed=converted(f"seed {at}", seed, int),
+        search_fraction=converted(f"search_fraction {at}", fraction, float),
+        test_images=settings.images,
+        time_steps=architecture.time_steps,
+    )
+    shape = data.test.images.shape[1:]
+    if shape != architecture.input_shape:
+        raise InputError(
+            f"{settings.network} takes images of {architecture.input_shape}, but those of "
+            f"{name} are {shape}: give the data that it was trained on."
+        )
+    if data.classes != architecture.classes:
+        raise InputError(
+            f"{settings.network} tells {architecture.classes} classes apart, and {name} has "
+            f"{data.classes}: give the data that it was trained on."
+        )
+    if origin is not None:
+        provenance.check(str(settings.network), origin, data.record)
+    return data
 
 
 def certificates(classifier, variables, split: Split, smoothing: Smoothing, key) -> dict:

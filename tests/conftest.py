@@ -13,6 +13,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -65,6 +66,14 @@ def enlarged(images: jax.Array, architecture: Architecture) -> jax.Array:
 def _bounded_caches():
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def untyped():
+    """Switches the tests' type checker off, which users do not have: what they see is tested."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ else is this library's choice and marked so.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ def search_round(
     key: Array,
     classifier: Classifier,
     variables: dict,
-    masks: MaskTree,
+    masks: Mapping[str, Any],
     clean: Split,
     attack: PGD,
     search: Search,
@@ -102,7 +102,10 @@ def search_round(
     """
     key_shared, key_search = jax.random.split(key)
     # in the architecture's order, from which a restored mask tree may differ
-    masks = {**masking.ones(classifier.architecture), **masks}
+    masks = {
+        **masking.ones(classifier.architecture),
+        **masking.as_floats(classifier.architecture, masks),
+    }
     groups = search.prunable(classifier.architecture, masks)
     if keep_counts is not None:
         groups = [group for group in groups if keep_counts[group] < int(masks[group].sum())]

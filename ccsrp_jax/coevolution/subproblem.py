@@ -1,5 +1,8 @@
 """Preparation of one group's sub-problem: images, values that candidates share, sizes of calls."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -13,7 +16,7 @@ from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks import cost
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
-from ccsrp_jax.networks.masks import MaskTree
+from ccsrp_jax.networks.masks import MaskTree, as_floats
 from ccsrp_jax.utils import devices
 from ccsrp_jax.utils.errors import InputError, check_number
 from ccsrp_jax.utils.execution import Execution
@@ -22,7 +25,7 @@ from ccsrp_jax.utils.execution import Execution
 def make_task(
     classifier: Classifier,
     variables: dict,
-    masks: MaskTree,
+    masks: Mapping[str, Any],
     group: str,
     clean: Split,
     adversarial: Split | None,
@@ -64,7 +67,7 @@ def make_task(
         does.
     """
     execution = Execution(batch_size, member_chunk, memory_limit, mesh)
-    network = classifier, variables, masks
+    network = classifier, variables, as_floats(classifier.architecture, masks)
     options = {"population": population, "attack": attack, "key": key}
     return prepare_task(*network, group, clean, adversarial, execution, **options)
 

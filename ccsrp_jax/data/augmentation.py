@@ -16,10 +16,11 @@ def augment(
 ) -> Float[Array, "B H W C"]:
     """Augments a batch, each image on its own.
 
-    `shift` moves an image by up to an eighth of its height in each direction (at least one
-    pixel), with zero padding. `crop_flip` also mirrors every second image on average.
-    `crop_flip_cutout` then sets a square of half the side around a random pixel to 0, as far as
-    it lies in the image (DeVries and Taylor, arXiv 1708.04552, who fill it with the mean colour).
+    `shift` moves an image by up to an eighth of its height up or down, and of its width to the
+    left or right (at least one pixel, but for a side of one), with zero padding. `crop_flip` also
+    mirrors every second image on average. `crop_flip_cutout` then sets a square of half the
+    shorter side around a random pixel to 0, as far as it lies in the image (DeVries and Taylor,
+    arXiv 1708.04552, who fill it with the mean colour).
     """
     if kind == "none":
         return images
@@ -35,9 +36,9 @@ def augment(
 
 def _shift(key: Array, images: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
     b, h, w, c = images.shape
-    reach = max(1, h // 8)
-    padded = jnp.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
-    corners = jax.random.randint(key, (b, 2), 0, 2 * reach + 1)
+    down, right = (min(max(1, side // 8), side - 1) for side in (h, w))
+    padded = jnp.pad(images, ((0, 0), (down, down), (right, right), (0, 0)))
+    corners = jax.random.randint(key, (b, 2), 0, jnp.array([2 * down + 1, 2 * right + 1]))
 
     def crop(image, corner):
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (h, w, c))

@@ -17,6 +17,7 @@ from ccsrp_jax.utils.errors import InputError
 
 # One random stream for each purpose: a size limit on one split does not change the others.
 DRAWN_TEST, SEARCH, SEARCH_LIMIT, TEST_LIMIT = range(4)
+DRAWN = "no official test split"  # how the footnote of a data set without one begins
 MIN_STD = 1e-3  # avoids division by 0 where a channel is constant
 
 
@@ -96,6 +97,7 @@ def divide(source: SourceDataset, settings: SplitSettings = SplitSettings()) -> 
         },
         "seed": settings.seed,
         "search_fraction": settings.search_fraction,
+        "train_and_test_sha256": [split_digest(each) for each in (source.train, source.test)],
         "search_sha256": hashlib.sha256(searched.astype("<i8").tobytes()).hexdigest(),
         "search_indices": searched.tolist(),
         "footnote": "; ".join(source.footnotes) or None,
@@ -113,11 +115,19 @@ def divide(source: SourceDataset, settings: SplitSettings = SplitSettings()) -> 
     )
 
 
+def split_digest(split: Split) -> str:
+    """SHA-256 of the type, shape and values of images, and of their labels."""
+    digest = hashlib.sha256(f"{split.images.dtype} {split.images.shape}".encode())
+    digest.update(np.ascontiguousarray(split.images).data)
+    digest.update(np.ascontiguousarray(split.labels, "<i8").data)
+    return digest.hexdigest()
+
+
 def draw_test_split(whole: Split, seed: int) -> tuple[Split, Split, str]:
     """Training and test images of a data set without an official test split, and a footnote."""
     order = stratified_order(whole.labels, seed, DRAWN_TEST)
     rest = len(order) - round(len(order) / 5)
-    footnote = f"no official test split: a stratified fifth is drawn with seed {seed}"
+    footnote = f"{DRAWN}: a stratified fifth is drawn with seed {seed}"
     return _take(whole, order[:rest]), _take(whole, order[rest:]), footnote
 
 

@@ -6,9 +6,10 @@ evaluation are each one loop over these nodes, so a new network is a new tuple o
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 from ccsrp_jax.networks.neurons import LIF, NEURON_KINDS, Neuron, check_neuron_registered
 from ccsrp_jax.networks.node_base import (
@@ -21,14 +22,24 @@ from ccsrp_jax.networks.node_base import (
     check_registered,
 )
 from ccsrp_jax.networks.nodes import Dense
-from ccsrp_jax.utils.errors import InputError, check_number, unknown
+from ccsrp_jax.utils.errors import InputError, reason, unknown
+from ccsrp_jax.utils.fields import POSITIVE, Limits, check_fields, from_object, json_object, shown
 
-ENCODINGS = ("direct", "poisson", "gaussian", "frames")
+LIMITS = {
+    "input_shape": Limits(1, 2**16),
+    "time_steps": Limits(1, 10**4),  # the loop over them is unrolled
+    "std": POSITIVE,
+    "noise": Limits(0),
+}
+MOST_WEIGHTS = 2**33  # in all kernels, 32 GiB
 
 
 @dataclass(frozen=True)
 class Architecture:
     """Everything that determines a network's function except its weights; hashable.
+
+    Fields are converted to plain numbers and tuples, see `utils.fields`, and checked; so are the
+    shapes of all nodes.
 
     Attributes:
       nodes: in topological order; the last is the classifier, a `Dense`.
@@ -36,12 +47,16 @@ class Architecture:
         one frame.
       time_steps: T, the number of steps per image.
       neuron: family and constants of the neurons of every `Spike` node.
-      mean, std: per channel, by which images in [0, 1] are normalized, (x - mean) / std.
+      mean, std: per channel (of a frame), or one for all, by which images in [0, 1] are
+        normalized, (x - mean) / std.
       encoding: the input of each step, from an image in [0, 1]: `direct`, the image
         itself; `poisson`, 1 with the pixel's value as probability, else 0; `gaussian`, the
         image and noise (randomized smoothing coding, RSC-SNN, arXiv 2407.20099); `frames`, the
         next C / T of the image's channels, as of binned events.
       noise: standard deviation of the `gaussian` encoding, in pixel units.
+
+    Raises:
+      InputError: a field that no network can have, or nodes that do not fit together.
     """
 
     nodes: tuple[Node, ...]
@@ -54,19 +69,34 @@ class Architecture:
     noise: float = 0.1
 
     def __post_init__(self) -> None:
-        check_number("time_steps", self.time_steps, 1)
-        check_number("noise", self.noise, 0)
-        if self.encoding not in ENCODINGS:
-            raise unknown("encoding", self.encoding, ENCODINGS)
+        check_fields(self, limits=LIMITS)
         if self.encoding == "frames" and self.input_shape[-1] % self.time_steps:
             raise InputError(
                 f"{self.input_shape[-1]} channels are not divisible into {self.time_steps} frames: "
                 "bin the events into as many frames as time steps."
             )
         check_neuron_registered(self.neuron)
+        Neuron.__post_init__(self.neuron)  # a family from outside may not call it
+        self._check_moments()
+        self._check_nodes()
+        check_size(self)
+
+    def _check_moments(self) -> None:
+        frames = self.time_steps if self.encoding == "frames" else 1
+        channels = self.input_shape[-1] // frames
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if len(value) not in (1, channels):
+                raise InputError(
+                    f"{name} {shown(value)} has {len(value)} values for {channels} channels: give "
+                    "one for each, or one for all."
+                )
+
+    def _check_nodes(self) -> None:
         known = [IMAGE]
         for node in self.nodes:
             check_registered(node)
+            Node.__post_init__(node)  # a kind from outside may not call it
             for name in node.inputs:
                 if name not in known:
                     raise unknown(f"input of node {node.name!r}", name, known)
@@ -106,33 +136,48 @@ class Architecture:
         """Reads what `to_json` wrote.
 
         Raises:
-          InputError: a node or the neuron is of a kind that is not registered.
+          InputError: a node or the neuron is of a kind that is not registered; or the text is no
+            description of a network.
         """
-        fields = json.loads(text)
-        nodes = tuple(_node(node.pop("op"), node) for node in fields.pop("nodes"))
-        neuron = _neuron(fields.pop("neuron"))
-        return Architecture(nodes=nodes, neuron=neuron, **_without_lists(fields))
+        try:
+            description = json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(
+                f"the network's description is no JSON ({reason(error)}): give the text that "
+                "`to_json` wrote."
+            ) from error
+        fields = json_object("the network", description)
+        if not isinstance(nodes := fields.get("nodes"), list):
+            raise InputError(f"the network's nodes are {shown(nodes)}: give a list of objects.")
+        fields["nodes"] = tuple(map(_node, nodes))
+        fields["neuron"] = _neuron(fields.get("neuron"))
+        return from_object("the network", Architecture, _without_lists(fields))
 
 
-def _node(kind: str, fields: dict) -> Node:
-    if kind not in NODE_KINDS:
+def _node(description: Any) -> Node:
+    fields = json_object("a node", description)
+    kind = fields.pop("op", None)
+    if not isinstance(kind, str) or kind not in NODE_KINDS:
         raise InputError(
-            f"the network has a node of kind {kind!r}, which is not registered: call "
+            f"the network has a node of kind {shown(kind)}, which is not registered: call "
             "ccsrp_jax.networks.register_node with its class before loading; known kinds are "
             f"{', '.join(NODE_KINDS)}."
         )
-    return NODE_KINDS[kind](**_without_lists(fields))
+    return from_object(
+        f"node {shown(fields.get('name'))}", NODE_KINDS[kind], _without_lists(fields)
+    )
 
 
-def _neuron(fields: dict) -> Neuron:
+def _neuron(description: Any) -> Neuron:
+    fields = json_object("the neuron", description)
     kind = fields.pop("kind", LIF.__name__)
-    if kind not in NEURON_KINDS:
+    if not isinstance(kind, str) or kind not in NEURON_KINDS:
         raise InputError(
-            f"the network has neurons of kind {kind!r}, which is not registered: call "
+            f"the network has neurons of kind {shown(kind)}, which is not registered: call "
             "ccsrp_jax.networks.register_neuron with their class before loading; known kinds are "
             f"{', '.join(NEURON_KINDS)}."
         )
-    return NEURON_KINDS[kind](**fields)
+    return from_object("the neuron", NEURON_KINDS[kind], fields)
 
 
 def _without_lists(fields: dict) -> dict:
@@ -159,6 +204,22 @@ def shapes(architecture: Architecture) -> dict[str, Shape]:
             )
         known[node.name] = shape
     return known
+
+
+def check_size(architecture: Architecture) -> None:
+    """Refuses a network whose shapes do not fit together, or that is too large for any machine.
+
+    Raises:
+      InputError: naming the node, or the number of weights.
+    """
+    kernels = kernel_shapes(architecture)  # computes all shapes
+    weights = sum(math.prod(shape) for shape in kernels.values())
+    if weights > MOST_WEIGHTS:
+        largest = max(kernels, key=lambda name: math.prod(kernels[name]))
+        raise InputError(
+            f"the network has {weights:,} weights, most of them in {largest!r}: choose a smaller "
+            f"width, for at most {MOST_WEIGHTS:,}."
+        )
 
 
 @cache

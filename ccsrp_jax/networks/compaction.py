@@ -1,6 +1,8 @@
 """Compaction: a masked network to a smaller one that computes the same function."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +11,7 @@ from ccsrp_jax.networks.architecture import Architecture
 
 
 def compact(
-    architecture: Architecture, variables: dict, masks: masking.MaskTree
+    architecture: Architecture, variables: dict, masks: Mapping[str, Any]
 ) -> tuple[Architecture, dict]:
     """Removes masked filters from the weights.
 
@@ -25,6 +27,7 @@ def compact(
     Raises:
       InputError: the masks do not fit, or a group would keep no filter.
     """
+    masks = masking.as_floats(architecture, masks or {})
     channels = masking.kept_channels(architecture, masks)
     kept = {name: np.flatnonzero(bits) for name, bits in channels.items()}
     nodes = []

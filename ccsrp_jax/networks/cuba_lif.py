@@ -1,13 +1,14 @@
 """Current-based leaky integrate-and-fire neurons, with a synaptic current as second state."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ccsrp_jax.networks.neurons import RESETS, Neuron, register_neuron
-from ccsrp_jax.utils.errors import check_number, unknown
+from ccsrp_jax.networks.neurons import Neuron, register_neuron
+from ccsrp_jax.utils.fields import Limits
 
 
 class CubaState(NamedTuple):
@@ -49,12 +50,7 @@ class CubaLIF(Neuron):
     decay_input: bool = True
     detach_reset: bool = False
 
-    def __post_init__(self) -> None:
-        for name in ("tau_mem", "tau_syn"):
-            check_number(f"CubaLIF {name}", getattr(self, name), 1)
-        check_number("CubaLIF threshold", self.threshold, 0, above=True)
-        if self.reset not in RESETS:
-            raise unknown("reset", self.reset, RESETS)
+    limits: ClassVar[Mapping[str, Limits]] = {"tau_mem": Limits(1), "tau_syn": Limits(1)}
 
     @property
     def membrane_tau(self) -> float:

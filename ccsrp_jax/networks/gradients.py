@@ -20,7 +20,8 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
 from ccsrp_jax.networks.neurons import Neuron, Surrogate, lif, spike, spike_of_width
-from ccsrp_jax.utils.errors import InputError, check_number, unknown
+from ccsrp_jax.utils.errors import InputError, check_number
+from ccsrp_jax.utils.fields import check_fields
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ class RateGradient:
     rule: Literal["bptr", "rga"] = "bptr"
 
     def __post_init__(self) -> None:
-        if self.rule not in ("bptr", "rga"):
-            raise unknown("rate gradient", self.rule, ("bptr", "rga"))
+        check_fields(self, "rate gradient")
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class AdaptiveSharpness:
     decay: float = 0.9
 
     def __post_init__(self) -> None:
+        check_fields(self, "adaptive sharpness")
         if not 0 < self.area < 1:
             raise InputError(f"area {self.area} is not between 0 and 1: 0.85 is the source's.")
         check_number("decay", self.decay, 0, 1)

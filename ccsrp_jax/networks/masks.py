@@ -11,6 +11,7 @@ array of the kernel's shape, (k, k, in, out) for a convolution or (in, out) for 
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from ccsrp_jax.networks.architecture import (
     groups,
     kernel_shapes,
 )
-from ccsrp_jax.utils.errors import InputError, unknown
+from ccsrp_jax.utils.errors import InputError, reason, unknown
 
 MaskTree = Mapping[str, Array | np.ndarray]
 
@@ -61,7 +62,7 @@ def random(key: Array, architecture: Architecture, keep: float) -> MaskTree:
     return masks
 
 
-def check_fit(architecture: Architecture, masks: MaskTree) -> None:
+def check_fit(architecture: Architecture, masks: Mapping[str, Any]) -> None:
     """Checks that masks have known names and the right shapes; values are not checked.
 
     Raises:
@@ -73,7 +74,7 @@ def check_fit(architecture: Architecture, masks: MaskTree) -> None:
             layer = layer_of(name)
             if layer not in kernels:
                 raise unknown("layer of a weight mask", layer, kernels)
-            if mask.shape != kernels[layer]:
+            if _shape(name, mask) != kernels[layer]:
                 raise InputError(
                     f"mask {name!r} has shape {mask.shape}: expected the kernel's, "
                     f"{kernels[layer]}."
@@ -81,10 +82,44 @@ def check_fit(architecture: Architecture, masks: MaskTree) -> None:
             continue
         if name not in widths:
             raise unknown("mask group", name, widths)
-        if mask.shape != (widths[name],):
+        if _shape(name, mask) != (widths[name],):
             raise InputError(
                 f"mask {name!r} has shape {mask.shape}: expected ({widths[name]},), one per filter."
             )
+
+
+def _shape(name: str, mask: Any) -> tuple[int, ...]:
+    if not hasattr(mask, "shape"):
+        raise InputError(
+            f"mask {name!r} is a {type(mask).__name__}: give a 0/1 array, such as "
+            "numpy.array([1, 0, 1])."
+        )
+    return mask.shape
+
+
+def as_floats(architecture: Architecture, masks: Mapping[str, Any]) -> MaskTree:
+    """Masks as float32 arrays, from those of any number type, booleans or lists.
+
+    Raises:
+      InputError: as `check`.
+    """
+    if not isinstance(masks, Mapping):
+        raise InputError(
+            f"masks are a {type(masks).__name__}: give a dictionary from group to 0/1 array."
+        )
+    lists = {name: value for name, value in masks.items() if isinstance(value, (list, tuple))}
+    try:
+        arrays = {name: np.asarray(value, np.float32) for name, value in lists.items()}
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"a mask of {', '.join(lists)} is no array ({reason(error)}): give 0/1 arrays."
+        ) from error
+    masks = {**masks, **arrays}
+    check(architecture, masks)
+    return {
+        name: mask if mask.dtype == np.float32 else np.asarray(mask, np.float32)
+        for name, mask in masks.items()
+    }
 
 
 def check(architecture: Architecture, masks: MaskTree) -> None:
@@ -111,10 +146,11 @@ def gate(architecture: Architecture, name: str, masks: MaskTree) -> Array | np.n
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
-def kept_channels(architecture: Architecture, masks: MaskTree | None) -> dict[str, np.ndarray]:
+def kept_channels(
+    architecture: Architecture, masks: Mapping[str, Any] | None
+) -> dict[str, np.ndarray]:
     """By node, which channels (or features) of its output the masks keep, as booleans."""
-    masks = masks or {}
-    check(architecture, masks)
+    masks = as_floats(architecture, masks or {})
     filters = {name: mask for name, mask in masks.items() if not name.endswith(KERNEL)}
     kept = {name: np.asarray(mask, bool) for name, mask in filters.items()}
     channels = {}
@@ -152,10 +188,10 @@ def filters(architecture: Architecture, masks: MaskTree) -> MaskTree:
     return {name: jnp.asarray(masks.get(name, one)) for name, one in ones(architecture).items()}
 
 
-def widths(architecture: Architecture, masks: MaskTree | None) -> dict[str, int]:
+def widths(architecture: Architecture, masks: Mapping[str, Any] | None) -> dict[str, int]:
     """Number of filters that each group keeps; a group without a mask keeps all."""
     full = groups(architecture)
     if masks is None:
         return dict(full)
-    check(architecture, masks)
+    masks = as_floats(architecture, masks)
     return {name: int(np.sum(masks[name])) if name in masks else n for name, n in full.items()}

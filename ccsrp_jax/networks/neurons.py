@@ -1,16 +1,18 @@
 """Spiking neurons, their dynamics over time, and the surrogate gradients that train them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from numbers import Real
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ccsrp_jax.utils.errors import InputError, check_number, unknown
+from ccsrp_jax.utils.errors import InputError, unknown
+from ccsrp_jax.utils.fields import POSITIVE, Limits, check_fields, shown
 
 # Derivatives of unit area and unit peak: the surrogate of width w is g(v / w) / w.
 SURROGATE_DERIVATIVES = {
@@ -39,9 +41,9 @@ class Surrogate:
     width: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in SURROGATE_DERIVATIVES:
-            raise unknown("surrogate", self.name, SURROGATE_DERIVATIVES)
-        check_number("surrogate width", self.width, 0, above=True)
+        if not isinstance(self.name, str) or self.name not in SURROGATE_DERIVATIVES:
+            raise unknown("surrogate", shown(self.name).strip("'"), SURROGATE_DERIVATIVES)
+        check_fields(self, "surrogate", {"width": POSITIVE})
 
     def derivative(self, v: Float[Array, "*N"]) -> Float[Array, "*N"]:
         """d(spike)/dv at the distance v from the threshold."""
@@ -69,12 +71,20 @@ class Neuron:
       reset: `hard`, `soft` or `soft_delayed`, see `LIF`.
       detach_reset: whether gradients stop at the reset.
       learned: whether every layer learns its own leak 1 / tau, the sigmoid of a parameter.
+
+    Class attributes:
+      limits: by name of a constant, which numbers it takes; see `utils.fields`.
     """
+
+    limits: ClassVar[Mapping[str, Limits]] = {}
 
     threshold: float
     reset: str
     detach_reset: bool
     learned: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, type(self).__name__, {"threshold": POSITIVE, **self.limits})
 
     @property
     def membrane_tau(self) -> float:
@@ -148,12 +158,14 @@ class LIF(Neuron):
     detach_reset: bool = False
     learned: bool = False
 
+    limits: ClassVar[Mapping[str, Limits]] = {"tau": Limits(1, infinite=True)}
+
     def __post_init__(self) -> None:
-        if not self.tau >= 1:
-            raise InputError(f"LIF tau {self.tau} is below 1: give a time constant of at least 1.")
-        check_number("LIF threshold", self.threshold, 0, above=True)
-        if self.reset not in RESETS:
-            raise unknown("reset", self.reset, RESETS)
+        if isinstance(self.tau, Real) and not self.tau >= 1:
+            raise InputError(
+                f"LIF tau {shown(self.tau)} is below 1: give a time constant of at least 1."
+            )
+        super().__post_init__()
         if self.learned and not 1 < self.tau < math.inf:
             raise InputError(
                 f"LIF tau {self.tau} is where a learned leak starts: give a finite value above 1."

@@ -10,11 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import flax.linen as nn
 from jaxtyping import Array, Float
 
 from ccsrp_jax.utils.errors import InputError
+from ccsrp_jax.utils.fields import SIZE, Limits, check_fields, shown
 
 IMAGE = "image"  # the name under which the first nodes read the input
+# Names that the Flax module of a network has itself, so that no layer of it can.
+RESERVED = frozenset(dir(nn.Module)) | {
+    *("architecture", "dtype", "axis", "split_kernel_gradient"),
+    *("name", "parent", "scope", "_state", "_parent_ref", "_compact_name_scope_methods"),
+    *("encode", "readout", "walk", "_neurons", "_key"),
+}
 
 Shape = tuple[int, ...]  # of one time step of one image: (H, W, C), or (C,) for features
 
@@ -48,6 +56,7 @@ class Node:
         and SynOps, and `MaskTree`s may mask single weights of it.
       spiking: it is a layer of neurons, whose spikes are gated by the filter masks.
       draws_in_training: it needs a random key in training mode.
+      limits: by name of a field, which numbers it takes; see `utils.fields`.
       input_axis, output_axis: by name of a parameter or batch statistic, the axis that runs over
         the input and output channels (counted from the end); what is not named is not cut.
 
@@ -66,8 +75,16 @@ class Node:
     has_kernel: ClassVar[bool] = False
     spiking: ClassVar[bool] = False
     draws_in_training: ClassVar[bool] = False
+    limits: ClassVar[Mapping[str, Limits]] = {"width": SIZE}
     input_axis: ClassVar[Mapping[str, int]] = {}
     output_axis: ClassVar[Mapping[str, int]] = {}
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        try:
+            check_fields(self, type(self).__name__.lower(), {**Node.limits, **self.limits})
+        except InputError as error:
+            raise InputError(f"node {self.name!r}: {error}") from error
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -131,6 +148,20 @@ class Node:
                     value = value[(..., kept, *[slice(None)] * (-axes[name] - 1))]
             cut[name] = value
         return cut
+
+
+def check_name(name: Any) -> None:
+    """Refuses names that a node, its parameters or their tensors in a file cannot have.
+
+    Raises:
+      InputError: naming it.
+    """
+    fits = isinstance(name, str) and name != "" and name.isprintable() and "/" not in name
+    if not fits or name in RESERVED:
+        raise InputError(
+            f"{shown(name)} cannot be the name of a node: give printable characters without '/', "
+            f"and not {IMAGE!r} or an attribute of Flax modules."
+        )
 
 
 NODE_KINDS: dict[str, type[Node]] = {}  # by "op" in saved networks; see `lowering.register_node`

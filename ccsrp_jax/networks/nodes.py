@@ -4,7 +4,7 @@ The class names are the "op" of saved networks.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,7 +20,8 @@ from ccsrp_jax.networks.node_base import (
     Shape,
     check_registered,
 )
-from ccsrp_jax.utils.errors import InputError, check_number
+from ccsrp_jax.utils.errors import InputError
+from ccsrp_jax.utils.fields import Limits
 
 __all__ = [
     "IMAGE",
@@ -44,6 +45,9 @@ __all__ = [
 ]
 
 
+SIDE = Limits(1, 2**12)  # of a kernel, stride or window, in pixels
+
+
 @dataclass(frozen=True)
 class Conv(Node):
     """k x k convolution with k // 2 zeros of padding on every side (as in torch)."""
@@ -53,6 +57,7 @@ class Conv(Node):
     stride: int = 1
     bias: bool = False
 
+    limits: ClassVar[Mapping[str, Limits]] = {"kernel": SIDE, "stride": SIDE}
     opens_group: ClassVar[bool] = True
     has_kernel: ClassVar[bool] = True
     input_axis: ClassVar[dict[str, int]] = {"kernel": -2}
@@ -82,6 +87,7 @@ class DepthwiseConv(Node):
     kernel: int = 3
     stride: int = 1
 
+    limits: ClassVar[Mapping[str, Limits]] = {"kernel": SIDE, "stride": SIDE}
     keeps_zeros: ClassVar[bool] = True
     has_kernel: ClassVar[bool] = True
     output_axis: ClassVar[dict[str, int]] = {"kernel": -1}
@@ -116,6 +122,11 @@ class Dense(Node):
     output_axis: ClassVar[dict[str, int]] = {"kernel": -1, "bias": -1}
 
     def shape(self, *inputs: Shape) -> Shape:
+        if len(inputs[0]) != 1:
+            raise InputError(
+                f"node {self.name!r} reads features of shape {inputs[0]}: a Dense needs one axis, "
+                "so put Flatten before it."
+            )
         return (self.width,)
 
     def param_shapes(self, inputs: Sequence[Shape], output: Shape) -> dict[str, Shape]:
@@ -168,10 +179,8 @@ class Dropout(Node):
     rate: float = 0.5
 
     keeps_zeros: ClassVar[bool] = True
+    limits: ClassVar[Mapping[str, Limits]] = {"rate": Limits(0, 0.999)}
     draws_in_training: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_number("dropout rate", self.rate, 0, 0.999)
 
 
 @dataclass(frozen=True)
@@ -181,6 +190,7 @@ class Pool(Node):
     window: int = 2
     kind: Literal["max", "avg"] = "avg"
 
+    limits: ClassVar[Mapping[str, Limits]] = {"window": SIDE}
     keeps_zeros: ClassVar[bool] = True
 
     def shape(self, *inputs: Shape) -> Shape:
@@ -247,7 +257,8 @@ class Concat(Node):
     keeps_zeros: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.others, tuple) or not self.others:
+        super().__post_init__()
+        if not self.others:
             raise InputError(
                 f"node {self.name!r} has others={self.others!r}: give a tuple of one or more names."
             )

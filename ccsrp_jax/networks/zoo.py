@@ -1,19 +1,33 @@
 """Model zoo: builders of architectures, and weight initialization."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from ccsrp_jax.networks.architecture import Architecture, shapes
+from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.neurons import LIF, Neuron
-from ccsrp_jax.networks.nodes import IMAGE, Add, Conv, Dense, Flatten, Node, Norm, Pool, Spike
+from ccsrp_jax.networks.nodes import (
+    IMAGE,
+    Add,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalPool,
+    Node,
+    Norm,
+    Pool,
+    Spike,
+)
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
-from ccsrp_jax.utils.errors import InputError, check_number, unknown
+from ccsrp_jax.utils.errors import InputError, unknown
+from ccsrp_jax.utils.fields import POSITIVE, SIZE, converted, integer, real, shown
 
 
 def init(key: Array, architecture: Architecture) -> dict:
@@ -22,6 +36,8 @@ def init(key: Array, architecture: Architecture) -> dict:
     return jax.jit(SpikingNetwork(architecture).init)(key, image, key=key)
 
 
+ImageShape = Sequence[int] | np.ndarray  # (H, W, C)
+
 POOLS: dict[str, Literal["avg", "max"]] = {"A": "avg", "M": "max"}
 
 
@@ -29,12 +45,12 @@ NORMS = ("bn", "tdbn")
 
 
 def plain(
-    plan: Sequence[int | str],
-    input_shape: tuple[int, int, int],
-    classes: int,
+    plan: Sequence[SupportsIndex | str],
+    input_shape: ImageShape,
+    classes: SupportsIndex,
     *,
-    dense: Sequence[int] = (),
-    width: float | int = 1,
+    dense: Sequence[SupportsIndex] = (),
+    width: SupportsFloat = 1,
     norm: str = "bn",
     neuron: Neuron = LIF(),
     **settings,
@@ -54,13 +70,7 @@ def plain(
     Raises:
       InputError: an empty plan, a width below 1, or images too small for the pooling layers.
     """
-    for step in plan:
-        if isinstance(step, str) and step not in POOLS:
-            raise unknown("step of the model plan", step, POOLS)
-    if not any(isinstance(step, int) for step in plan) or any(
-        step < 1 for step in (*plan, *dense) if isinstance(step, int)
-    ):
-        raise InputError(f"model plan {tuple(plan)} needs at least one layer, of width 1 or more.")
+    plan, dense = _checked_plan(plan), _numbers("dense", dense)
     scale = _norm_scale(norm, neuron)
     nodes: list[Node] = []
     last = IMAGE
@@ -84,14 +94,14 @@ def plain(
 
 
 def residual(
-    stages: Sequence[tuple[int, int, int]],
-    input_shape: tuple[int, int, int],
-    classes: int,
+    stages: Sequence[Sequence[SupportsIndex]],
+    input_shape: ImageShape,
+    classes: SupportsIndex,
     *,
-    stem: int,
+    stem: SupportsIndex,
     spikes_add: bool = False,
-    dense: Sequence[int] = (),
-    width: float | int = 1,
+    dense: Sequence[SupportsIndex] = (),
+    width: SupportsFloat = 1,
     norm: str = "bn",
     neuron: Neuron = LIF(),
     **settings,
@@ -116,6 +126,9 @@ def residual(
     Raises:
       InputError: a width that is not above 0, or an unknown norm.
     """
+    input_shape = converted("input_shape", input_shape, tuple[int, int, int], SIZE)
+    stages = [converted("stages", stage, tuple[int, int, int], SIZE) for stage in stages]
+    stem, dense = integer("stem", stem, SIZE), _numbers("dense", dense)
     nodes: list[Node] = []
     scale = _norm_scale(norm, neuron)
     summed = scale if spikes_add or norm == "bn" else scale / math.sqrt(2)
@@ -129,7 +142,7 @@ def residual(
             nodes.append(Spike(f"{name}.lif", nodes[-1].name))
         return nodes[-1].name
 
-    last, channels, side = layer("stem", IMAGE, stem, fires=True), stem, min(input_shape[:2])
+    last, channels, side = layer("stem", IMAGE, stem, fires=True), stem, input_shape[0]
     for i, (filters, blocks, first_stride) in enumerate(stages, 1):
         for j in range(1, blocks + 1):
             stride, block = first_stride if j == 1 else 1, f"stage{i}.block{j}"
@@ -143,16 +156,18 @@ def residual(
                 nodes.append(Spike(f"{block}.lif", f"{block}.add"))
             last, channels = nodes[-1].name, filters
         side = -(-side // first_stride)
-    nodes.append(Pool("pool", last, side))
+    # the same average; a `Pool` is what networks for square images have always had
+    square = input_shape[0] == input_shape[1]
+    nodes.append(Pool("pool", last, side) if square else GlobalPool("pool", last))
     return _with_head(nodes, input_shape, classes, dense, width, neuron, settings)
 
 
 def _with_head(
     nodes: list[Node],
-    input_shape: tuple[int, int, int],
-    classes: int,
+    input_shape: Any,
+    classes: Any,
     dense: Sequence[int],
-    width: float | int,
+    width: SupportsFloat,
     neuron: Neuron,
     settings: dict,
 ) -> Architecture:
@@ -162,14 +177,32 @@ def _with_head(
         nodes.append(Dense(f"fc{i}", nodes[-1].name, _scaled(features, width)))
         nodes.append(Spike(f"fc{i}.lif", f"fc{i}"))
     nodes.append(Dense("classifier", nodes[-1].name, classes))
-    architecture = Architecture(tuple(nodes), input_shape, neuron=neuron, **settings)
-    shapes(architecture)  # raises if the shapes do not fit
-    return architecture
+    return Architecture(tuple(nodes), input_shape, neuron=neuron, **settings)
 
 
-def _scaled(filters: int, width: float | int) -> int:
-    check_number("model width", width, 0, above=True)
-    return max(1, round(filters * width))
+def _checked_plan(plan: Sequence[SupportsIndex | str]) -> list[int | str]:
+    if isinstance(plan, str) or not isinstance(plan, Iterable):
+        raise InputError(f"model plan {shown(plan)} is no sequence: give widths and poolings.")
+    plan = list(plan)
+    for step in plan:
+        if isinstance(step, str) and step not in POOLS:
+            raise unknown("step of the model plan", step, POOLS)
+    widths = [step for step in plan if not isinstance(step, str)]
+    if not widths or any(isinstance(step, Real) and step < 1 for step in widths):
+        raise InputError(
+            f"model plan {shown(tuple(plan))} needs at least one layer, of width 1 or more."
+        )
+    return [
+        str(step) if isinstance(step, str) else integer("model plan", step, SIZE) for step in plan
+    ]
+
+
+def _numbers(name: str, values: Sequence[SupportsIndex]) -> tuple[int, ...]:
+    return converted(name, values, tuple[int, ...], SIZE)
+
+
+def _scaled(filters: int, width: SupportsFloat) -> int:
+    return max(1, round(filters * real("model width", width, POSITIVE)))
 
 
 def _norm_scale(norm: str, neuron: Neuron) -> float:
@@ -210,7 +243,7 @@ MODELS: dict[str, Callable[..., Architecture]] = {
 }
 
 
-def build(name: str, input_shape: tuple[int, int, int], classes: int, **options) -> Architecture:
+def build(name: str, input_shape: ImageShape, classes: SupportsIndex, **options) -> Architecture:
     """The architecture with this name in `MODELS`.
 
     Args:

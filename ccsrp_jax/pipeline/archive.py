@@ -54,7 +54,7 @@ class Archive:
         rows = [row | {"chosen": row["round"] == number} for row in self.rows]
         io.write_rows(job.folder / ARCHIVE, rows)
         verify_networks(job, [0, number])
-        network = serialization.load(network_file(job, number))
+        network = serialization.load_with_provenance(network_file(job, number))
         serialization.save(job.folder / "pruned.safetensors", *network)
         return number
 
@@ -108,7 +108,8 @@ def _row(job: Run, state: State, number: int, estimate: dict) -> dict:
     }
     path = network_file(job, number)
     path.parent.mkdir(exist_ok=True)
-    serialization.save(path, *compaction.compact(architecture, state.variables, state.masks))
+    network = compaction.compact(architecture, state.variables, state.masks)
+    serialization.save(path, *network, job.provenance)
     kept = " ".join(f"{n}/{row['filters'][group]}" for group, n in row["kept"].items())
     job.terminal.line(
         f"{name:<9} search accuracy {row['accuracy']:.3f}  "

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from ccsrp_jax.coevolution import strategies
+from ccsrp_jax.data import provenance
 from ccsrp_jax.data.splits import Dataset
 from ccsrp_jax.networks import cost, masks, serialization, zoo
 from ccsrp_jax.networks.architecture import Architecture
@@ -16,7 +17,15 @@ from ccsrp_jax.pipeline.archive import Archive, network_file, verify_networks
 from ccsrp_jax.pipeline.checkpoints import Checkpoints, check_settings
 from ccsrp_jax.pipeline.config import LATEST, Config, settings
 from ccsrp_jax.pipeline.pruning_stage import prune
-from ccsrp_jax.pipeline.stages import Run, State, check_memory, data_of, train_dense, truncate_logs
+from ccsrp_jax.pipeline.stages import (
+    Run,
+    State,
+    check_memory,
+    data_of,
+    of_run,
+    train_dense,
+    truncate_logs,
+)
 from ccsrp_jax.pipeline.tensorboard import TensorBoardWriter, summary_writer
 from ccsrp_jax.reporting import run_report
 from ccsrp_jax.utils import compilation, devices, digests, io
@@ -46,9 +55,9 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
             f"{data.name} comes as {data.encoding}, one a step, and takes no {config.encoding} "
             "encoding: leave out --encoding."
         )
-    trained = None
+    trained, origin = None, of_run(config, data)
     if config.dense:
-        architecture, trained = _load_dense(Path(config.dense), data)
+        architecture, trained, origin = _load_dense(config, data, terminal)
     else:
         architecture = _build(config, data)
     if config.tensorboard:
@@ -70,7 +79,8 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
         tensorboard = TensorBoardWriter(folder) if config.tensorboard else None
         classifier, key = Classifier(architecture, config.surrogate), jax.random.key(config.seed)
         job = Run(
-            config, data, classifier, trained, key, folder, terminal, mesh, tensorboard, compiled
+            *(config, data, classifier, trained, key, folder, terminal, mesh, tensorboard),
+            *(compiled, origin),
         )
         return _execute(job, started)
 
@@ -99,13 +109,16 @@ def _build(config: Config, data: Dataset) -> Architecture:
     )
 
 
-def _load_dense(path: Path, data: Dataset) -> tuple[Architecture, dict]:
-    """Loads a trained network, and checks that it fits the data.
+def _load_dense(
+    config: Config, data: Dataset, terminal: Terminal
+) -> tuple[Architecture, dict, dict | None]:
+    """Loads a trained network and its provenance, and checks that it fits the data.
 
     Raises:
-      InputError: it does not, or is no network.
+      InputError: it does not, was trained on other splits, or is no network.
     """
-    architecture, variables = serialization.load(path)
+    path = Path(str(config.dense))
+    architecture, variables, origin = serialization.load_with_provenance(path)
     is_for = architecture.input_shape, architecture.classes, architecture.encoding == "frames"
     has = data.train.images.shape[1:], data.classes, data.encoding == "frames"
     if is_for != has:
@@ -114,7 +127,11 @@ def _load_dense(path: Path, data: Dataset) -> tuple[Architecture, dict]:
             f"({architecture.encoding}), and {data.name} has {has[0]} and {has[1]} "
             f"({data.encoding}): give a network for this data."
         )
-    return architecture, variables
+    if origin is not None:
+        provenance.check(str(path), origin, data.record, also_search=True)
+    elif provenance.is_drawn(data.record):
+        terminal.line(provenance.not_known(str(path), data.record))
+    return architecture, variables, origin and of_run(config, data)
 
 
 def _execute(job: Run, started: float) -> dict:

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution import subproblem
-from ccsrp_jax.data import augmentation
+from ccsrp_jax.data import augmentation, provenance
 from ccsrp_jax.data.batching import balanced_batch_size
 from ccsrp_jax.data.datasets import load, log_warning
 from ccsrp_jax.data.splits import Dataset, Split
@@ -54,6 +54,7 @@ class Run(NamedTuple):
     mesh: Mesh | None
     tensorboard: TensorBoardWriter | None
     compiled: compilation.CompilationLog  # so far, in this process
+    provenance: dict | None  # what its networks are trained on; None where that is not known
 
     def log(self, row: dict) -> None:
         """Appends a row to metrics.jsonl, and its numbers to TensorBoard's."""
@@ -182,6 +183,19 @@ def data_of(config: Config, warn: Callable[[str], None] = log_warning) -> Datase
         test_images=config.test_images,
         time_steps=config.time_steps,
         warn=warn,
+    )
+
+
+def of_run(config: Config, data: Dataset) -> dict:
+    """What the networks of a run are trained on, for their files; see `data.provenance`."""
+    recipes = {"dense": config.recipe, "finetune": config.finetune_recipe}
+    return provenance.describe(
+        config.dataset,
+        data.record,
+        recipe={name: dataclasses.asdict(recipe) for name, recipe in recipes.items()},
+        train_images=config.train_images,
+        search_images=config.search_images,
+        test_images=config.test_images,
     )
 
 

@@ -119,6 +119,10 @@ def test_chosen_network_is_the_file_beside_the_report(finished):
     [chosen] = [row for row in rows(run_dir / "archive.jsonl") if row["chosen"]]
     assert chosen["macs"] == summary["pruned"]["macs"]
     assert architecture.time_steps == summary["time_steps"]
+    found = serialization.load_with_provenance(run_dir / "pruned.safetensors")
+    origin, splits = found.provenance or {}, json.loads((run_dir / "splits.json").read_text())
+    assert (origin["dataset"], origin["seed"]) == ("digits", summary["seed"])
+    assert origin["train_and_test_sha256"] == splits["train_and_test_sha256"]
 
 
 def _leaves(tree):
