@@ -15,7 +15,12 @@ from ccsrp_jax.attacks.base import RestartedAttack
 from ccsrp_jax.attacks.gradients import LossAndGradient, loss_and_gradient
 from ccsrp_jax.attacks.threat_model import per_image
 from ccsrp_jax.data.splits import to_unit_range
-from ccsrp_jax.networks.classifier import ClassifierFn, initial_state, is_stochastic
+from ccsrp_jax.networks.classifier import (
+    ClassifierFn,
+    initial_state,
+    is_stochastic,
+    predicted_classes,
+)
 from ccsrp_jax.utils.errors import check_number, unknown
 
 
@@ -35,12 +40,13 @@ class WorstIterate(NamedTuple):
         self, x: Float[Array, "B H W C"], result: LossAndGradient, labels: Int[Array, "B"]
     ) -> "WorstIterate":
         """The worse of this and of the iterate x that was evaluated."""
-        wrong = result.logits.argmax(-1) != labels
+        wrong = predicted_classes(result.logits) != labels
+        loss = jnp.where(jnp.isfinite(result.logits).all(-1), result.loss, jnp.inf)
         equally_wrong = wrong == self.misclassified
-        worse = (wrong & ~self.misclassified) | (equally_wrong & (result.loss > self.loss))
+        worse = (wrong & ~self.misclassified) | (equally_wrong & (loss > self.loss))
         return WorstIterate(
             jnp.where(per_image(worse), x, self.images),
-            jnp.where(worse, result.loss, self.loss),
+            jnp.where(worse, loss, self.loss),
             self.misclassified | wrong,
         )
 

@@ -8,7 +8,9 @@ describe it, each optional for an attack of one's own:
   * `norms`: the norms that it supports, by default all;
   * `gradients`, `queries`: gradients and forward passes that it computes for an image, by
     default 0;
-  * `parts`: attacks that make it up, to be run one after another on the images that are left.
+  * `parts`: attacks that make it up, to be run one after another on the images that are left;
+  * `run`: the same as a call, without the check of its arguments, for loops over images that
+    were checked before.
 
 Loops over steps run in Python around one jitted step, since a convolution's gradient inside a
 `fori_loop` is far slower on CPU; under an outer `jit` they unroll.
@@ -21,12 +23,15 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from ccsrp_jax.attacks.losses import cross_entropy
 from ccsrp_jax.attacks.threat_model import NORMS, Norm, ThreatModel, per_image
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.classifier import ClassifierFn, key_kwargs
+from ccsrp_jax.networks.inputs import checked_inputs
+from ccsrp_jax.utils.keys import checked_key
 
 Attack = Callable[[ClassifierFn, Any, Array, Array, Array], Float[Array, "B H W C"]]
 AttackKind = Literal["noise", "white box", "black box"]
@@ -38,6 +43,19 @@ SHORT_PGD_CAVEAT = (
     "PGD through a surrogate gradient is an upper bound on robust accuracy: spiking networks "
     "mask gradients, and stronger attacks can break more images."
 )
+
+
+def unchecked(attack: Attack) -> Attack:
+    """The attack without the check of its arguments, for loops over images that were checked.
+
+    It is the attack's `run`, unless a subclass has replaced the call and not `run`.
+    """
+    for kind in type(attack).__mro__:
+        if "run" in vars(kind):
+            return getattr(attack, "run")  # noqa: B009
+        if "__call__" in vars(kind):
+            break
+    return attack
 
 
 class RestartedAttack:
@@ -81,8 +99,8 @@ class RestartedAttack:
         self,
         classifier: ClassifierFn,
         network_state: Any,
-        images: Shaped[Array, "B H W C"],
-        labels: Int[Array, "B"],
+        images: Shaped[Array | np.ndarray, "B H W C"],
+        labels: Int[Array | np.ndarray, "B"],
         key: Array,
     ) -> Float[Array, "B H W C"]:
         """Adversarial images, the worst that the parts find for each image.
@@ -96,7 +114,24 @@ class RestartedAttack:
 
         Returns:
           Images in [0, 1] within `eps` of the clean ones, in float32.
+
+        Raises:
+          InputError: images, labels, key, classifier or state cannot be used; values are checked
+            outside `jit` only.
         """
+        split = checked_inputs(classifier, network_state, (images, labels))
+        images, labels = (jnp.asarray(part) for part in split)
+        return self.run(classifier, network_state, images, labels, checked_key(key))
+
+    def run(
+        self,
+        classifier: ClassifierFn,
+        network_state: Any,
+        images: Shaped[Array, "B H W C"],
+        labels: Int[Array, "B"],
+        key: Array,
+    ) -> Float[Array, "B H W C"]:
+        """As a call, without the check of its arguments."""
         runs = [part.run_once for part in self.parts]
         if len(runs) > 1:
             return worst_of(runs, classifier, network_state, images, labels, key)
@@ -119,7 +154,7 @@ def worst_of(
     worst = to_unit_range(images)
     worst_score = jnp.full(labels.shape, -jnp.inf)
     for key_attack, attack in zip(jax.random.split(key, len(attacks)), attacks, strict=True):
-        adversarial = attack(classifier, network_state, images, labels, key_attack)
+        adversarial = unchecked(attack)(classifier, network_state, images, labels, key_attack)
         key_classify = jax.random.fold_in(key_attack, CLASSIFICATION_PASS)
         score = _severity(classifier, network_state, adversarial, labels, key_classify)
         worse = score > worst_score
@@ -130,7 +165,9 @@ def worst_of(
 
 @partial(jax.jit, static_argnums=0)
 def _severity(classifier, network_state, images, labels, key):
-    """Cross-entropy, plus 1000 where misclassified: above that of every correct image."""
+    """Cross-entropy, plus 1000 where misclassified: above that of every correct image; infinite
+    where a logit is not finite."""
     z = classifier(network_state, images, **key_kwargs(classifier, key))
     wrong = z.argmax(-1) != labels
-    return cross_entropy(z, labels, None) + jnp.where(wrong, 1e3, 0.0)
+    severity = cross_entropy(z, labels, None) + jnp.where(wrong, 1e3, 0.0)
+    return jnp.where(jnp.isfinite(z).all(-1), severity, jnp.inf)

@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ccsrp_jax.attacks.base import AttackKind
 from ccsrp_jax.attacks.threat_model import NORMS, Norm, ThreatModel
+from ccsrp_jax.data.checks import checked_images
 from ccsrp_jax.data.splits import to_unit_range
+from ccsrp_jax.utils.keys import checked_key
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,16 @@ class Noise:
         return ThreatModel(self.norm, self.eps)
 
     def __call__(self, classifier, network_state, images, labels, key) -> Float[Array, "B H W C"]:
-        """Images with noise added, in [0, 1]; only `images` and `key` are used."""
+        """Images with noise added, in [0, 1]; only `images` and `key` are used.
+
+        Raises:
+          InputError: images or key cannot be used; values are checked outside `jit` only.
+        """
+        images = jnp.asarray(checked_images(images))
+        return self.run(classifier, network_state, images, labels, checked_key(key))
+
+    def run(self, classifier, network_state, images, labels, key) -> Float[Array, "B H W C"]:
+        """As a call, without the check of its arguments."""
         images = to_unit_range(images)
         direction = self.threat.ascent_direction(jax.random.normal(key, images.shape))
         return self.threat.project(images + self.eps * direction, images)

@@ -18,7 +18,7 @@ from ccsrp_jax.attacks.base import AttackKind, RestartedAttack
 from ccsrp_jax.attacks.losses import margin
 from ccsrp_jax.attacks.threat_model import Norm, ThreatModel, per_image
 from ccsrp_jax.data.splits import to_unit_range
-from ccsrp_jax.networks.classifier import is_stochastic
+from ccsrp_jax.networks.classifier import is_stochastic, predicted_classes
 from ccsrp_jax.utils.errors import check_number
 
 # Squares, of 10,000, after which the share of changed pixels is halved: AutoAttack's list,
@@ -150,7 +150,8 @@ def _query(classifier, samples, network_state, labels, key, number, images, best
         z = draw(keys).mean(0)
     else:
         z = classifier(network_state, images)
-    gain, broken = margin(z, labels), z.argmax(-1) != labels
+    gain = jnp.where(jnp.isfinite(z).all(-1), margin(z, labels), jnp.inf)
+    broken = predicted_classes(z) != labels
     if stochastic:
         broken = jnp.zeros_like(broken)  # one draw that misclassifies does not stop the search
     better = ((gain > best.margin) | broken) & ~best.broken

@@ -29,9 +29,11 @@ from ccsrp_jax.coevolution.task import Task
 from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.inputs import checked_inputs
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.utils.aliases import keyword_aliases
 from ccsrp_jax.utils.execution import Execution
+from ccsrp_jax.utils.keys import checked_key
 
 
 class RoundResult(NamedTuple):
@@ -98,9 +100,10 @@ def search_round(
         `search_group`; groups that keep all are not searched. Formerly `kept`.
 
     Raises:
-      InputError: as `search_group` and `make_task` do.
+      InputError: the images, labels or key cannot be used, or as `search_group` and `make_task` do.
     """
-    key_shared, key_search = jax.random.split(key)
+    clean = checked_inputs(classifier, (variables, masks), clean)
+    key_shared, key_search = jax.random.split(checked_key(key))
     # in the architecture's order, from which a restored mask tree may differ
     masks = {
         **masking.ones(classifier.architecture),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ccsrp_jax.attacks.base import unchecked
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution import strategies
 from ccsrp_jax.coevolution.settings import Search
@@ -82,7 +83,7 @@ def shared_adversarial_set(
     for number, variant in enumerate(variants):
         indices = np.arange(number, total, len(variants))
         padded = indices[np.arange(share) % len(indices)]
-        adversarial = attack(
+        adversarial = unchecked(attack)(
             classifier,
             (variables, variant),
             jnp.asarray(to_unit_range(jnp.asarray(clean.images[padded]))),

@@ -5,7 +5,8 @@ which never restore a filter that earlier rounds removed.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, Literal
 
@@ -198,12 +199,26 @@ def make_strategy(name: str, population: int, filters: int) -> base.Evolutionary
     if name == "RandomSearch":  # takes its sampling distribution as an argument
         extra["sampling_fn"] = lambda key: jax.random.normal(key, (filters,))
     try:
-        return STRATEGIES[name](population_size=population, solution=jnp.zeros(filters), **extra)
+        with own_numerics():
+            return STRATEGIES[name](
+                population_size=population, solution=jnp.zeros(filters), **extra
+            )
     except (AssertionError, TypeError, ValueError) as error:
         raise InputError(
             f"strategy {name} cannot be made for a population of {population} "
             f"({reason(error)}): change the population or choose another strategy."
         ) from error
+
+
+@contextmanager
+def own_numerics() -> Iterator[None]:
+    """In this context strategies compute as they expect to, whatever JAX is set to.
+
+    Their states begin with values that are not finite, which `JAX_DEBUG_NANS` and
+    `JAX_DEBUG_INFS` would stop at, and some mix types where `JAX_ENABLE_X64` is set.
+    """
+    with jax.debug_nans(False), jax.debug_infs(False), jax.enable_x64(False):
+        yield
 
 
 def strip_weak_types(state: Any) -> Any:

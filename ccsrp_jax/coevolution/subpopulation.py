@@ -16,6 +16,7 @@ from ccsrp_jax.coevolution.importance import genes_by_importance, removal_import
 from ccsrp_jax.coevolution.settings import Search
 from ccsrp_jax.utils.aliases import keyword_aliases
 from ccsrp_jax.utils.errors import InputError
+from ccsrp_jax.utils.keys import checked_key
 
 Evaluate = Callable[[np.ndarray], np.ndarray]  # (M, n) masks to (M, 3) objectives, minimized
 OnGeneration = Callable[[int, float, int], None]  # generation, best scalar value, evaluations
@@ -113,7 +114,8 @@ class Subpopulation:
         Infinite values, which many strategies do not support, become the worst finite one plus 1.
         """
         if self.search.selection == "nsga2":
-            return np.asarray(selection.nsga2(jnp.asarray(points, jnp.float32)))
+            with strategies.own_numerics():  # crowding distances may be infinite
+                return np.asarray(selection.nsga2(jnp.asarray(points, jnp.float32)))
         values = self.search.scalarize(points)
         if self.is_bit_flip:  # ranked in float64, since float32 values would tie
             return np.unique(values, return_inverse=True)[1]
@@ -157,7 +159,8 @@ def search_group(
     """
     group = _make_subpopulation(np.asarray(current, np.float32), evaluate, search, keep_count)
     scored, counts = group.scored, group.keep_counts
-    key_init, key_state, key_loop, key_noise, key_spare = jax.random.split(key, 5)
+    keys = jax.random.split(checked_key(key), 5)
+    key_init, key_state, key_loop, key_noise, key_spare = keys
     if group.has_parents:
         state = _init_population(group, key_init, key_noise, key_state)
     else:
@@ -199,7 +202,8 @@ def _make_subpopulation(
     else:
         counts = [keep_count]
     algorithm = strategies.make_strategy(search.strategy, search.population, len(current))
-    params = algorithm.default_params
+    with strategies.own_numerics():
+        params = algorithm.default_params
     if search.strategy == "BitFlip":
         params = params.replace(
             mutation_rate=search.mutation_rate,
@@ -222,7 +226,9 @@ def _init_population(group: Subpopulation, key_init: Array, key_noise: Array, ke
     if not group.is_bit_flip:  # genes around 0 whose order is that of the masks' bits
         genomes = genomes - 0.5 + 0.1 * jax.random.normal(key_noise, genomes.shape)
     fitness = group.fitness(group.scored.objectives(group.decode(genomes)))
-    return group.algorithm.init(key_state, genomes, jnp.asarray(fitness, jnp.float32), group.params)
+    genomes, fitness = (jnp.asarray(each, jnp.float32) for each in (genomes, fitness))
+    with strategies.own_numerics():
+        return group.algorithm.init(key_state, genomes, fitness, group.params)
 
 
 def _init_distribution(
@@ -240,14 +246,17 @@ def _init_distribution(
         mean = genes_by_importance(group.current, importance)
         for count in group.keep_counts:  # the order itself, before it is varied
             group.scored.objectives(group.decode(mean[None], count))
-    return group.algorithm.init(key_state, mean, group.params), importance
+    mean = jnp.asarray(mean, jnp.float32)
+    with strategies.own_numerics():
+        return group.algorithm.init(key_state, mean, group.params), importance
 
 
 def _evolve(group: Subpopulation, key: Array, state: Any, keep_count: int) -> Any:
     """The strategy's state after one generation."""
     key_ask, key_tell = jax.random.split(key)
     algorithm, by_rank = group.algorithm, group.search.selection == "nsga2" or group.is_bit_flip
-    genomes, state = algorithm.ask(key_ask, state, group.params)
+    with strategies.own_numerics():
+        genomes, state = algorithm.ask(key_ask, state, group.params)
     points = group.scored.objectives(group.decode(genomes, keep_count))
     if by_rank and isinstance(algorithm, PopulationBasedAlgorithm):
         # ranks hold among the points they were given for only: rank parents and children together
@@ -261,7 +270,8 @@ def _evolve(group: Subpopulation, key: Array, state: Any, keep_count: int) -> An
     else:
         fitness = group.fitness(points)
     fitness = jnp.asarray(fitness, jnp.float32)
-    state, _ = algorithm.tell(key_tell, genomes, fitness, state, group.params)
+    with strategies.own_numerics():
+        state, _ = algorithm.tell(key_tell, genomes, fitness, state, group.params)
     return state
 
 
@@ -287,6 +297,7 @@ def _choose(group: Subpopulation) -> int:
     indices = np.flatnonzero(eligible)
     values = group.search.scalarize(points[indices])
     if group.search.selection == "nsga2":
-        ranks = selection.front_ranks(jnp.asarray(points[indices], jnp.float32))
+        with strategies.own_numerics():
+            ranks = selection.front_ranks(jnp.asarray(points[indices], jnp.float32))
         values = np.where(np.asarray(ranks) == 0, values, np.inf)
     return int(indices[np.argmin(values)])

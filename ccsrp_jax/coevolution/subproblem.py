@@ -16,10 +16,12 @@ from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks import cost
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.inputs import checked_inputs
 from ccsrp_jax.networks.masks import MaskTree, as_floats
 from ccsrp_jax.utils import devices
 from ccsrp_jax.utils.errors import InputError, check_number
 from ccsrp_jax.utils.execution import Execution
+from ccsrp_jax.utils.keys import checked_key
 
 
 def make_task(
@@ -62,12 +64,16 @@ def make_task(
       key: for the attack, or for a stochastic encoding, which is sampled once for all candidates.
 
     Raises:
-      InputError: both or neither of `adversarial` and `attack`; sets of different sizes; no key
-        where one is needed; a batch or chunk that does not fit into memory, with the largest that
-        does.
+      InputError: images, labels or a key that cannot be used; both or neither of `adversarial`
+        and `attack`; sets of different sizes; no key where one is needed; a batch or chunk that
+        does not fit into memory, with the largest that does.
     """
     execution = Execution(batch_size, member_chunk, memory_limit, mesh)
     network = classifier, variables, as_floats(classifier.architecture, masks)
+    clean = checked_inputs(classifier, (variables, masks), clean)
+    if adversarial is not None:
+        adversarial = checked_inputs(classifier, (variables, masks), adversarial)
+    key = None if key is None else checked_key(key)
     options = {"population": population, "attack": attack, "key": key}
     return prepare_task(*network, group, clean, adversarial, execution, **options)
 

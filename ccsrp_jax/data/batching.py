@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ccsrp_jax.data.splits import Split, to_unit_range
+from ccsrp_jax.utils.errors import InputError
 
 
 def padded_batches(split: Split, max_size: int) -> Iterator[tuple[Array, Array, int]]:
@@ -16,7 +17,15 @@ def padded_batches(split: Split, max_size: int) -> Iterator[tuple[Array, Array, 
 
     Yields:
       Images in [0, 1], their labels, and how many of them are not padding.
+
+    Raises:
+      InputError: there are not as many labels as images, or none; values are not checked.
     """
+    if not 0 < len(split.labels) == len(split.images):
+        raise InputError(
+            f"{len(split.images)} images with {len(split.labels)} labels cannot be divided into "
+            "batches: give one label an image, and at least one."
+        )
     size = balanced_batch_size(len(split.labels), max_size)
     for start in range(0, len(split.labels), size):
         images, labels = (part[start : start + size] for part in split)

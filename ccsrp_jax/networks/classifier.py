@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from ccsrp_jax.networks.architecture import Architecture, shapes
 from ccsrp_jax.networks.gradients import (
@@ -29,6 +30,8 @@ from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 
 ClassifierFn = Callable[..., Float[Array, "B K"]]
+
+NO_CLASS = -1  # what logits that are not finite predict: no label is equal to it
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,11 @@ class Classifier:
             for node in a.nodes
             if node.spiking
         }
+
+
+def predicted_classes(logits: Float[Array, "*B K"]) -> Int[Array, "*B"]:
+    """The class of the largest logit; `NO_CLASS` where a logit is not finite."""
+    return jnp.where(jnp.isfinite(logits).all(-1), logits.argmax(-1), NO_CLASS)
 
 
 def is_stochastic(classifier: ClassifierFn) -> bool:

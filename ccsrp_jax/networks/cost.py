@@ -29,13 +29,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import masks
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import ClassifierFn, key_kwargs
 from ccsrp_jax.networks.counts import layer_macs, macs, params, suffix_macs
+from ccsrp_jax.networks.inputs import checked_batch
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.synops import (
     PICOJOULE_PER_MAC,
@@ -43,6 +44,7 @@ from ccsrp_jax.networks.synops import (
     energy_nj,
     synops,
 )
+from ccsrp_jax.utils.errors import check_number
 
 __all__ = [
     "COST_IMAGES",
@@ -88,7 +90,7 @@ def costs(
 
 def latency_ms(
     networks: Sequence[tuple[ClassifierFn, Any]],
-    images: Float[Array, "B H W C"],
+    images: Shaped[Array | np.ndarray, "B H W C"],
     repeats: int = 30,
     *,
     key: Array | None = None,
@@ -103,7 +105,14 @@ def latency_ms(
       images: the batch.
       repeats: timed passes of each, after three warm-up passes.
       key: for stochastic networks; the draws are part of their time.
+
+    Raises:
+      InputError: images that a network cannot take, or no repeat.
     """
+    check_number("repeats", repeats, 1)
+    for classifier, network_state in networks:
+        images = checked_batch(classifier, network_state, images)
+    images = to_unit_range(jnp.asarray(images))
     passes = [jax.jit(logits) for logits, _ in networks]
     extra = [key_kwargs(logits, key) for logits, _ in networks]
     times = np.zeros((repeats + 3, len(networks)))

@@ -4,8 +4,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Shaped
 
+from ccsrp_jax.data.checks import checked_images
+from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.architecture import Architecture, varies_in_time
 from ccsrp_jax.networks.counts import macs
 from ccsrp_jax.networks.masks import MaskTree, gate, kept_channels, kernel
@@ -30,12 +33,17 @@ def _counted(architecture: Architecture) -> list[Node]:
 def synops(
     architecture: Architecture,
     variables: dict,
-    images: Float[Array, "B H W C"],
+    images: Shaped[Array | np.ndarray, "B H W C"],
     masks: MaskTree | None = None,
     *,
     key: Array | None = None,
 ) -> dict[str, float]:
-    """SynOps by layer, mean over the images; a stochastic encoding needs a key."""
+    """SynOps by layer, mean over the images; a stochastic encoding needs a key.
+
+    Raises:
+      InputError: images that the network cannot take.
+    """
+    images = to_unit_range(jnp.asarray(checked_images(images, architecture.input_shape)))
     alive, counts = kept_channels(architecture, masks), {}
     synapses = jax.device_get(_synapses(architecture, variables, images, masks, key))
     for node in _counted(architecture):

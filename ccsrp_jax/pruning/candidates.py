@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ccsrp_jax.attacks.apgd import APGD
+from ccsrp_jax.attacks.base import unchecked
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.neurons import Surrogate
@@ -56,7 +57,7 @@ def score_after_finetuning(
     total, count = 0.0, 0
     for number, (images, labels, real) in enumerate(batches(problem)):
         key_batch = jax.random.fold_in(key_attack, number)
-        adversarial = attack(attacked, (variables, masks), images, labels, key_batch)
+        adversarial = unchecked(attack)(attacked, (variables, masks), images, labels, key_batch)
         for version in (images, adversarial):
             each = criteria.losses(classifier, variables, masks, version, labels, key_batch)
             total += float(each[:real].sum())

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from ccsrp_jax.attacks.base import unchecked
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import channel_groups, groups, split_channels
 from ccsrp_jax.networks.classifier import key_kwargs
@@ -194,7 +195,7 @@ def taylor(key: Array, problem: Problem, variables: dict, masks: MaskTree):
     for number, (images, labels, real) in enumerate(batches(problem)):
         images, labels = images[:real], labels[:real]
         key_attack = jax.random.fold_in(key, number)
-        attacked = problem.attack(
+        attacked = unchecked(problem.attack)(
             problem.classifier, (variables, masks), images, labels, key_attack
         )
         for version in (images, attacked):
@@ -233,7 +234,8 @@ def sensitivity(key: Array, problem: Problem, variables: dict, masks: MaskTree):
     """
     architecture, segments = problem.architecture, channel_groups(problem.architecture)
     [(images, labels, real), *_] = batches(problem)
-    attacked = problem.attack(problem.classifier, (variables, masks), images, labels, key)
+    network = problem.classifier, (variables, masks)
+    attacked = unchecked(problem.attack)(*network, images, labels, key)
     base, gradients = _loss_and_gradients(
         problem.classifier, variables, masks, attacked, labels, key
     )

@@ -26,6 +26,7 @@ from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import Architecture, kernel_shapes
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.cost import COST_IMAGES
+from ccsrp_jax.networks.inputs import checked_inputs
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.pruning import budget
 from ccsrp_jax.pruning.budget import Target
@@ -87,6 +88,9 @@ class Problem:
       member_chunk: candidate masks per call on each device, as in `coevolution.make_task`.
       mesh: devices that share batches in training and candidates in a search, for `ccsrp`.
       callbacks: called while a method runs.
+
+    Raises:
+      InputError: images, labels or variables that do not suit the network.
     """
 
     classifier: Classifier
@@ -101,6 +105,12 @@ class Problem:
     member_chunk: int | None = None
     mesh: Mesh | None = None
     callbacks: Callbacks = Callbacks()
+
+    def __post_init__(self) -> None:
+        for name in ("train", "search"):
+            state = self.variables, None
+            split = checked_inputs(self.classifier, state, getattr(self, name))
+            object.__setattr__(self, name, split)
 
     @property
     def architecture(self) -> Architecture:

@@ -6,14 +6,22 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from ccsrp_jax.attacks.base import CLASSIFICATION_PASS, Attack
+from ccsrp_jax.attacks.base import CLASSIFICATION_PASS, Attack, unchecked
 from ccsrp_jax.data.batching import padded_batches
-from ccsrp_jax.data.splits import Split
-from ccsrp_jax.networks.classifier import ClassifierFn, is_stochastic
+from ccsrp_jax.data.splits import Split, to_unit_range
+from ccsrp_jax.networks.classifier import (
+    NO_CLASS,
+    ClassifierFn,
+    is_stochastic,
+    predicted_classes,
+)
+from ccsrp_jax.networks.inputs import checked_batch, checked_inputs
 from ccsrp_jax.utils.errors import InputError, check_number
+from ccsrp_jax.utils.keys import checked_key
 
 VOTES = 16  # passes per image that a stochastic network's prediction is the majority of
 
@@ -21,7 +29,7 @@ VOTES = 16  # passes per image that a stochastic network's prediction is the maj
 def predict(
     classifier: ClassifierFn,
     network_state: Any,
-    images: Float[Array, "B H W C"],
+    images: Shaped[Array | np.ndarray, "B H W C"],
     *,
     key: Array | None = None,
     votes: int = VOTES,
@@ -30,12 +38,24 @@ def predict(
 
     Args:
       classifier, network_state: see `networks.classifier`.
-      images: in [0, 1].
+      images: in [0, 1], or uint8.
       key, votes: for a stochastic network; ties are broken by the mean probability.
 
+    Returns:
+      Of every image its class, or -1, which no label is: where a logit is not finite, or for a
+      stochastic network where it is not in as many passes as vote for any class.
+
     Raises:
-      InputError: no key for a stochastic network.
+      InputError: no key for a stochastic network, or images, state or key that cannot be used.
     """
+    images = to_unit_range(jnp.asarray(checked_batch(classifier, network_state, images)))
+    check_number("votes", votes, 1)
+    key = None if key is None else checked_key(key)
+    return _predict(classifier, network_state, images, key, votes)
+
+
+def _predict(classifier, network_state, images, key, votes):
+    """As `predict`, without the check of the images."""
     if not is_stochastic(classifier):
         return _classes(classifier, network_state, images)
     if key is None:
@@ -45,19 +65,23 @@ def predict(
         for key_pass in jax.random.split(key, votes)
     ]
     counts, probabilities = jax.tree.map(lambda *parts: sum(parts), *passes)
-    return (counts + 0.5 * probabilities / votes).argmax(-1)
+    classes = (counts + 0.5 * probabilities / votes).argmax(-1)
+    undecided = votes - counts.sum(-1) >= jnp.maximum(counts.max(-1), 1)
+    return jnp.where(undecided, NO_CLASS, classes)
 
 
 @partial(jax.jit, static_argnums=0)
 def _classes(classifier, network_state, images):
-    return classifier(network_state, images).argmax(-1)
+    return predicted_classes(classifier(network_state, images))
 
 
 @partial(jax.jit, static_argnums=0)
 def _one_pass(classifier, network_state, images, key):
-    """The predicted class as a one-hot vector, and the probabilities."""
+    """The predicted class as a one-hot vector, and the probabilities; zeros where a logit is not
+    finite."""
     z = classifier(network_state, images, key=key)
-    return jax.nn.one_hot(z.argmax(-1), z.shape[-1]), jax.nn.softmax(z)
+    probabilities = jnp.where(jnp.isfinite(z).all(-1, keepdims=True), jax.nn.softmax(z), 0)
+    return jax.nn.one_hot(predicted_classes(z), z.shape[-1]), probabilities
 
 
 def correct(
@@ -73,6 +97,8 @@ def correct(
 ) -> Bool[np.ndarray, "N"]:
     """Which images are classified correctly, after an attack if one is given.
 
+    An image is wrong where a logit is not finite, see `predict`.
+
     Args:
       classifier, network_state: see `networks.classifier`.
       split: images and labels.
@@ -84,20 +110,41 @@ def correct(
       progress: called after every batch with the number of its images.
 
     Raises:
-      InputError: no key where one is needed.
+      InputError: no key where one is needed, or images, labels, state or key that cannot be used.
     """
+    split = checked_inputs(classifier, network_state, split)
+    check_number("batch_size", batch_size, 1)
+    check_number("votes", votes, 1)
+    key = None if key is None else checked_key(key)
+    classes = _classes_of_split(
+        classifier, network_state, split, attack, key, batch_size, votes, progress
+    )
+    return classes == np.asarray(split.labels)
+
+
+def _classes_of_split(
+    classifier: ClassifierFn,
+    network_state: Any,
+    split: Split,
+    attack: Attack | None,
+    key: Array | None,
+    batch_size: int,
+    votes: int,
+    progress: Callable[[int], None] = lambda images: None,
+) -> Int[np.ndarray, "N"]:
+    """Predicted classes, after an attack if one is given; the arguments were checked."""
     if key is None and (attack is not None or is_stochastic(classifier)):
         raise InputError("attacks and stochastic networks draw at random: give a key.")
-    hits = []
+    found = []
     for number, (images, labels, real) in enumerate(padded_batches(split, batch_size)):
         key_batch = _fold_in(key, number)
         if attack is not None and key_batch is not None:
-            images = attack(classifier, network_state, images, labels, key_batch)
+            images = unchecked(attack)(classifier, network_state, images, labels, key_batch)
         key_votes = _fold_in(key_batch, CLASSIFICATION_PASS)
-        classes = predict(classifier, network_state, images, key=key_votes, votes=votes)
-        hits.append(np.asarray(classes == labels)[:real])
+        classes = _predict(classifier, network_state, images, key_votes, votes)
+        found.append(np.asarray(classes)[:real])
         progress(real)
-    return np.concatenate(hits)
+    return np.concatenate(found)
 
 
 def _fold_in(key: Array | None, number: int) -> Array | None:
@@ -115,7 +162,8 @@ class Evaluator:
       votes: passes per image, see `predict`.
 
     Raises:
-      InputError: a batch size or a number of votes below 1.
+      InputError: a batch size or a number of votes below 1, or images, labels or state that
+        cannot be used.
     """
 
     classifier: ClassifierFn
@@ -127,6 +175,8 @@ class Evaluator:
     def __post_init__(self) -> None:
         check_number("batch_size", self.batch_size, 1)
         check_number("votes", self.votes, 1)
+        split = checked_inputs(self.classifier, self.network_state, self.split)
+        object.__setattr__(self, "split", split)
 
     @property
     def stochastic(self) -> bool:
@@ -135,19 +185,15 @@ class Evaluator:
 
     def correct(self, key: Array, attack: Attack | None = None) -> Bool[np.ndarray, "N"]:
         """Which images are classified correctly, after an attack if one is given."""
-        return correct(
-            self.classifier,
-            self.network_state,
-            self.split,
-            attack=attack,
-            key=key,
-            batch_size=self.batch_size,
-            votes=self.votes,
-        )
+        return self.classes(key, attack) == np.asarray(self.split.labels)
+
+    def classes(self, key: Array, attack: Attack | None = None) -> Int[np.ndarray, "N"]:
+        """Predicted classes, -1 where a logit is not finite, after an attack if one is given."""
+        network = self.classifier, self.network_state
+        return _classes_of_split(*network, self.split, attack, key, self.batch_size, self.votes)
 
     def predict(
         self, images: Float[Array, "B H W C"], key: Array, votes: int
     ) -> Int[np.ndarray, "B"]:
         """Predicted classes of one batch."""
-        arguments = self.classifier, self.network_state, images
-        return np.asarray(predict(*arguments, key=key, votes=votes))
+        return np.asarray(_predict(self.classifier, self.network_state, images, key, votes))

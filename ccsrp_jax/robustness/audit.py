@@ -213,6 +213,19 @@ def inside_ball(sweeps: Sweeps, outcome: Outcome) -> Check:
     )
 
 
+def finite_logits(sweeps: Sweeps, outcome: Outcome) -> Check:
+    """Logits must be finite: such as are not count as wrong, and no attack can follow them."""
+    total, found = len(outcome.clean), 0
+    if outcome.not_finite is not None:
+        found = int(outcome.not_finite.sum())
+    return _at_most(
+        "all logits are finite",
+        found / total,
+        0.0,
+        f"{found} of {total} images have a logit that is not finite, which counts as wrong",
+    )
+
+
 def enough_images(sweeps: Sweeps, outcome: Outcome) -> Check:
     """The limits assume that one image weighs little."""
     return _at_least(
@@ -234,6 +247,7 @@ CHECKS: tuple[Callable[[Sweeps, Outcome], Check], ...] = (
     surrogate_width,
     randomness,
     inside_ball,
+    finite_logits,
     enough_images,
 )
 

@@ -16,13 +16,14 @@ from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks.classifier import ClassifierFn
 from ccsrp_jax.robustness.accuracy import VOTES, Evaluator
 from ccsrp_jax.robustness.audit import Verdict, audit
-from ccsrp_jax.robustness.corruptions import check_corruption, corrupt, names
+from ccsrp_jax.robustness.corruptions import apply, check_corruption, names
 from ccsrp_jax.robustness.gradient_sources import BACKWARDS, OWN, GradientSource, gradient_sources
 from ccsrp_jax.robustness.outcome import Outcome
 from ccsrp_jax.robustness.run_suite import attack_all
 from ccsrp_jax.robustness.suites import EOT_SAMPLES, AttackSpec, build_suite
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError, check_number
+from ccsrp_jax.utils.keys import checked_key
 from ccsrp_jax.utils.stats import wilson_interval
 
 
@@ -144,12 +145,12 @@ def evaluate(
     threat = ThreatModel(norm, eps)
     check_number("audit_images", audit_images, 1)
     check_names(others or {})
-    split = Split(split.images, split.labels.astype(np.int32))
+    key = checked_key(key)
     evaluator = Evaluator(classifier, network_state, split, batch_size, votes)
     preset = suite if isinstance(suite, str) else "custom"
-    corruptions = default_corruptions(preset, split) if natural is None else natural
+    corruptions = default_corruptions(preset, evaluator.split) if natural is None else natural
     for name, severity in corruptions:
-        check_corruption(name, severity, split.images.shape[-1])
+        check_corruption(name, severity, evaluator.split.images.shape[1:])
     draws = samples or EOT_SAMPLES.get(preset, EOT_SAMPLES["standard"])
     sources = gradient_sources(classifier, network_state) | dict(others or {})
     if preset == "pgd":
@@ -181,10 +182,11 @@ def gradient_samples(specs: Sequence[AttackSpec]) -> int:
 
 def default_corruptions(preset: str, split: Split) -> list[tuple[str, int]]:
     """Corruptions of severity 3: all for the standard suite, else two kinds of noise."""
-    channels = split.images.shape[-1]
+    _, height, width, channels = split.images.shape
     if channels not in (1, 3):
         return []
-    chosen = names(channels) if preset == "standard" else ("gaussian_noise", "impulse_noise")
+    everything = names(channels, max(height, width))
+    chosen = everything if preset == "standard" else ("gaussian_noise", "impulse_noise")
     return [(name, 3) for name in chosen]
 
 
@@ -195,7 +197,7 @@ def natural_accuracies(
     images, accuracies = to_unit_range(jnp.asarray(evaluator.split.images)), {}
     for number, (name, severity) in enumerate(corruptions):
         key_corrupt, key_votes = jax.random.split(jax.random.fold_in(key, number))
-        corrupted = np.asarray(corrupt(images, name, severity, key_corrupt))
+        corrupted = np.asarray(apply(images, name, severity, key_corrupt))
         split = Split(corrupted, evaluator.split.labels)
         hits = replace(evaluator, split=split).correct(key_votes)
         accuracies[f"{name} {severity}"] = float(hits.mean())

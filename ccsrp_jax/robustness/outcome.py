@@ -21,6 +21,7 @@ class Attempt(NamedTuple):
         together.
       max_violation: largest distance of an adversarial image to the ball and the box.
       seconds: duration, including compilation.
+      not_finite: (N,) those of them with a logit that is not finite, which count as wrong.
     """
 
     attacked: Bool[np.ndarray, "N"]
@@ -29,6 +30,7 @@ class Attempt(NamedTuple):
     queries: int
     max_violation: float
     seconds: float
+    not_finite: Bool[np.ndarray, "N"] | None = None
 
 
 class AttackResult(NamedTuple):
@@ -70,6 +72,8 @@ class Outcome:
       broken_by: (N,) index of the first attack that broke the image, -1 if none did.
       results: of the attacks, in their order.
       max_violation: largest distance of an adversarial image to the ball and the box.
+      not_finite: (N,) images with a logit that is not finite, without or after an attack; None if
+        that was not recorded.
     """
 
     threat: ThreatModel
@@ -77,6 +81,7 @@ class Outcome:
     broken_by: Int[np.ndarray, "N"]
     results: tuple[AttackResult, ...] = ()
     max_violation: float = 0.0
+    not_finite: Bool[np.ndarray, "N"] | None = None
 
     @property
     def robust(self) -> Bool[np.ndarray, "N"]:
@@ -127,8 +132,10 @@ class Outcome:
             queries=attempt.queries,
             seconds=attempt.seconds,
         )
+        masks = [mask for mask in (self.not_finite, attempt.not_finite) if mask is not None]
         return dataclasses.replace(
             self,
+            not_finite=np.logical_or.reduce(masks) if masks else None,
             broken_by=broken_by,
             results=(*self.results, result),
             max_violation=max(self.max_violation, attempt.max_violation),

@@ -6,20 +6,22 @@ on all images, so that their accuracy can be reported by itself.
 """
 
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
-from ccsrp_jax.attacks.base import Attack
+from ccsrp_jax.attacks.base import Attack, unchecked
 from ccsrp_jax.attacks.threat_model import ThreatModel
 from ccsrp_jax.data.batching import balanced_batch_size
-from ccsrp_jax.data.splits import Split, to_unit_range
-from ccsrp_jax.networks.classifier import key_kwargs
+from ccsrp_jax.data.splits import to_unit_range
+from ccsrp_jax.networks.classifier import NO_CLASS
+from ccsrp_jax.networks.inputs import number_of_classes
 from ccsrp_jax.robustness.accuracy import Evaluator
 from ccsrp_jax.robustness.gradient_sources import OWN, GradientSource
 from ccsrp_jax.robustness.outcome import Attempt, Outcome
@@ -27,6 +29,7 @@ from ccsrp_jax.robustness.suite_record import fingerprint, load_progress, save_p
 from ccsrp_jax.robustness.suites import AttackSpec
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError
+from ccsrp_jax.utils.keys import checked_key
 
 
 def attack_all(
@@ -55,13 +58,16 @@ def attack_all(
       InputError: the images, the labels or the record cannot be used.
     """
     check_images(evaluator)
+    key = checked_key(key)
     used = {spec.source: sources[spec.source] for spec in specs}
     about = fingerprint(evaluator, specs, used, threat, key)
     key_clean, key_attacks = jax.random.split(key)
     outcome = load_progress(record, about, threat)
     if outcome is None:
-        clean = evaluator.correct(key_clean)
-        outcome = Outcome(threat, clean, np.full(len(clean), -1))
+        classes = evaluator.classes(key_clean)
+        clean = classes == np.asarray(evaluator.split.labels)
+        not_finite = classes == NO_CLASS
+        outcome = Outcome(threat, clean, np.full(len(clean), -1), not_finite=not_finite)
     for number in range(len(outcome.results), len(specs)):
         spec, key_attack = specs[number], jax.random.fold_in(key_attacks, number)
         attempt = run_attack(evaluator, spec, sources, outcome, key_attack, terminal)
@@ -84,6 +90,7 @@ def run_attack(
     parts = getattr(spec.attack, "parts", (spec.attack,))
     attacked = outcome.clean if spec.run_on_all else outcome.robust
     robust, gradients, queries, max_violation = attacked.copy(), 0, 0, 0.0
+    not_finite = np.zeros_like(robust)
     title = spec.name if spec.source == OWN else f"{spec.name} {spec.source}"
     with _progress(terminal, title, int(attacked.sum()) * len(parts)) as advance:
         for number, part in enumerate(parts):
@@ -96,14 +103,24 @@ def run_attack(
             size = balanced_batch_size(len(robust), evaluator.batch_size)
             for batch, (chunk, real) in enumerate(_chunks(places, size)):
                 key_batch = jax.random.fold_in(key_part, batch)
-                hits, violation = _attack_batch(
+                judged = _attack_batch(
                     evaluator, part, sources[spec.source], chunk, key_batch, outcome.threat
                 )
-                robust[chunk[:real]] = hits[:real]
-                max_violation = max(max_violation, violation)
+                robust[chunk[:real]] = judged.hits[:real]
+                not_finite[chunk[:real]] |= judged.not_finite[:real]
+                max_violation = max(max_violation, judged.violation)
                 advance(real)
     seconds = time.perf_counter() - started
-    return Attempt(attacked, robust, gradients, queries, max_violation, seconds)
+    return Attempt(attacked, robust, gradients, queries, max_violation, seconds, not_finite)
+
+
+class _Judged(NamedTuple):
+    """Adversarial images of a batch: which are correct, which have a logit that is not finite, and
+    the largest violation of the ball."""
+
+    hits: np.ndarray  # (B,)
+    not_finite: np.ndarray  # (B,)
+    violation: float
 
 
 def _attack_batch(
@@ -113,21 +130,22 @@ def _attack_batch(
     places: Int[np.ndarray, "B"],
     key: Array,
     threat: ThreatModel,
-) -> tuple[Bool[np.ndarray, "B"], float]:
-    """Which images are correct after an attack, and the largest violation of the ball.
+) -> _Judged:
+    """Attacks a batch of images and judges the result.
 
     For a stochastic network an image counts as broken only if a second vote of four times as
     many passes also misclassifies it.
     """
     key_attack, key_votes = jax.random.split(key)
     images = to_unit_range(jnp.asarray(evaluator.split.images[places]))
-    labels, votes = evaluator.split.labels[places], evaluator.votes
-    adversarial = attack(*source, images, jnp.asarray(labels), key_attack)
-    hits = evaluator.predict(adversarial, key_votes, votes) == labels
+    labels, votes = np.asarray(evaluator.split.labels[places]), evaluator.votes
+    adversarial = unchecked(attack)(*source, images, jnp.asarray(labels), key_attack)
+    classes = evaluator.predict(adversarial, key_votes, votes)
+    hits, not_finite = classes == labels, classes == NO_CLASS
     if evaluator.stochastic and not hits.all():
         key_again = jax.random.fold_in(key_votes, votes)
         hits |= evaluator.predict(adversarial, key_again, 4 * votes) == labels
-    return hits, float(threat.max_violation(adversarial, images))
+    return _Judged(hits, not_finite & ~hits, float(threat.max_violation(adversarial, images)))
 
 
 def _chunks(places: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -149,51 +167,7 @@ def _progress(terminal, title, total):
 
 
 def check_images(evaluator: Evaluator) -> None:
-    """Raises InputError for images, labels or a classifier that cannot be evaluated."""
-    if not isinstance(evaluator.classifier, Hashable):
-        raise InputError(
-            f"the classifier {type(evaluator.classifier).__name__} is not hashable: make it a "
-            "function or a frozen dataclass."
-        )
-    _check_shapes(evaluator.split)
-    _check_range(evaluator.split)
-    _check_labels(evaluator)
-
-
-def _check_shapes(split: Split) -> None:
-    if split.images.ndim != 4 or split.labels.shape != split.images.shape[:1]:
-        raise InputError(
-            f"images of shape {split.images.shape} and labels of shape {split.labels.shape} do not "
-            "go together: give (N, H, W, C) and (N,)."
-        )
-    if len(split.labels) == 0:
-        raise InputError("there are no images to attack: give at least one.")
-
-
-def _check_range(split: Split) -> None:
-    if split.images.dtype != np.uint8:
-        low, high = float(split.images.min()), float(split.images.max())
-        if not (low >= 0 and high <= 1):
-            raise InputError(
-                f"images span {low:g} to {high:g}: give pixels in [0, 1] or as uint8, and "
-                "normalize them inside the network."
-            )
-
-
-def _check_labels(evaluator: Evaluator) -> None:
-    classifier, labels = evaluator.classifier, evaluator.split.labels
-    shape = jax.ShapeDtypeStruct((1, *evaluator.split.images.shape[1:]), jnp.float32)
-    key_argument = key_kwargs(classifier, jax.random.key(0))
-    logits = jax.eval_shape(
-        lambda state, images: classifier(state, images, **key_argument),
-        evaluator.network_state,
-        shape,
-    )
-    classes = logits.shape[-1]
-    if classes < 2:
+    """Raises InputError for a network that no attack can change; `Evaluator` checks the rest."""
+    network = evaluator.classifier, evaluator.network_state
+    if number_of_classes(*network, evaluator.split.images) < 2:
         raise InputError("the network has 1 class, which no attack can change: give 2 or more.")
-    if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise InputError(
-            f"labels span {labels.min()} to {labels.max()}, but the network has {classes} "
-            f"classes: give labels from 0 to {classes - 1}."
-        )

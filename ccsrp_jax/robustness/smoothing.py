@@ -16,13 +16,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
-from scipy.stats import beta, binom, norm
+from jaxtyping import Array, Float, Int, Shaped
+from scipy.special import bdtrc, betaincinv, ndtri
 
-from ccsrp_jax.networks.classifier import ClassifierFn, is_stochastic
+from ccsrp_jax.data.splits import to_unit_range
+from ccsrp_jax.networks.classifier import (
+    NO_CLASS,
+    ClassifierFn,
+    is_stochastic,
+    predicted_classes,
+)
+from ccsrp_jax.networks.inputs import checked_batch
 from ccsrp_jax.utils.errors import InputError, check_number
+from ccsrp_jax.utils.keys import checked_key
 
-ABSTAIN = -1
+ABSTAIN = NO_CLASS
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class Certificates(NamedTuple):
 def certify(
     classifier: ClassifierFn,
     network_state: Any,
-    images: Float[Array | np.ndarray, "N H W C"],
+    images: Shaped[Array | np.ndarray, "N H W C"],
     key: Array,
     smoothing: Smoothing,
     *,
@@ -89,11 +97,12 @@ def certify(
 
     A stochastic classifier gets a new key for every draw. Its certificate holds for the smoothed
     classifier that also averages over the network's own randomness: the proof needs only the
-    probability of a class at every input, and randomness that is independent of the noise.
+    probability of a class at every input, and randomness that is independent of the noise. A draw
+    with a logit that is not finite is a vote for no class.
 
     Args:
       classifier, network_state: see `networks.classifier`.
-      images: in [0, 1]; they are not clipped after noise is added.
+      images: in [0, 1], or uint8; they are not clipped after noise is added.
       key: draw d of image i uses `fold_in(fold_in(key, i), d)`, so that results do not depend
         on `batch_size`; it is split into keys for the noise and for a stochastic classifier.
       smoothing: noise, number of draws and alpha.
@@ -101,28 +110,29 @@ def certify(
       progress: called after every image with the number of images finished, which is 1.
 
     Raises:
-      InputError: a batch size below 1.
+      InputError: a batch size below 1, or images, state or key that cannot be used.
     """
     first, more = smoothing.selection_samples, smoothing.samples
     options = smoothing.sigma, first + more, batch_size
     draws = _votes(classifier, network_state, images, key, *options)
     classes, hits = [], []
     for votes in draws:
-        classes.append(np.bincount(votes[:first]).argmax())
+        selected = votes[:first]
+        classes.append(np.bincount(selected[selected != NO_CLASS], minlength=1).argmax())
         hits.append((votes[first:] == classes[-1]).sum())
         progress(1)
     p = clopper_pearson(np.array(hits, int), more, smoothing.alpha)
     certain = p > 0.5
     return Certificates(
         np.where(certain, np.array(classes, int), ABSTAIN),
-        np.where(certain, smoothing.sigma * norm.ppf(p), 0.0),
+        np.where(certain, smoothing.sigma * ndtri(p), 0.0),
     )
 
 
 def predict(
     classifier: ClassifierFn,
     network_state: Any,
-    images: Float[Array | np.ndarray, "N H W C"],
+    images: Shaped[Array | np.ndarray, "N H W C"],
     key: Array,
     smoothing: Smoothing,
     *,
@@ -139,12 +149,13 @@ def predict(
     draws = _votes(classifier, network_state, images, key, *options)
     classes, leads = [], []
     for votes in draws:
-        counts = np.bincount(votes, minlength=2)  # a runner-up even if the network has one class
-        classes.append(counts.argmax())
+        # from `NO_CLASS` on, and with a runner-up even if the network has one class
+        counts = np.bincount(votes - NO_CLASS, minlength=3)
+        classes.append(counts.argmax() + NO_CLASS)
         leads.append(np.sort(counts)[:-3:-1])
         progress(1)
     most, second = np.array(leads, int).reshape(-1, 2).T
-    p_value = 2 * binom.sf(most - 1, most + second, 0.5)
+    p_value = 2 * bdtrc(most - 1, most + second, 0.5)
     return np.where(p_value <= smoothing.alpha, np.array(classes, int), ABSTAIN)
 
 
@@ -152,7 +163,7 @@ def clopper_pearson(
     hits: Int[np.ndarray, "N"], trials: int, alpha: float
 ) -> Float[np.ndarray, "N"]:
     """Lower confidence bounds of probabilities, each too high with probability at most `alpha`."""
-    bound = beta.ppf(alpha, np.maximum(hits, 1), trials - hits + 1)
+    bound = betaincinv(np.maximum(hits, 1), trials - hits + 1, alpha)
     return np.where(hits > 0, bound, 0.0)
 
 
@@ -174,7 +185,9 @@ def _votes(
 ) -> Iterator[Int[np.ndarray, "samples"]]:
     """For every image in turn, the predicted class of each of its noisy draws."""
     check_number("smoothing batch_size", batch_size, 1)
-    for number, image in enumerate(np.asarray(images)):
+    images = to_unit_range(np.asarray(checked_batch(classifier, network_state, images)))
+    key = checked_key(key)
+    for number, image in enumerate(images):
         key_image = jax.random.fold_in(key, number)
         votes = [
             _vote(classifier, network_state, image, key_image, sigma, start, batch_size)
@@ -198,4 +211,4 @@ def _vote(classifier, network_state, image, key, sigma, start, size):
         )
     else:
         z = classifier(network_state, images)
-    return z.argmax(-1)
+    return predicted_classes(z)

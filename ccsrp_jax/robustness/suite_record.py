@@ -67,6 +67,8 @@ def save_progress(path: Path, about: str, outcome: Outcome) -> None:
         "broken_by": outcome.broken_by.tolist(),
         "rows": outcome.results,
     }
+    if outcome.not_finite is not None and outcome.not_finite.any():
+        record["not_finite"] = outcome.not_finite.tolist()
     record["sha256"] = sha256_json(record)
     write_atomic(path, (json.dumps(record) + "\n").encode())
 
@@ -98,4 +100,5 @@ def load_progress(path: Path | None, about: str, threat: ThreatModel) -> Outcome
         np.array(record["broken_by"]),
         tuple(AttackResult(*row) for row in record["rows"]),
         record["overstep"],
+        np.array(record.get("not_finite", np.zeros(len(record["clean"]), bool))),
     )

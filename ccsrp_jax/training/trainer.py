@@ -14,11 +14,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from ccsrp_jax.attacks.base import unchecked
 from ccsrp_jax.data.augmentation import Augmentation, augment
 from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.inputs import checked_inputs
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.neurons import Surrogate
 from ccsrp_jax.training.batches import Batch, full_batch, shuffled_batches, steps_per_epoch
@@ -29,6 +31,7 @@ from ccsrp_jax.training.trades import trades_attack
 from ccsrp_jax.utils import devices
 from ccsrp_jax.utils.aliases import keyword_aliases
 from ccsrp_jax.utils.errors import InputError
+from ccsrp_jax.utils.keys import checked_key
 
 
 class Epoch(NamedTuple):
@@ -86,9 +89,11 @@ def train(
         batch and random draws equal those of one device, so results differ by rounding only.
 
     Raises:
-      InputError: the loss stops being finite, the recipe does not go with the surrogate, or the
-        batch size is no multiple of the number of devices.
+      InputError: the images, labels or key cannot be used, the loss stops being finite, the
+        recipe does not go with the surrogate, or the batch size is no multiple of the number of
+        devices.
     """
+    key, split = checked_key(key), checked_inputs(classifier, (variables, masks), split)
     _check(classifier, recipe, full_batch(recipe, len(split.labels)), mesh)
     if recipe.orthogonal and start is None:
         variables = zero_pruned_kernels(classifier.architecture, variables, masks)
@@ -219,7 +224,7 @@ def _attacked(classifier, network_state, images, labels, recipe, key):
     if recipe.trades:
         temperature = recipe.trades_temperature
         return trades_attack(classifier, network_state, images, attack, key, temperature)
-    return attack(classifier, network_state, images, labels, key)
+    return unchecked(attack)(classifier, network_state, images, labels, key)
 
 
 def zero_pruned_kernels(architecture: Architecture, variables: dict, masks: MaskTree) -> dict:

@@ -7,6 +7,7 @@ from ccsrp_jax.data.batching import padded_batches
 from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.robustness.accuracy import correct
+from ccsrp_jax.utils.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +60,13 @@ def test_bytes_and_floats_are_the_same_images(network, digits):
         correct(classifier, params, Split(pixels, labels), batch_size=12),
         correct(classifier, params, Split(scaled, labels), batch_size=12),
     )
+
+
+def test_batches_need_as_many_labels_as_images(split):
+    for images, labels in (
+        (split.images, split.labels[:5]),
+        (split.images[:5], split.labels),
+        (split.images[:0], split.labels[:0]),
+    ):
+        with pytest.raises(InputError, match="give one label an image, and at least one"):
+            next(padded_batches(Split(images, labels), 8))

@@ -7,11 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import linear
 from PIL import Image
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
-from ccsrp_jax.robustness.corruptions import CORRUPTIONS, corrupt, names
+from ccsrp_jax.data.splits import Split
+from ccsrp_jax.robustness import evaluation
+from ccsrp_jax.robustness.corruptions import (
+    CORRUPTIONS,
+    check_corruption,
+    common,
+    corrupt,
+    names,
+)
 from ccsrp_jax.utils.errors import InputError
 
 KEY = jax.random.key(0)
@@ -439,3 +448,70 @@ def test_unsupported_arguments_are_refused_in_one_sentence(name, severity, chann
     with pytest.raises(InputError, match=message) as refusal:
         corrupt(flat(0, 1, 8, 8, channels), name, severity, KEY)
     assert "\n" not in str(refusal.value) and str(refusal.value)[-1] in ".?"
+
+
+FLAT = ((1, 40, 1), (40, 1, 3), (2, 40, 1), (1, 2, 1), (1, 1, 1), (1, 1, 3), (2, 2, 3), (3, 1, 1))
+
+
+@pytest.mark.parametrize("shape", FLAT)
+@pytest.mark.parametrize("name", sorted(CORRUPTIONS))
+def test_flat_and_small_images_can_be_corrupted(name, shape):
+    images = np.random.default_rng(0).uniform(size=(2, *shape)).astype(np.float32)
+    for severity in SEVERITIES:
+        corrupted = corrupt(images, name, severity, KEY)
+        assert corrupted.shape == images.shape and jnp.isfinite(corrupted).all()
+        assert corrupted.min() >= 0 and corrupted.max() <= 1
+
+
+@pytest.mark.parametrize("name", sorted(set(CORRUPTIONS) - {"jpeg"}))
+def test_constant_images_stay_finite(name):
+    for value in (0, 1):
+        corrupted = corrupt(flat(value, 1, 1, 9, 1), name, 5, KEY)
+        assert jnp.isfinite(corrupted).all()
+
+
+def test_a_signal_is_made_coarser_along_its_length_only():
+    signal = np.random.default_rng(1).uniform(size=(1, 1, 40, 1)).astype(np.float32)
+    square = signal.repeat(40, 1)
+    np.testing.assert_allclose(
+        apply(signal, "pixelate", 5)[:, 0], apply(square, "pixelate", 5)[:, 20], atol=1e-6
+    )
+
+
+def test_few_at_a_time_is_the_same_as_all_at_once(grey, monkeypatch):
+    images = grey[8][:7]
+    whole = {name: apply(images, name, 3) for name in ("fog", "gaussian_noise", "elastic")}
+    monkeypatch.setattr(common, "MAX_VALUES", 3 * 64)
+    jax.clear_caches()
+    for name, expected in whole.items():
+        np.testing.assert_allclose(apply(images, name, 3), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name, side", (("jpeg", 65_501), ("fog", 5000), ("pixelate", 4097)))
+def test_sides_beyond_a_corruption_are_known_before_it_runs(name, side):
+    assert name in names(1, 32) and name not in names(1, side)
+    for shape in ((1, side, 1), (side, 1, 3)):
+        with pytest.raises(InputError, match=f"{name} takes images of at most"):
+            check_corruption(name, 3, shape)
+
+
+def test_a_standard_evaluation_of_flat_images_ends(monkeypatch):
+    random = np.random.default_rng(0)
+    weights = jnp.asarray(random.normal(size=(40, 3)), jnp.float32)
+    images = random.random((8, 1, 40, 1)).astype(np.float32)
+    split = Split(images, np.asarray(linear(weights, images).argmax(-1), np.int32))
+    everything = evaluation.default_corruptions("standard", split)
+    assert {name for name, _ in everything} == set(names(1))
+    options = {"eps": 0.1, "key": KEY, "suite": "pgd", "audit_images": 4}
+    found = evaluation.evaluate(linear, weights, split, natural=everything, **options)
+    assert set(found.natural) == {f"{name} 3" for name in names(1)}
+
+
+def test_what_is_not_applicable_is_refused_before_any_attack(monkeypatch):
+    monkeypatch.setattr(evaluation, "attack_all", None)
+    weights, images = jnp.ones((5000, 2)), flat(0.5, 2, 1, 5000, 1)
+    options = {"eps": 0.1, "key": KEY, "suite": "pgd"}
+    for natural, message in (((("fog", 3),), "at most 4096"), ((("fog", 2.5),), "no integer")):
+        with pytest.raises(InputError, match=message):
+            split = Split(images, np.zeros(2, np.int32))
+            evaluation.evaluate(linear, weights, split, natural=natural, **options)

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import binom, binomtest, norm
+from scipy import special
+from scipy.stats import beta, binom, binomtest, norm
+from workers.processes import finish, start
 
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.robustness.smoothing import (
@@ -290,3 +292,26 @@ def test_certified_accuracy_counts_correct_classes_with_at_least_the_radius():
 def test_impossible_settings_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("trials", (1, 2, 7, 100, 1000, 100_000))
+@pytest.mark.parametrize("alpha", (1e-12, 0.001, 0.05, 0.5, 0.999))
+def test_bounds_are_scipys_quantiles_of_the_beta_distribution(trials, alpha):
+    hits = np.unique(np.linspace(0, trials, 40).astype(int))
+    expected = np.where(hits > 0, beta.ppf(alpha, np.maximum(hits, 1), trials - hits + 1), 0)
+    bounds = clopper_pearson(hits, trials, alpha)
+    np.testing.assert_allclose(bounds, expected, rtol=1e-9, atol=1e-300)
+
+
+def test_radii_and_tests_are_scipys_normal_quantiles_and_binomial_tails():
+    p = np.concatenate([np.linspace(0, 1, 201), [1e-300, 1e-12, 1 - 1e-12]])
+    np.testing.assert_allclose(special.ndtri(p), norm.ppf(p), rtol=1e-12)
+    for total in (0, 1, 2, 9, 100, 1001):
+        most = np.arange(total + 1)
+        tails = special.bdtrc(most - 1, np.full(total + 1, total), 0.5)
+        np.testing.assert_allclose(tails, binom.sf(most - 1, total, 0.5), rtol=1e-10, atol=1e-300)
+
+
+def test_the_library_does_not_load_scipy_stats():
+    # it takes half a second
+    finish([start("import sys, ccsrp_jax; assert 'scipy.stats' not in sys.modules")])

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from ccsrp_jax.attacks.base import unchecked
 from ccsrp_jax.data.augmentation import augment
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks import masks as masking
@@ -151,7 +152,7 @@ def search_scores(
             y = labels[indices]
             if attack:
                 masks = straight_through(scores, counts)
-                x = attack(classifier, (problem.variables, masks), x, y, key_attack)
+                x = unchecked(attack)(classifier, (problem.variables, masks), x, y, key_attack)
             rate = search.learning_rate * 0.5 * (1 + math.cos(math.pi * (step / steps)))
             scores, velocity = _step(
                 classifier,

@@ -29,10 +29,15 @@ References:
   Perturbations, ICLR 2019.
 """
 
+import math
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
+from ccsrp_jax.data.checks import checked_images
+from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.robustness.corruptions.blurs import (
     defocus_blur,
     gaussian_blur,
@@ -50,6 +55,7 @@ from ccsrp_jax.robustness.corruptions.noise import (
     speckle_noise,
 )
 from ccsrp_jax.utils.errors import InputError, check_number, unknown
+from ccsrp_jax.utils.keys import checked_key
 
 CORRUPTIONS: dict[str, Corruption] = {
     "gaussian_noise": gaussian_noise,
@@ -70,37 +76,65 @@ CORRUPTIONS: dict[str, Corruption] = {
     "jpeg": jpeg,
 }
 
+# Pixels of the longer side: the limit of the file format, and that of the memory for matrices and
+# maps with a row and a column for each.
+MAX_SIDE = {"jpeg": 65_500} | dict.fromkeys(
+    ("gaussian_blur", "glass_blur", "fog", "pixelate", "elastic"), 4096
+)
+
 
 def corrupt(
-    images: Float[Array | np.ndarray, "B H W C"], name: str, severity: int, key: Array
+    images: Shaped[Array | np.ndarray, "B H W C"], name: str, severity: int, key: Array
 ) -> Float[Array, "B H W C"]:
     """Corrupted images, in [0, 1].
 
     Args:
-      images: float32 in [0, 1], gray or RGB.
+      images: in [0, 1], or uint8; gray or RGB, of any size.
       name: one of `CORRUPTIONS`.
       severity: 1 (mild) to 5.
       key: image i uses it with i folded in.
 
     Raises:
-      InputError: an unknown name, a severity out of range, or images of other channels.
+      InputError: an unknown name, a severity out of range, images of other channels or larger
+        than the corruption takes, or images or a key that cannot be used.
     """
-    check_corruption(name, severity, images.shape[-1])
-    return jnp.clip(CORRUPTIONS[name](jnp.asarray(images), severity, key), 0, 1)
+    images = checked_images(images)
+    check_corruption(name, severity, images.shape[1:])
+    return apply(to_unit_range(jnp.asarray(images)), name, severity, checked_key(key))
 
 
-def check_corruption(name: str, severity: int, channels: int) -> None:
-    """Raises InputError for a name, severity or number of channels that `corrupt` does not take."""
+def apply(
+    images: Float[Array, "B H W C"], name: str, severity: int, key: Array
+) -> Float[Array, "B H W C"]:
+    """As `corrupt`, without the check of its arguments."""
+    return jnp.clip(CORRUPTIONS[name](images, severity, key), 0, 1)
+
+
+def check_corruption(name: str, severity: int, shape: Sequence[int]) -> None:
+    """Raises InputError for what `corrupt` does not take, with images of shape (H, W, C)."""
+    height, width, channels = shape
     if name not in CORRUPTIONS:
         raise unknown("corruption", name, CORRUPTIONS)
     check_number("corruption severity", severity, 1, 5)
+    if severity % 1:
+        raise InputError(f"corruption severity {severity} is no integer: give one from 1 to 5.")
     if channels not in (1, 3):
         raise InputError(
             f"images of {channels} channels cannot be corrupted: give gray images (1) or "
             "RGB images (3)."
         )
+    if max(height, width) > MAX_SIDE.get(name, math.inf):
+        raise InputError(
+            f"{name} takes images of at most {MAX_SIDE[name]} pixels a side, not "
+            f"{height} x {width}: leave it out."
+        )
 
 
-def names(channels: int) -> tuple[str, ...]:
-    """The corruptions that change images of so many channels; `saturate` changes no gray ones."""
-    return tuple(name for name in CORRUPTIONS if channels > 1 or name != "saturate")
+def names(channels: int, side: int = 1) -> tuple[str, ...]:
+    """The corruptions that change images of so many channels, and take a longer side of so many
+    pixels; `saturate` changes no gray ones."""
+    return tuple(
+        name
+        for name in CORRUPTIONS
+        if (channels > 1 or name != "saturate") and side <= MAX_SIDE.get(name, math.inf)
+    )

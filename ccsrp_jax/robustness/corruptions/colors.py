@@ -12,7 +12,7 @@ def fog(image: Float[Array, "H W C"], severity: Severity, key: Array):
     """Adds a fractal height map and rescales to the brightest value."""
     amount, decay = at_severity(severity, (0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))
     height, width = image.shape[:2]
-    size = 1 << (max(height, width) - 1).bit_length()
+    size = 1 << (max(height, width, 2) - 1).bit_length()
     heights = _fractal_heights(key, size, decay)[:height, :width, None]
     return (image + amount * heights) * image.max() / (image.max() + amount)
 

@@ -13,6 +13,9 @@ Severity = Int[Array, ""]
 Corruption = Callable[[Float[Array, "B H W C"], int, Array], Float[Array, "B H W C"]]
 
 
+MAX_VALUES = 2**26  # of the squares that images corrupted at once may take
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def _keys(key, count):
     return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
@@ -21,12 +24,23 @@ def _keys(key, count):
 def image_by_image(corruption) -> Corruption:
     """Turns a corruption of one image (H, W, C) into one of batches, clipped, with a key per image.
 
-    The severity is traced, so that one compiled program serves all five.
+    The severity is traced, so that one compiled program serves all five. Large images are corrupted
+    a few at a time: the fog over an image is a square of its longer side, so that a long flat one
+    takes much more memory than its own.
     """
 
     @jax.jit
     def of_images(images, severity, keys):
-        return jnp.clip(jax.vmap(corruption, (0, None, 0))(images, severity, keys), 0, 1)
+        side = 1 << (max(images.shape[1:3]) - 1).bit_length()
+        at_once = max(MAX_VALUES // (side * side), 1)
+        if at_once >= len(images):
+            return jnp.clip(jax.vmap(corruption, (0, None, 0))(images, severity, keys), 0, 1)
+
+        def of_image(image_and_key):
+            image, key = image_and_key
+            return jnp.clip(corruption(image, severity, key), 0, 1)
+
+        return jax.lax.map(of_image, (images, keys), batch_size=at_once)
 
     @functools.wraps(corruption)
     def of_batch(images, severity, key):

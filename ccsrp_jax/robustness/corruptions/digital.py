@@ -25,7 +25,7 @@ def pixelate(image: Float[Array, "H W C"], severity: Severity, key: Array):
     def maps(side):
         full = Image.fromarray(np.eye(side, dtype=np.float32))
         for fraction in (0.95, 0.9, 0.85, 0.75, 0.65):
-            small = full.resize((side, int(side * fraction)), Image.Resampling.BOX)
+            small = full.resize((side, max(int(side * fraction), 1)), Image.Resampling.BOX)
             yield np.asarray(small.resize((side, side), Image.Resampling.BOX))
 
     return map_sides(image, severity, maps)
@@ -40,7 +40,8 @@ def elastic(image: Float[Array, "H W C"], severity: Severity, key: Array):
     key_corners, key_shifts = jax.random.split(key)
     shape = image.shape[:2]
     side = min(shape)
-    corners = np.array(shape) // 2 + side // 3 * np.array([[1.0, 1], [1, -1], [-1, -1]])
+    reach = max(side // 3, 1)  # below 3 pixels the corners would coincide
+    corners = np.array(shape) // 2 + reach * np.array([[1.0, 1], [1, -1], [-1, -1]])
     moved = corners + side * jitter * jax.random.uniform(key_corners, (3, 2), minval=-1.0)
     # the map from a target pixel to its source, in homogeneous coordinates
     back = jnp.linalg.solve(jnp.column_stack([moved, jnp.ones(3)]), corners)
@@ -49,6 +50,8 @@ def elastic(image: Float[Array, "H W C"], severity: Severity, key: Array):
     shifts = side * shift * blur(shifts, severity, sigmas, mode="reflect", truncate=3)
     lands = jnp.stack(jnp.mgrid[: shape[0], : shape[1]], -1) + shifts
     source = (lands[..., None] * back[:2]).sum(2) + back[2]
+    if side == 1:  # nothing to mirror along such a side
+        source = source * (np.array(shape) > 1)
     sample = functools.partial(jax.scipy.ndimage.map_coordinates, order=1, mode="mirror")
     return jax.vmap(sample, (-1, None), -1)(image, [source[..., 0], source[..., 1]])
 
