@@ -165,7 +165,8 @@ def search_group(
         state = _init_population(group, key_init, key_noise, key_state)
     else:
         state, importance = _init_distribution(group, key_state, importance)
-    state = strategies.strip_weak_types(state)
+    with strategies.own_numerics():
+        state = strategies.strip_weak_types(state)
     best = []
     for generation in range(search.generations):
         key_generation = jax.random.fold_in(key_loop, generation)
@@ -264,7 +265,7 @@ def _evolve(group: Subpopulation, key: Array, state: Any, keep_count: int) -> An
         ranks = group.fitness(np.concatenate([parents, points]))
         state = state.replace(
             fitness=jnp.asarray(ranks[: len(parents)], jnp.float32),
-            best_fitness=jnp.asarray(jnp.inf, jnp.float32),
+            best_fitness=np.float32(np.inf),
         )
         fitness = ranks[len(parents) :]
     else:

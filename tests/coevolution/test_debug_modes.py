@@ -16,7 +16,7 @@ MODES = {
 }
 WORTH = np.random.default_rng(0).uniform(0.1, 1, 12)
 # of each kind of state: distributions, covariances, learned ones, populations
-STRATEGIES = ("SNES", "CMA_ES", "EvoTF_ES", "LearnedES", "DiffusionEvolution", "PSO", "BitFlip")
+STRATEGIES = ("SNES", "CMA_ES", "EvoTF_ES", "LES", "DiffusionEvolution", "PSO", "BitFlip")
 
 
 def evaluate(members):
