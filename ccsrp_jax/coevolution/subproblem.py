@@ -69,11 +69,11 @@ def make_task(
         does not fit into memory, with the largest that does.
     """
     execution = Execution(batch_size, member_chunk, memory_limit, mesh)
-    network = classifier, variables, as_floats(classifier.architecture, masks)
     clean = checked_inputs(classifier, (variables, masks), clean)
     if adversarial is not None:
         adversarial = checked_inputs(classifier, (variables, masks), adversarial)
     key = None if key is None else checked_key(key)
+    network = classifier, variables, as_floats(classifier.architecture, masks)
     options = {"population": population, "attack": attack, "key": key}
     return prepare_task(*network, group, clean, adversarial, execution, **options)
 

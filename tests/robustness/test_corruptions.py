@@ -507,7 +507,7 @@ def test_a_standard_evaluation_of_flat_images_ends(monkeypatch):
     assert set(found.natural) == {f"{name} 3" for name in names(1)}
 
 
-def test_what_is_not_applicable_is_refused_before_any_attack(monkeypatch):
+def test_what_is_not_applicable_is_refused_before_any_attack(monkeypatch, untyped):
     monkeypatch.setattr(evaluation, "attack_all", None)
     weights, images = jnp.ones((5000, 2)), flat(0.5, 2, 1, 5000, 1)
     options = {"eps": 0.1, "key": KEY, "suite": "pgd"}
