@@ -72,7 +72,7 @@ def save(
     if provenance is not None:
         metadata[PROVENANCE] = json.dumps(dict(provenance), sort_keys=True)
     metadata[DIGEST] = _digest(metadata, tensors)
-    write_atomic(Path(path), serialize(tensors, metadata))
+    write_atomic(Path(path), _in_order(serialize(tensors, metadata)))
 
 
 def load(path: str | PathLike[str]) -> tuple[Architecture, dict]:
@@ -207,6 +207,19 @@ def _float32(name: str, value: Any) -> np.ndarray:
             "floats."
         )
     return np.ascontiguousarray(array, np.float32).reshape(array.shape)
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its metadata in order of their keys, which the library shuffles.
+
+    So the same network gives the same bytes.
+    """
+    start = int.from_bytes(data[:8], "little") + 8
+    header = json.loads(data[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + data[start:]
 
 
 def _digest(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> str:

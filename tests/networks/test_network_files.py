@@ -295,3 +295,12 @@ def test_every_sound_network_reads_back(tmp_path, architecture):
     again, read = serialization.load(tmp_path / "n")
     assert again == architecture
     chex.assert_trees_all_equal(read, variables)
+
+
+def test_the_same_network_gives_the_same_bytes(tmp_path):
+    architecture = zoo.plain((4,), (8, 8, 1), 10, time_steps=2)
+    variables, paths = busy(architecture, seed=0), [tmp_path / f"{n}.safetensors" for n in range(9)]
+    for path in paths:
+        serialization.save(path, architecture, variables, {"name": "ä", "seed": 0})
+    assert len({path.read_bytes() for path in paths}) == 1
+    assert serialization.load_with_provenance(paths[0]).provenance == {"name": "ä", "seed": 0}

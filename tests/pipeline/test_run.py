@@ -339,7 +339,7 @@ def test_settings_put_in_place_of_others_are_not_taken_for_those_of_the_checkpoi
     shutil.copytree(finished[0], run_dir)
     (run_dir / "digests.json").unlink()
     path = run_dir / "config.json"
-    path.write_text(path.read_text().replace('"seed": 0', '"seed": 0, "tolerance": 0.5'))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tolerance": 0.5}))
     message = refused(capsys, "--run-dir", str(run_dir), "--resume")
     assert "checkpoints/2 is of a run with other settings" in message and "tolerance" in message
 
