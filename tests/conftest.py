@@ -62,6 +62,12 @@ def enlarged(images: jax.Array, architecture: Architecture) -> jax.Array:
     return images.repeat(times, 1).repeat(times, 2)
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files begin first, so that at the end no worker waits for the other."""
+    longest = ("test_readme.py", "test_run.py", "test_audit.py", "test_compare_methods.py")
+    items.sort(key=lambda item: item.path.name not in longest)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _bounded_caches():
     yield
