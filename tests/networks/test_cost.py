@@ -29,7 +29,7 @@ BRANCHES = Architecture(
         Pool("avg", "lif1", kind="avg"),
         Pool("max", "lif1", kind="max"),
         *(
-            Conv(f"{source}/{kernel}/{stride}", source, 4, kernel, stride)
+            Conv(f"{source}-{kernel}-{stride}", source, 4, kernel, stride)
             for source in ("lif1", "avg", "max")
             for kernel, stride in CONSTANTS
         ),
