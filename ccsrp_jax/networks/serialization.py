@@ -160,7 +160,7 @@ def tensor_shapes(architecture: Architecture) -> dict[str, Shape]:
     single = dataclasses.replace(architecture, time_steps=1, input_shape=(height, width, channels))
     image, key = jax.ShapeDtypeStruct((1, *single.input_shape), jnp.float32), jax.random.key(0)
     variables: Any = jax.eval_shape(SpikingNetwork(single).init, key, image, key=key)
-    flat = traverse_util.flatten_dict(variables, sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
     return {name: tuple(leaf.shape) for name, leaf in flat.items()}
 
 

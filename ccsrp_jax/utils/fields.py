@@ -181,8 +181,9 @@ def _tuple(name: str, value: Any, inner: tuple, limits: Limits) -> tuple:
     if many and inner[0] is float and single:
         value = (value,)  # one number that holds for all
     is_list = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping, set))
+    items: Any = value
     try:
-        values = list(value) if is_list else None
+        values = list(items) if is_list else None
     except TypeError:  # an array without axes
         values = None
     if values is None or not (many or len(values) == len(inner)):
