@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import busy, pruning_problem
 
+from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks import zoo
 from ccsrp_jax.networks.classifier import Classifier
@@ -220,6 +221,9 @@ def test_every_epoch_equals_a_loop_over_single_weights(
     monkeypatch.setattr(module, "START_RATE", START)
     architecture = zoo.plain((3, "A", 4), (4, 4, 1), 3, dense=(6,), time_steps=2)
     network = {"classifier": Classifier(architecture), "variables": busy(architecture, seed=1)}
+    for name in ("train", "search"):
+        images, labels = (part[:32] for part in getattr(digits, name))
+        network[name] = Split(images[:, 2:6, 2:6], labels % 3)
     problem = with_epochs(pruning_problem(digits, **network), 16)
     found = sdsnn(KEY, problem, spines=spines, rates="paper", release=release)
     expected = list(by_loop(problem, 16, spines, 12, release))
