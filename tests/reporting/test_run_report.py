@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -238,12 +239,11 @@ def test_nothing_is_left_half_written(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == everything
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def full_disk(self, data):
-        with open(self, "wb") as file:
-            file.write(data[: len(data) // 2])
+    def full_disk(file):
+        os.truncate(file, os.fstat(file).st_size // 2)
         raise OSError("no space left")
 
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="no space"):
         run_report.write(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -168,7 +168,7 @@ def test_a_record_written_before_such_images_were_counted_is_read(tmp_path):
     save_progress(path, "x", Outcome(threat, mask, np.full(2, -1), not_finite=~mask))
     np.testing.assert_array_equal(load_progress(path, "x", threat).not_finite, ~mask)
     record = json.loads(path.read_text())
-    del record["not_finite"]
+    del record["not_finite"], record["sha256"]
     path.write_text(json.dumps(record))
     assert not load_progress(path, "x", threat).not_finite.any()
 
