@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ccsrp_jax.attacks.base import RestartedAttack
 from ccsrp_jax.attacks.gradients import LossAndGradient, loss_and_gradient
+from ccsrp_jax.attacks.losses import infinite_where_not_finite
 from ccsrp_jax.attacks.threat_model import per_image
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.classifier import (
@@ -41,7 +42,7 @@ class WorstIterate(NamedTuple):
     ) -> "WorstIterate":
         """The worse of this and of the iterate x that was evaluated."""
         wrong = predicted_classes(result.logits) != labels
-        loss = jnp.where(jnp.isfinite(result.logits).all(-1), result.loss, jnp.inf)
+        loss = infinite_where_not_finite(result.loss, result.logits)
         equally_wrong = wrong == self.misclassified
         worse = (wrong & ~self.misclassified) | (equally_wrong & (loss > self.loss))
         return WorstIterate(

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from ccsrp_jax.attacks.losses import cross_entropy
+from ccsrp_jax.attacks.losses import cross_entropy, infinite_where_not_finite
 from ccsrp_jax.attacks.threat_model import NORMS, Norm, ThreatModel, per_image
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.classifier import ClassifierFn, key_kwargs
@@ -170,4 +170,4 @@ def _severity(classifier, network_state, images, labels, key):
     z = classifier(network_state, images, **key_kwargs(classifier, key))
     wrong = z.argmax(-1) != labels
     severity = cross_entropy(z, labels, None) + jnp.where(wrong, 1e3, 0.0)
-    return jnp.where(jnp.isfinite(z).all(-1), severity, jnp.inf)
+    return infinite_where_not_finite(severity, z)

@@ -10,6 +10,13 @@ from jaxtyping import Array, Float, Int
 Loss = Callable[[Float[Array, "B K"], Int[Array, "B"], Int[Array, "B"] | None], Float[Array, "B"]]
 
 
+def infinite_where_not_finite(
+    values: Float[Array, "*B"], logits: Float[Array, "*B K"]
+) -> Float[Array, "*B"]:
+    """An attack's objective, infinite where a logit is not finite: no image is worse."""
+    return jnp.where(jnp.isfinite(logits).all(-1), values, jnp.inf)
+
+
 def margin(
     logits: Float[Array, "B K"], labels: Int[Array, "B"], targets: Int[Array, "B"] | None = None
 ) -> Float[Array, "B"]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ccsrp_jax.attacks.base import AttackKind, RestartedAttack
-from ccsrp_jax.attacks.losses import margin
+from ccsrp_jax.attacks.losses import infinite_where_not_finite, margin
 from ccsrp_jax.attacks.threat_model import Norm, ThreatModel, per_image
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.classifier import is_stochastic, predicted_classes
@@ -150,7 +150,7 @@ def _query(classifier, samples, network_state, labels, key, number, images, best
         z = draw(keys).mean(0)
     else:
         z = classifier(network_state, images)
-    gain = jnp.where(jnp.isfinite(z).all(-1), margin(z, labels), jnp.inf)
+    gain = infinite_where_not_finite(margin(z, labels), z)
     broken = predicted_classes(z) != labels
     if stochastic:
         broken = jnp.zeros_like(broken)  # one draw that misclassifies does not stop the search

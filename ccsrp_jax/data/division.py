@@ -13,6 +13,7 @@ from jaxtyping import Int
 from ccsrp_jax.data.quality import check_layout, quality_warnings
 from ccsrp_jax.data.source import CHUNK, SourceDataset
 from ccsrp_jax.data.splits import Dataset, Split, to_unit_range
+from ccsrp_jax.utils.digests import sha256_arrays
 from ccsrp_jax.utils.errors import InputError
 
 # One random stream for each purpose: a size limit on one split does not change the others.
@@ -117,10 +118,7 @@ def divide(source: SourceDataset, settings: SplitSettings = SplitSettings()) -> 
 
 def split_digest(split: Split) -> str:
     """SHA-256 of the type, shape and values of images, and of their labels."""
-    digest = hashlib.sha256(f"{split.images.dtype} {split.images.shape}".encode())
-    digest.update(np.ascontiguousarray(split.images).data)
-    digest.update(np.ascontiguousarray(split.labels, "<i8").data)
-    return digest.hexdigest()
+    return sha256_arrays([split.images, np.asarray(split.labels, "<i8")])
 
 
 def draw_test_split(whole: Split, seed: int) -> tuple[Split, Split, str]:

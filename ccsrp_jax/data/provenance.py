@@ -4,12 +4,12 @@ A test split that is drawn depends on a seed. A network that was trained with on
 of the test images of another, so its file carries the seed and digests of both splits.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from ccsrp_jax.data.division import DRAWN
+from ccsrp_jax.utils.digests import sha256
 from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.fields import shown
 
@@ -33,7 +33,7 @@ def describe(
         "dataset": dataset,
         **{name: record[name] for name in CARRIED},
         **limits,
-        "recipe_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "recipe_sha256": sha256(text.encode()),
     }
 
 

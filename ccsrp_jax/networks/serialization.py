@@ -96,7 +96,7 @@ def load_with_provenance(path: str | PathLike[str]) -> SavedNetwork:
     except InputError as error:
         raise InputError(f"{path} cannot be loaded: {error}") from error
     check_variables(str(path), architecture, tensors)
-    # files of before have no digest
+    # older files have no digest
     if DIGEST in metadata and metadata[DIGEST] != _digest(metadata, tensors):
         raise InputError(
             f"{path} is damaged: its content is not what its SHA-256 says; use a copy of the file."

@@ -44,11 +44,11 @@ def synops(
       InputError: images that the network cannot take.
     """
     images = to_unit_range(jnp.asarray(checked_images(images, architecture.input_shape)))
-    alive, counts = kept_channels(architecture, masks), {}
+    kept, counts = kept_channels(architecture, masks), {}
     synapses = jax.device_get(_synapses(architecture, variables, images, masks, key))
     for node in _counted(architecture):
         whole = not masks or kernel(node.name) not in masks
-        each = node.fan_out(int(alive[node.name].sum())) if whole else 1
+        each = node.fan_out(int(kept[node.name].sum())) if whole else 1
         counts[node.name] = float(synapses[node.name]) * each
     return counts
 

@@ -22,7 +22,7 @@ from ccsrp_jax.pipeline.stages import (
     State,
     check_memory,
     data_of,
-    of_run,
+    provenance_of_run,
     train_dense,
     truncate_logs,
 )
@@ -55,9 +55,9 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
             f"{data.name} comes as {data.encoding}, one a step, and takes no {config.encoding} "
             "encoding: leave out --encoding."
         )
-    trained, origin = None, of_run(config, data)
+    trained, origin = None, provenance_of_run(config, data)
     if config.dense:
-        architecture, trained, origin = _load_dense(config, data, terminal)
+        architecture, trained, origin = load_dense(config, data, terminal)
     else:
         architecture = _build(config, data)
     if config.tensorboard:
@@ -109,7 +109,7 @@ def _build(config: Config, data: Dataset) -> Architecture:
     )
 
 
-def _load_dense(
+def load_dense(
     config: Config, data: Dataset, terminal: Terminal
 ) -> tuple[Architecture, dict, dict | None]:
     """Loads a trained network and its provenance, and checks that it fits the data.
@@ -131,7 +131,7 @@ def _load_dense(
         provenance.check(str(path), origin, data.record, also_search=True)
     elif provenance.is_drawn(data.record):
         terminal.line(provenance.not_known(str(path), data.record))
-    return architecture, variables, origin and of_run(config, data)
+    return architecture, variables, origin and provenance_of_run(config, data)
 
 
 def _execute(job: Run, started: float) -> dict:

@@ -186,7 +186,7 @@ def data_of(config: Config, warn: Callable[[str], None] = log_warning) -> Datase
     )
 
 
-def of_run(config: Config, data: Dataset) -> dict:
+def provenance_of_run(config: Config, data: Dataset) -> dict:
     """What the networks of a run are trained on, for their files; see `data.provenance`."""
     recipes = {"dense": config.recipe, "finetune": config.finetune_recipe}
     return provenance.describe(

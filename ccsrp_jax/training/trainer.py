@@ -233,14 +233,14 @@ def zero_pruned_kernels(architecture: Architecture, variables: dict, masks: Mask
     `orthogonalize` combines filters, and removed ones must not take part; as no gradient reaches
     these weights, they stay 0.
     """
-    alive = masking.kept_channels(architecture, masks)
+    kept = masking.kept_channels(architecture, masks)
     params = dict(masking.fold(variables, masks)["params"])
     for node in architecture.nodes:
         if node.has_kernel:
             kernel = params[node.name]["kernel"]
             if "kernel" in node.input_axis:
-                kernel = kernel * alive[node.input][:, None]
-            kernel = kernel * alive[node.name]
+                kernel = kernel * kept[node.input][:, None]
+            kernel = kernel * kept[node.name]
             params[node.name] = {**params[node.name], "kernel": kernel}
     return {**variables, "params": params}
 

@@ -51,7 +51,7 @@ def locked(
         try:
             yield
         except OSError as error:
-            if _is(folder, here):
+            if _is_same_folder(folder, here):
                 raise
             raise InputError(
                 f"{folder} was deleted or moved while the run wrote to it: put it back and go on "
@@ -59,7 +59,7 @@ def locked(
             ) from error
 
 
-def _is(folder: Path, before: os.stat_result) -> bool:
+def _is_same_folder(folder: Path, before: os.stat_result) -> bool:
     """Whether a path still leads to the same folder."""
     try:
         return os.path.samestat(folder.stat(), before)

@@ -9,7 +9,7 @@ from ccsrp_jax.data.datasets import load
 from ccsrp_jax.networks import serialization, zoo
 from ccsrp_jax.pipeline import run
 from ccsrp_jax.pipeline.config import Config
-from ccsrp_jax.pipeline.stages import data_of, of_run
+from ccsrp_jax.pipeline.stages import data_of, provenance_of_run
 from ccsrp_jax.utils.console import Terminal
 
 
@@ -18,7 +18,7 @@ def dense(tmp_path):
     config = Config(seed=1)
     architecture = zoo.plain((4,), (8, 8, 1), 10, time_steps=2)
     path = tmp_path / "dense.safetensors"
-    origin = of_run(config, data_of(config))
+    origin = provenance_of_run(config, data_of(config))
     serialization.save(path, architecture, busy(architecture, seed=0), origin)
     return path
 
@@ -41,15 +41,15 @@ def test_a_run_on_other_splits_is_refused_before_it_writes(dense, tmp_path, caps
 def test_a_run_on_the_same_splits_hands_the_provenance_on(dense, limits):
     config = Config(seed=1, dense=str(dense), **limits)
     data = data_of(config)
-    _, _, origin = run._load_dense(config, data, Terminal())
-    assert origin == of_run(config, data)
+    _, _, origin = run.load_dense(config, data, Terminal())
+    assert origin == provenance_of_run(config, data)
     assert (origin["seed"], origin["train_images"]) == (1, limits.get("train_images"))
 
 
 def test_an_old_network_is_taken_with_a_warning_and_its_provenance_stays_unknown(dense, capsys):
     serialization.save(dense, *serialization.load(dense))
     config = Config(seed=4, dense=str(dense))
-    _, _, origin = run._load_dense(config, data_of(config), Terminal())
+    _, _, origin = run.load_dense(config, data_of(config), Terminal())
     said = " ".join(capsys.readouterr().out.split())
     assert origin is None and "does not say what it was trained on" in said and "seed 4" in said
 
@@ -57,7 +57,7 @@ def test_an_old_network_is_taken_with_a_warning_and_its_provenance_stays_unknown
 def test_what_a_run_says_of_its_networks_names_its_recipe_and_splits():
     config = Config(seed=2, train_images=300)
     data = data_of(config)
-    origin = of_run(config, data)
+    origin = provenance_of_run(config, data)
     provenance.check("n", origin, load("digits", seed=2).record, also_search=True)
     other = Config(seed=2, train_images=300, training=Config().training.__class__(epochs=3))
-    assert of_run(other, data)["recipe_sha256"] != origin["recipe_sha256"]
+    assert provenance_of_run(other, data)["recipe_sha256"] != origin["recipe_sha256"]

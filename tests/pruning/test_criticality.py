@@ -115,7 +115,7 @@ def test_channels_of_small_gamma_are_exchanged_for_critical_ones(untrained, grow
 def test_slimming_shrinks_gamma_by_the_sum_of_learning_rates(problem):
     recipe = Recipe(epochs=4, batch_size=32, learning_rate=0.1, warmup=0.5)
     problem = dataclasses.replace(problem, recipe=recipe)
-    state, _ = module._shrink(problem, 2, 0.8, 1, TrainState(problem.variables, None), {})
+    state, _ = module.proximal_step(problem, 2, 0.8, 1, TrainState(problem.variables, None), {})
     # two steps an epoch, of four: at 1/8 and 3/8 of the schedule, whose first half warms up
     by = 0.8 * 0.1 * (0.25 + 0.75)
     for node in problem.architecture.nodes:

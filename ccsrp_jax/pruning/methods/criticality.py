@@ -74,7 +74,7 @@ def criticality(
     variables, masks, search = problem.variables, masking.ones(problem.architecture), Passes()
     epochs = round(slimming * problem.recipe.epochs)
     if epochs:
-        shrink = partial(_shrink, problem, epochs, penalty)
+        shrink = partial(proximal_step, problem, epochs, penalty)
         variables, _ = finetune(key_sparse, problem, variables, masks, epochs=epochs, adapt=shrink)
     revival = {}
     if regenerate:
@@ -258,7 +258,7 @@ def _critical(architecture, score, variables, masks, images, real, key):
     return {name: sum(parts) / len(parts) for name, parts in by_group.items()}
 
 
-def _shrink(
+def proximal_step(
     problem: Problem,
     epochs: int,
     penalty: float | int,
