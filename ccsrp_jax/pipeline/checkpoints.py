@@ -199,10 +199,27 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def _read(checkpointer: ocp.Checkpointer, path: Path, like: Any) -> tuple[Any, dict]:
+    _check_shapes(checkpointer, path, like)
     template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     args = {"state": ocp.args.StandardRestore(template), "record": ocp.args.JsonRestore()}
     restored = checkpointer.restore(path, ocp.args.Composite(**args))
     return restored["state"], restored["record"]
+
+
+def _check_shapes(checkpointer: ocp.Checkpointer, path: Path, like: Any) -> None:
+    """Checks the shapes of saved arrays before any is read.
+
+    Where one read fails, orbax leaves the others unfinished, and each of them prints a traceback.
+
+    Raises:
+      ValueError: an array has another shape than in `like`.
+    """
+    kept: Any = checkpointer.metadata(path)
+    saved = {leaf.name: leaf.shape for leaf in jax.tree.leaves(kept.item_metadata["state"].tree)}
+    for keys, leaf in ocp.tree.to_flat_dict(like).items():
+        name = ".".join(keys)
+        if saved.get(name, np.shape(leaf)) != np.shape(leaf):
+            raise ValueError(f"its {name} has shape {saved[name]}, expected {np.shape(leaf)}")
 
 
 def _digests(path: Path) -> dict | None:

@@ -1,5 +1,6 @@
 """A checkpoint is complete, as it was saved, and of this run, or it is refused in a sentence."""
 
+import gc
 import json
 import os
 import shutil
@@ -97,10 +98,14 @@ def test_a_file_added_to_a_checkpoint_is_noticed(saved, tmp_path):
         Checkpoints(tmp_path / "run").latest(STATE)
 
 
-def test_a_state_of_another_network_is_refused(saved):
-    other = STATE | {"a": jnp.arange(4.0)}
-    with pytest.raises(InputError, match="damaged"):
-        Checkpoints(saved).latest(other)
+def test_a_state_of_another_network_is_refused_and_no_read_left_unfinished(saved, monkeypatch):
+    printed_later = []
+    monkeypatch.setattr(sys, "unraisablehook", printed_later.append)
+    for name, other in {"a": jnp.arange(4.0), "b": {"c": jnp.ones((2, 3))}}.items():
+        with pytest.raises(InputError, match=rf"its {name}[.c]* has shape .* expected"):
+            Checkpoints(saved).latest(STATE | {name: other})
+        gc.collect()
+    assert not printed_later
 
 
 def test_a_checkpoint_of_before_there_were_digests_is_read(tmp_path):
