@@ -5,7 +5,8 @@
 - Data: `load_data` by name; `data.from_arrays` for arrays in memory.
 - Attacks: `PGD`, `APGD`, `SAPGD`, `Square`, with any surrogate gradient (`gradients`).
 - Robustness: evaluate a suite of attacks with an audit for masked gradients (`evaluate`), certify
-  (`certify`), corrupt images (`corrupt`).
+  in L-infinity by intervals (`certified_accuracy`) and in L2 by smoothing (`certify`), corrupt
+  images (`corrupt`).
 - Pruning: score populations of filter masks (`make_task`, `score`), search them (`Search`,
   `search_round`), remove the filters (`compact`) and count the operations saved (`cost`).
 
@@ -41,6 +42,7 @@ from ccsrp_jax.robustness import suites as suite
 from ccsrp_jax.robustness.accuracy import correct, predict
 from ccsrp_jax.robustness.corruptions import corrupt
 from ccsrp_jax.robustness.evaluation import Assessment, evaluate
+from ccsrp_jax.robustness.interval_certificates import certified_accuracy
 from ccsrp_jax.robustness.smoothing import Smoothing, certify
 from ccsrp_jax.training.trainer import Recipe, train
 from ccsrp_jax.utils import devices
@@ -70,6 +72,7 @@ __all__ = [
     "Surrogate",
     "Task",
     "build",
+    "certified_accuracy",
     "certify",
     "compact",
     "correct",

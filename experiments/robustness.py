@@ -39,6 +39,8 @@ from ccsrp_jax.reporting import figure_style
 from ccsrp_jax.reporting.robustness_figure import robustness_figure
 from ccsrp_jax.robustness.evaluation import Assessment, evaluate
 from ccsrp_jax.robustness.gradient_sources import GradientSource
+from ccsrp_jax.robustness.interval_certificates import certified
+from ccsrp_jax.robustness.outcome import Outcome
 from ccsrp_jax.robustness.smoothing import Smoothing, certified_accuracy, certify
 from ccsrp_jax.robustness.suites import EOT_SAMPLES, parse_attack
 from ccsrp_jax.utils.console import Terminal
@@ -149,6 +151,7 @@ def run(settings: Settings, terminal: Terminal) -> dict:
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in ("ccsrp-jax", "jax", "jaxlib")},
         "device": jax.devices()[0].device_kind,
+        "certified_linf": linf_certificates(classifier, variables, data.test, found.outcome),
     }
     if smoothing is not None:
         record["certified"] = certificates(classifier, variables, data.test, smoothing, key_certify)
@@ -222,6 +225,20 @@ def test_data(settings: Settings, architecture: Architecture, origin: dict | Non
     return data
 
 
+def linf_certificates(classifier, variables, split: Split, outcome: Outcome) -> dict | None:
+    """Certified accuracy by interval bounds, or why there is none; None for other norms.
+
+    It bounds the robust accuracy from below, as the worst case of the attacks does from above.
+    """
+    if outcome.threat.norm != "linf":
+        return None
+    try:
+        safe = certified(classifier, (variables, None), split, outcome.threat.eps)
+    except InputError as error:
+        return {"accuracy": None, "reason": str(error)}
+    return {"accuracy": float(safe.mean()), "broken": int((safe & ~outcome.robust).sum())}
+
+
 def certificates(classifier, variables, split: Split, smoothing: Smoothing, key) -> dict:
     """Certified accuracy of the smoothed network against the L2 radius."""
     images = np.asarray(to_unit_range(split.images))
@@ -268,6 +285,14 @@ def show(terminal: Terminal, found: Assessment, record: dict) -> None:
     )
     natural = ", ".join(f"{name} {value:.3f}" for name, value in found.natural.items())
     terminal.line(f"accuracy {found.outcome.accuracy:.3f}; {natural}")
+    if bound := record["certified_linf"]:
+        if bound["accuracy"] is None:
+            terminal.line(f"not certified: {bound['reason']}")
+        else:
+            terminal.line(
+                f"robust accuracy in [{bound['accuracy']:.3f}, {record['robust_accuracy']:.3f}]: "
+                "certified by interval bounds, worst case of the attacks"
+            )
     if certified := record.get("certified"):
         curve = zip(certified["radii"], certified["accuracy"], strict=True)
         points = ", ".join(f"{radius:.3g}: {value:.3f}" for radius, value in list(curve)[::4])

@@ -1,6 +1,6 @@
 """Spiking networks: neurons, architectures, masks, compaction, costs."""
 
-from ccsrp_jax.networks import cost, gradients, masks
+from ccsrp_jax.networks import cost, gradients, interval_bounds, masks
 from ccsrp_jax.networks.architecture import Architecture, groups
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.compaction import compact
@@ -54,6 +54,7 @@ __all__ = [
     "gradients",
     "groups",
     "init",
+    "interval_bounds",
     "lif",
     "load",
     "masks",

@@ -51,6 +51,7 @@ class CubaLIF(Neuron):
     detach_reset: bool = False
 
     limits: ClassVar[Mapping[str, Limits]] = {"tau_mem": Limits(1), "tau_syn": Limits(1)}
+    monotone: ClassVar[bool] = True
 
     @property
     def membrane_tau(self) -> float:

@@ -1,4 +1,4 @@
-"""Flax code of every node kind, and the registration of kinds.
+"""Flax code of every node kind, and the registration of kinds with it and their interval rules.
 
 A lowering is a function `(node, run, *inputs) -> output`, called while a `SpikingNetwork` runs.
 Inputs and output are (S, B, *features), where S is the number of time steps, or 1 for what is
@@ -17,6 +17,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from ccsrp_jax.networks import interval_rules as rules
 from ccsrp_jax.networks.convolution import aligned_conv, masked_dot
 from ccsrp_jax.networks.node_base import NODE_KINDS, Node
 from ccsrp_jax.networks.nodes import (
@@ -50,12 +51,18 @@ Lowering = Callable[..., Array]
 LOWERINGS: dict[type[Node], Lowering] = {}
 
 
-def register_node(kind: type[Node], lowering: Lowering | None) -> None:
+def register_node(
+    kind: type[Node],
+    lowering: Lowering | None,
+    interval_rule: rules.IntervalRule | None = None,
+) -> None:
     """Makes a node kind known: to networks that are built, run, saved and loaded.
 
     Args:
       kind: a frozen dataclass derived from `Node`; its name is the "op" of saved networks.
       lowering: see the module; None for layers of neurons, which `SpikingNetwork` runs itself.
+      interval_rule: how intervals pass through it, see `interval_rules`; networks with kinds that
+        have none cannot be certified.
 
     Raises:
       InputError: the class is no frozen dataclass of that kind, or the name is taken.
@@ -76,6 +83,8 @@ def register_node(kind: type[Node], lowering: Lowering | None) -> None:
     NODE_KINDS[name] = kind
     if lowering is not None:
         LOWERINGS[kind] = lowering
+    if interval_rule is not None:
+        rules.INTERVAL_RULES[kind] = interval_rule
 
 
 def lower(node: Node, run: Run, *inputs: Array) -> Array:
@@ -174,17 +183,17 @@ def _concat(node: Concat, run: Run, *parts: Array) -> Array:
     )
 
 
-for _kind, _lowering in (
-    (Conv, _conv),
-    (DepthwiseConv, _conv),
-    (Dense, _dense),
-    (Norm, _norm),
-    (Spike, None),
-    (Dropout, _dropout),
-    (Pool, _pool),
-    (GlobalPool, _global_pool),
-    (Flatten, _flatten),
-    (Add, _add),
-    (Concat, _concat),
+for _kind, _lowering, _rule in (
+    (Conv, _conv, rules.conv),
+    (DepthwiseConv, _conv, rules.conv),
+    (Dense, _dense, rules.dense),
+    (Norm, _norm, rules.norm),
+    (Spike, None, None),
+    (Dropout, _dropout, rules.dropout),
+    (Pool, _pool, rules.pool),
+    (GlobalPool, _global_pool, rules.global_pool),
+    (Flatten, _flatten, rules.flatten),
+    (Add, _add, rules.add),
+    (Concat, _concat, rules.concat),
 ):
-    register_node(_kind, _lowering)
+    register_node(_kind, _lowering, _rule)

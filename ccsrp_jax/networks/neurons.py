@@ -74,9 +74,15 @@ class Neuron:
 
     Class attributes:
       limits: by name of a constant, which numbers it takes; see `utils.fields`.
+      monotone: whether `interval_bounds` may bound it by the ends of intervals. `charge`, and
+        `after_spikes` for given spikes, must then be non-decreasing in the input and in every
+        field of the state, and non-increasing in `pending_reset`; and a charge must be a sum of
+        these with weights of at most 1, of less than 8 roundings. Not inherited: a derived class
+        says so itself.
     """
 
     limits: ClassVar[Mapping[str, Limits]] = {}
+    monotone: ClassVar[bool] = False
 
     threshold: float
     reset: str
@@ -159,6 +165,7 @@ class LIF(Neuron):
     learned: bool = False
 
     limits: ClassVar[Mapping[str, Limits]] = {"tau": Limits(1, infinite=True)}
+    monotone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if isinstance(self.tau, Real) and not self.tau >= 1:

@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
 
+from ccsrp_jax.pipeline.config import default_settings
 from ccsrp_jax.utils.devices import nbytes
 from ccsrp_jax.utils.digests import seal, sha256_files, unseal
 from ccsrp_jax.utils.errors import InputError, reason
@@ -181,13 +182,22 @@ def check_settings(path: Path, recorded: dict | None, settings: dict | None) -> 
         )
 
 
-def settings_changes(before: dict, now: dict, prefix: str = "") -> list[str]:
-    """Settings that differ, each as one phrase."""
-    now, names = json.loads(json.dumps(now)), []
+def settings_changes(before: dict, now: dict) -> list[str]:
+    """Settings that differ, each as one phrase.
+
+    A setting that only `now` has did not exist in the version that wrote `before`, which worked as
+    its default does.
+    """
+    return _changes(before, json.loads(json.dumps(now)), default_settings(now.get("preset")), "")
+
+
+def _changes(before: dict, now: dict, default: dict, prefix: str) -> list[str]:
+    names = []
     for key in before.keys() | now.keys():
-        a, b = before.get(key), now.get(key)
+        usual = default.get(key)
+        a, b = before.get(key, usual), now.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            names += settings_changes(a, b, f"{prefix}{key}.")
+            names += _changes(a, b, usual if isinstance(usual, dict) else {}, f"{prefix}{key}.")
         elif a != b:
             names.append(f"{prefix}{key}: {a} then, {b} now")
     return names

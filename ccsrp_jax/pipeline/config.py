@@ -1,6 +1,7 @@
 """Settings of the main job: frozen dataclasses, and their values from flags and files."""
 
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -232,6 +233,12 @@ def settings(config: Config) -> dict:
     """The settings that determine a run's results, as JSON-compatible data."""
     fields = dataclasses.asdict(config)
     return {name: value for name, value in fields.items() if name not in EXECUTION}
+
+
+def default_settings(preset: str | None) -> dict:
+    """`settings` of a run with a preset and no other flags, as a file has them."""
+    name = preset if preset in PRESETS else Config.preset
+    return json.loads(json.dumps(settings(Config(preset=name, search=PRESETS[name]))))
 
 
 def parse(args: Sequence[str] | None = None) -> Config:

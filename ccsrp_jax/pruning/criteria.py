@@ -20,6 +20,7 @@ from ccsrp_jax.attacks.base import unchecked
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import channel_groups, groups, split_channels
 from ccsrp_jax.networks.classifier import key_kwargs
+from ccsrp_jax.networks.interval_bounds import ball, propagate
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.nodes import Norm
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
@@ -174,14 +175,54 @@ def spike_rate(key: Array, problem: Problem, variables: dict, masks: MaskTree):
 
 @partial(jax.jit, static_argnums=0)
 def _rates(architecture, variables, masks, images, key):
-    network, rates = SpikingNetwork(architecture), {}
+    network = SpikingNetwork(architecture)
     result: Any = network.apply(variables, images, masks, activity=True, key=key)
     _, active = result
-    for layer, spikes in active.spikes.items():
-        for group, part in split_channels(architecture, layer, spikes):
+    return _mean_by_filter(architecture, active.spikes)
+
+
+def _mean_by_filter(architecture, values):
+    """By group, for each filter, the mean of values of `Spike` nodes, all nodes weighted alike."""
+    means = {}
+    for layer, value in values.items():
+        for group, part in split_channels(architecture, layer, value):
             if group in groups(architecture):
-                rates.setdefault(group, []).append(part.reshape(-1, part.shape[-1]).mean(0))
-    return {name: sum(parts) / len(parts) for name, parts in rates.items()}
+                means.setdefault(group, []).append(part.reshape(-1, part.shape[-1]).mean(0))
+    return {name: sum(parts) / len(parts) for name, parts in means.items()}
+
+
+def stability(key: Array, problem: Problem, variables: dict, masks: MaskTree):
+    """Minus the share of a filter's neurons whose spike is undecided in the ball of the attack.
+
+    A neuron is unstable at a step if the interval bounds of its spike are 0 and 1; the share is
+    over search images, positions and time steps. Li et al., Can Pruning Improve Certified
+    Robustness of Neural Networks?, TMLR 2023, find that pruning helps certificates by removing
+    unstable ReLUs; the criterion is ours. The bounds count as two forward passes.
+
+    Raises:
+      InputError: the network has no interval bounds, or the attack is not in L-infinity.
+    """
+    attack = problem.attack
+    if attack.norm != "linf":
+        raise InputError(
+            f"the attack's norm is {attack.norm}, and stability is measured in an L-infinity ball: "
+            "give an attack of norm linf."
+        )
+    total, count = {}, 0
+    for images, _, real in batches(problem):
+        shares = _unstable(problem.architecture, variables, masks, images[:real], attack.eps)
+        count += real
+        for name, share in shares.items():
+            total[name] = total.get(name, 0) + real * np.asarray(share)
+    return {name: -share / count for name, share in total.items()}, Passes(forward=2 * count)
+
+
+@partial(jax.jit, static_argnums=0)
+def _unstable(architecture, variables, masks, images, eps):
+    bounds = propagate(architecture, variables, ball(images, eps), masks)
+    spikes = {name: bounds.values[name] for name in bounds.potentials}
+    undecided = {name: (each.lower != each.upper) * 1.0 for name, each in spikes.items()}
+    return _mean_by_filter(architecture, undecided)
 
 
 def taylor(key: Array, problem: Problem, variables: dict, masks: MaskTree):

@@ -65,6 +65,7 @@ FILTER_METHODS: dict[str, Method] = {
     "slimming": partial(by_score, criterion=criteria.gamma, allocation="global"),
     "slimming-uniform": partial(by_score, criterion=criteria.gamma),
     "spike-rate": partial(by_score, criterion=criteria.spike_rate),
+    "stability": partial(by_score, criterion=criteria.stability),
     "taylor": partial(by_score, criterion=criteria.taylor, **ROUNDS),
     "taylor-global": partial(by_score, criterion=criteria.taylor, allocation="global", **ROUNDS),
     "criticality": criticality,

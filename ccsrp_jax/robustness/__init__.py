@@ -4,6 +4,7 @@ from ccsrp_jax.robustness.accuracy import Evaluator, correct, predict
 from ccsrp_jax.robustness.corruptions import corrupt
 from ccsrp_jax.robustness.evaluation import Assessment, evaluate
 from ccsrp_jax.robustness.gradient_sources import GradientSource, gradient_sources
+from ccsrp_jax.robustness.interval_certificates import certified, certified_accuracy
 from ccsrp_jax.robustness.outcome import Outcome
 from ccsrp_jax.robustness.run_suite import attack_all
 from ccsrp_jax.robustness.smoothing import Smoothing, certify
@@ -18,6 +19,8 @@ __all__ = [
     "Smoothing",
     "attack_all",
     "build_suite",
+    "certified",
+    "certified_accuracy",
     "certify",
     "correct",
     "corrupt",

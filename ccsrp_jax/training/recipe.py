@@ -58,6 +58,12 @@ class BaseRecipe:
         step; 0 disables it.
       membrane: weight of the penalty on membrane potentials within the surrogate's width of the
         threshold (MPD-SGR, AAAI 2026); 0 disables it.
+      certified: weight of the certified loss, 1 - kappa of Gowal et al. (arXiv 1810.12715): the
+        cross-entropy of the worst logits in the ball by interval bounds, see `certified_loss`. The
+        other loss, on clean or adversarial images, has the rest; 0 disables it.
+      certified_eps: L-infinity radius of that ball, in pixel units; 0 takes the attack's.
+      certified_ramp: fraction of the epochs, after the clean ones, over which that radius and that
+        weight rise linearly from 0.
     """
 
     epochs: int = 20
@@ -82,6 +88,9 @@ class BaseRecipe:
     orthogonal: float = 0.0
     sparse_gradient: float = 0.0
     membrane: float = 0.0
+    certified: float = 0.0
+    certified_eps: float = 0.0
+    certified_ramp: float = 0.5
 
     def __post_init__(self) -> None:
         check_number("batch_size", self.batch_size, 1)
@@ -89,9 +98,11 @@ class BaseRecipe:
             check_number(name, getattr(self, name), 0, above=True)
         for name in ("epochs", "weight_decay", "clean_epochs", "clip_norm", "trades"):
             check_number(name, getattr(self, name), 0)
-        for name in ("orthogonal", "sparse_gradient", "membrane"):
+        for name in ("orthogonal", "sparse_gradient", "membrane", "certified_eps"):
             check_number(name, getattr(self, name), 0)
         for name in ("warmup", "clean_weight", "momentum", "label_smoothing", "tet_weight", "ema"):
+            check_number(name, getattr(self, name), 0, 1)
+        for name in ("certified", "certified_ramp"):
             check_number(name, getattr(self, name), 0, 1)
         for name, kind in typing.get_type_hints(type(self)).items():
             options = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
@@ -105,6 +116,11 @@ class BaseRecipe:
             raise InputError(
                 f"clean_weight {self.clean_weight} has no meaning in TRADES, whose loss has a "
                 "clean term of its own: give 0, or trades 0."
+            )
+        if self.certified and not (self.certified_eps or self.adversarial):
+            raise InputError(
+                f"certified {self.certified} has no radius: give certified_eps, or train "
+                "adversarially."
             )
 
 
@@ -130,9 +146,30 @@ class Recipe(BaseRecipe):
             return False
         return bool(self.trades) or self.clean_weight < 1
 
+    def certifies(self, epoch: int) -> bool:
+        """Whether an epoch has the certified loss."""
+        return self.certified > 0 and epoch >= self.clean_epochs
 
-def compiled_part(recipe: Recipe) -> Recipe:
-    """The recipe with a fixed value for every setting that the compiled step does not read.
+    @property
+    def certified_radius(self) -> float:
+        """L-infinity radius of the certified loss after its ramp.
+
+        Raises:
+          InputError: it is to be that of an attack of another norm.
+        """
+        attack = self.adversarial
+        if self.certified_eps or attack is None:
+            return self.certified_eps
+        if attack.norm != "linf":
+            raise InputError(
+                f"the attack's radius {attack.eps} is of norm {attack.norm}, and the certified "
+                "loss needs one of linf: give certified_eps."
+            )
+        return attack.eps
+
+
+def compiled_part(recipe: Recipe, epoch: int) -> Recipe:
+    """The recipe with a fixed value for every setting that an epoch's compiled step does not read.
 
     As a static argument it gives training and fine-tuning the same program.
     """
@@ -145,6 +182,9 @@ def compiled_part(recipe: Recipe) -> Recipe:
         adversarial=PGD(),
         clean_epochs=0,
         clean_weight=0.0,
+        certified=float(recipe.certifies(epoch)),
+        certified_eps=0.0,
+        certified_ramp=0.0,
     )
 
 
@@ -175,6 +215,14 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
         return recipe.learning_rate * progress / recipe.warmup
     after = (progress - recipe.warmup) / max(1 - recipe.warmup, 1e-9)
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(after, 1.0)))
+
+
+def certified_share(recipe: Recipe, epochs: float) -> float:
+    """Share of its final radius and weight that the certified loss has after so many epochs."""
+    since, ramp = epochs - recipe.clean_epochs, recipe.certified_ramp * recipe.epochs
+    if not recipe.certified or since <= 0:
+        return 0.0
+    return min(since / ramp, 1.0) if ramp else 1.0
 
 
 def corrected_decay(decay: float, step: int) -> float:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.training import losses
+from ccsrp_jax.training.certified import certified_loss
 from ccsrp_jax.training.parallel import ParallelClassifier
 from ccsrp_jax.training.recipe import Recipe, optimizer
 from ccsrp_jax.training.regularizers import membrane_penalty, orthogonalize, sparse_gradient_penalty
@@ -31,6 +32,9 @@ class StepInputs(NamedTuple):
     learning_rate: float
     ema_decay: float
     key: Any  # for random draws; None if there are none
+    clean: Array | None = None  # images of the certified loss, if the step has it
+    certified_weight: float = 0.0  # of that loss
+    certified_eps: float = 0.0  # its radius
 
 
 def start_state(recipe: Recipe, variables: dict) -> TrainState:
@@ -95,6 +99,11 @@ def _loss(params, classifier, recipe, variables, masks, inputs):
         clean, attacked = jnp.split(logits, 2, axis=1)
         divergence = losses.divergence(clean, attacked, recipe.trades_temperature)
         loss += recipe.trades * divergence.mean()
+    if recipe.certified:
+        worst = certified_loss(
+            classifier, variables, masks, inputs.clean, inputs.labels, inputs.certified_eps
+        )
+        loss = (1 - inputs.certified_weight) * loss + inputs.certified_weight * worst.mean()
     if recipe.sparse_gradient:
         penalty = sparse_gradient_penalty(
             classifier, variables, masks, images, labels, key=inputs.key

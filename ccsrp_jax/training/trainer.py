@@ -21,11 +21,18 @@ from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.inputs import checked_inputs
+from ccsrp_jax.networks.interval_bounds import check_bounded
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.neurons import Surrogate
 from ccsrp_jax.training.batches import Batch, full_batch, shuffled_batches, steps_per_epoch
 from ccsrp_jax.training.parallel import ParallelClassifier
-from ccsrp_jax.training.recipe import Recipe, compiled_part, corrected_decay, learning_rate
+from ccsrp_jax.training.recipe import (
+    Recipe,
+    certified_share,
+    compiled_part,
+    corrected_decay,
+    learning_rate,
+)
 from ccsrp_jax.training.step import StepInputs, TrainState, start_state, train_step
 from ccsrp_jax.training.trades import trades_attack
 from ccsrp_jax.utils import devices
@@ -153,7 +160,7 @@ def _train_epoch(
     on_step: Callable[[], None],
 ) -> tuple[TrainState, Epoch]:
     classifier, recipe, count = training.classifier, training.recipe, len(training.labels)
-    program, mesh = compiled_part(recipe), classifier.mesh
+    program, mesh = compiled_part(recipe, epoch), classifier.mesh
     steps = steps_per_epoch(recipe, count)
     # on CPUs, some dozens of unfinished calls that communicate with each other deadlock
     blocks = mesh is not None and mesh.devices.flat[0].platform == "cpu"
@@ -195,14 +202,18 @@ def _step_inputs(
         shares.append(1 - clean_share)
     dropout = classifier.architecture.draws_in_training
     draws = classifier.stochastic or dropout or recipe.orthogonal
-    all_steps = recipe.epochs * steps_per_epoch(recipe, len(training.labels))
+    steps = steps_per_epoch(recipe, len(training.labels))
+    certified = certified_share(recipe, (batch.step + 0.5) / steps)
     return StepInputs(
         versions=versions,
         labels=y,
         weights=np.array([share / len(batch.indices) for share in shares], np.float32),
-        learning_rate=learning_rate(recipe, (batch.step + 0.5) / all_steps),
+        learning_rate=learning_rate(recipe, (batch.step + 0.5) / (recipe.epochs * steps)),
         ema_decay=corrected_decay(recipe.ema, batch.step + 1),
         key=jax.random.fold_in(key_attack, 1) if draws else None,
+        clean=x if recipe.certifies(epoch) else None,
+        certified_weight=recipe.certified * certified,
+        certified_eps=recipe.certified_radius * certified if certified else 0.0,
     )
 
 
@@ -212,6 +223,14 @@ def _check(classifier: Classifier, recipe: Recipe, batch: int, mesh: Mesh | None
             f"membrane {recipe.membrane} needs a surrogate with a width, and "
             f"{classifier.surrogate} has none: train with a Surrogate, or give 0."
         )
+    if recipe.certified:
+        check_bounded(classifier.architecture)
+        if not isinstance(classifier.surrogate, Surrogate):
+            raise InputError(
+                f"certified {recipe.certified} needs a surrogate for both ends of a spike, and "
+                f"{classifier.surrogate} is none: train with a Surrogate, or give 0."
+            )
+        _ = recipe.certified_radius  # refuses an attack of another norm
     if batch % devices.device_count(mesh):
         raise InputError(
             f"a batch of {batch} images cannot be sharded evenly over {devices.device_count(mesh)} "

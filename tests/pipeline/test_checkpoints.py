@@ -13,13 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ccsrp_jax.coevolution.settings import PRESETS
 from ccsrp_jax.pipeline import checkpoints
 from ccsrp_jax.pipeline.checkpoints import (
     Checkpoints,
     check_settings,
     load_training_state,
     save_training_state,
+    settings_changes,
 )
+from ccsrp_jax.pipeline.config import Config, settings
 from ccsrp_jax.utils.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -216,3 +219,14 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         load_training_state(tmp_path, state, now)
     check_settings(tmp_path, None, now)  # an old one does not say
     check_settings(tmp_path, json.loads(json.dumps({"levels": (1, 2)})), {"levels": (1, 2)})
+
+
+@pytest.mark.parametrize("preset", ("snes", "faithful"))
+def test_a_setting_that_an_earlier_version_did_not_have_was_at_its_default(preset):
+    now = json.loads(json.dumps(settings(Config(preset=preset, search=PRESETS[preset]))))
+    before = json.loads(json.dumps(now))
+    for section, name in (("training", "certified"), ("search", "objective"), (None, "noise")):
+        (before[section] if section else before).pop(name)
+    assert settings_changes(before, now) == []
+    now["training"]["certified"] = 0.5
+    assert settings_changes(before, now) == ["training.certified: 0.0 then, 0.5 now"]

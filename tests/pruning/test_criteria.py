@@ -14,6 +14,7 @@ from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import groups
 from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.interval_bounds import ball, propagate
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.pruning import criteria
 from ccsrp_jax.pruning.budget import Target
@@ -130,6 +131,26 @@ def test_spike_rates_are_means_of_the_activity_in_batches_of_any_size(problem):
         expected = spikes.mean(tuple(range(spikes.ndim - 1)))
         np.testing.assert_allclose(scores[group], expected, rtol=1e-5, atol=1e-7)
         assert group == "fc1" or np.ptp(expected) > 0.05
+
+
+def test_stability_is_minus_the_share_of_undecided_neurons(problem):
+    masks = masking.random(jax.random.key(1), problem.architecture, 0.7)
+    images = to_unit_range(jnp.asarray(problem.search.images))
+    eps = problem.attack.eps
+    found = jax.jit(lambda x: propagate(problem.architecture, problem.variables, x, masks))(
+        ball(images, eps)
+    )
+    uneven = dataclasses.replace(problem, batch_size=12)  # 11, 11, and 10 with padding
+    scores, passes = criteria.stability(KEY, uneven, problem.variables, masks)
+    assert passes == Passes(forward=64)
+    for group, node in (("conv1", "lif1"), ("conv2", "lif2"), ("fc1", "fc1.lif")):
+        low, high = (np.asarray(end, np.float64) for end in found.values[node])
+        expected = -(low < high).mean(tuple(range(low.ndim - 1)))
+        np.testing.assert_allclose(scores[group], expected, rtol=1e-5, atol=1e-7)
+        assert np.ptp(expected) > 0.05
+    attack = PGD(0.5, 2, norm="l2")
+    with pytest.raises(InputError, match="stability is measured in an L-infinity ball"):
+        criteria.stability(KEY, dataclasses.replace(problem, attack=attack), {}, {})
 
 
 def test_taylor_sums_squared_gradients_of_each_image(problem, darkened):

@@ -428,6 +428,10 @@ def test_diverged_training_is_reported(network, split):
         ({"orthogonal": -1.0}, "orthogonal -1"),
         ({"sparse_gradient": -1.0}, "sparse_gradient -1"),
         ({"membrane": -1.0}, "membrane -1"),
+        ({"certified": 1.5}, "certified 1.5"),
+        ({"certified": 0.5}, "certified 0.5 has no radius"),
+        ({"certified_eps": -0.1}, "certified_eps -0.1"),
+        ({"certified_ramp": 2.0}, "certified_ramp 2"),
     ],
 )
 def test_a_recipe_that_cannot_be_used_is_refused_in_a_sentence(changes, said):
