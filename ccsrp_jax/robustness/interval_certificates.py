@@ -61,7 +61,7 @@ def certified(
     variables, masks = network_state
     found = []
     for images, labels, real in padded_batches(split, batch_size):
-        margins = _margins(classifier.architecture, variables, masks, images, labels, eps)
+        margins = _margins(classifier.architecture, variables, masks, images, labels, float(eps))
         others = np.arange(margins.shape[-1]) != np.asarray(labels)[:, None]
         found.append(((np.asarray(margins) < 0) | ~others).all(-1)[:real])
         progress(real)

@@ -90,7 +90,7 @@ class BaseRecipe:
     membrane: float = 0.0
     certified: float = 0.0
     certified_eps: float = 0.0
-    certified_ramp: float = 0.5
+    certified_ramp: float = 0.6
 
     def __post_init__(self) -> None:
         check_number("batch_size", self.batch_size, 1)
