@@ -45,6 +45,10 @@ def check_bounded(architecture: Architecture) -> None:
             f"the {architecture.encoding} encoding has no interval bounds: give a network with the "
             "direct encoding."
         )
+    if architecture.stochastic:
+        raise InputError(
+            "a network that draws at random has no interval bounds: give a deterministic one."
+        )
     check_monotone(architecture.neuron)
     for node in architecture.nodes:
         if not node.spiking:
