@@ -5,6 +5,7 @@
     python experiments/robustness.py NETWORK --others dense=runs/latest/networks/round00.safetensors
     python experiments/robustness.py NETWORK --attacks apgd-ce:assg apgd-t:own square
     python experiments/robustness.py NETWORK --certify 0.1 --norm l2 --eps 0.5
+    python experiments/robustness.py NETWORK --baseline runs/latest/networks/round00.safetensors
 
 It writes robustness.json and robustness.png beside the network, or into --out; where these are of
 another network or other settings, it writes NAME.robustness.json and .png. Repeating the command
@@ -37,6 +38,7 @@ from ccsrp_jax.networks.neurons import Surrogate
 from ccsrp_jax.pipeline.flags import read_flags
 from ccsrp_jax.reporting import figure_style
 from ccsrp_jax.reporting.robustness_figure import robustness_figure
+from ccsrp_jax.robustness.corruptions import names
 from ccsrp_jax.robustness.evaluation import Assessment, evaluate
 from ccsrp_jax.robustness.gradient_sources import GradientSource
 from ccsrp_jax.robustness.interval_certificates import certified
@@ -61,6 +63,8 @@ class Settings:
       suite: `quick`, `standard`, or `pgd` alone.
       attacks: attacks to run instead of a suite, each ATTACK or ATTACK:SOURCE.
       others: other networks for transfer attacks, each NAME=FILE.
+      baseline: file of a network, such as the dense one, to whose errors the mean corruption error
+        (mCE) is relative; all corruptions are then measured at all five severities.
       eps: attack radius in pixel units, where images span 0 to 1.
       norm: norm of the attack, `linf` or `l2`.
       images: use at most this many test images, stratified by class; by default all.
@@ -81,6 +85,7 @@ class Settings:
     suite: Literal["pgd", "quick", "standard"] = "quick"
     attacks: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    baseline: Path | None = None
     eps: float = 1 / 16
     norm: Literal["linf", "l2"] = "linf"
     images: int | None = None
@@ -116,6 +121,11 @@ def run(settings: Settings, terminal: Terminal) -> dict:
             raise InputError(f"other network {text!r} has no name: give NAME=FILE.")
         source, weights = serialization.load(Path(path))
         others[name] = GradientSource(Classifier(source, settings.surrogate), (weights, None))
+    natural, baseline = None, None
+    if settings.baseline is not None:
+        source, weights = serialization.load(settings.baseline)
+        baseline = GradientSource(Classifier(source, settings.surrogate), (weights, None))
+        natural = every_corruption(architecture)
     wanted = settings.suite
     if settings.attacks:
         draws = (settings.samples or EOT_SAMPLES["standard"]) if classifier.stochastic else 1
@@ -138,6 +148,8 @@ def run(settings: Settings, terminal: Terminal) -> dict:
         others=others,
         samples=settings.samples,
         batch_size=settings.batch_size,
+        natural=natural,
+        baseline=baseline,
         record=unfinished,
         terminal=terminal,
     )
@@ -163,6 +175,12 @@ def run(settings: Settings, terminal: Terminal) -> dict:
     show(terminal, found, record)
     terminal.line(f"written to {report}")
     return record
+
+
+def every_corruption(architecture: Architecture) -> list[tuple[str, int]]:
+    """All corruptions that change images of this shape, at all severities."""
+    height, width, channels = architecture.input_shape
+    return [(name, at) for name in names(channels, max(height, width)) for at in range(1, 6)]
 
 
 def report_path(folder: Path, record: dict, digest: str) -> Path:
@@ -293,6 +311,10 @@ def show(terminal: Terminal, found: Assessment, record: dict) -> None:
                 f"robust accuracy in [{bound['accuracy']:.3f}, {record['robust_accuracy']:.3f}]: "
                 "certified by interval bounds, worst case of the attacks"
             )
+    if error := record.get("corruption_error"):
+        baseline = Path(record["settings"]["baseline"]).name
+        figure = error["reason"] if error["mean"] is None else f"{error['mean']:.3f}"
+        terminal.line(f"mean corruption error relative to {baseline}: {figure}")
     if certified := record.get("certified"):
         curve = zip(certified["radii"], certified["accuracy"], strict=True)
         points = ", ".join(f"{radius:.3g}: {value:.3f}" for radius, value in list(curve)[::4])

@@ -46,7 +46,7 @@ TINY = {
 }
 AT_REST = {"var": (1, 1), "scale": (1, 1), "mean": (0, 0), "bias": (0, 0), "leak": (0, 0)}
 BUSY = {"var": (0.02, 0.2), "scale": (0.8, 1.6), "mean": (-0.4, 0.4), "bias": (-0.2, 1.0)}
-BUSY |= {"leak": (-1.0, 1.0)}
+BUSY |= {"leak": (-1.0, 1.0), "self_weight": (-0.6, 0.6)}
 
 
 def tiny(name: str, **options) -> Architecture:
@@ -126,6 +126,8 @@ def busy(architecture: Architecture, seed: int, ranges: dict = BUSY) -> dict:
         name = path[-1].key
         if name == "kernel":
             value = random.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+        elif name == "filter":
+            value = np.arange(len(leaf))
         else:
             value = random.uniform(*ranges[name], leaf.shape)
         return jnp.asarray(value, leaf.dtype)

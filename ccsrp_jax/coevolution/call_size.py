@@ -114,6 +114,7 @@ def call_bytes(task: Task, batch: Batch, chunk: int) -> int:
         task.prefix(batch),
         batch.labels,
         members,
+        task.suffix_key(batch),
         mesh=task.mesh,
     )
     if task.attack is None:

@@ -134,7 +134,10 @@ def _score_batches(
 def _remainder(task: Task, members: int) -> int:
     """Number of the `members` that are scored as pairs of member and batch."""
     stored = task.attack is None and task.clean[0].prefix is not None
-    if task.mesh is None or task.mesh.is_multi_process or task.member_chunk > 1 or not stored:
+    random = task.classifier.architecture.neuron.stochastic  # every batch has its own key
+    if task.mesh is None or task.mesh.is_multi_process or random:
+        return 0
+    if task.member_chunk > 1 or not stored:
         return 0
     return members % task.mesh.size
 
@@ -185,12 +188,13 @@ def _score_batch(
 def _score_shared(task: Task, batch: Batch, chunks: list[Array]) -> list[Array]:
     """Values on images that all members share."""
     architecture, prefix = task.classifier.architecture, task.prefix(batch)
-    network = task.variables, task.masks
+    network, key = (task.variables, task.masks), task.suffix_key(batch)
     return [
         _limit_pending(
             task,
             score_members(
-                *(architecture, task.group, *network, prefix, batch.labels, chunk), mesh=task.mesh
+                *(architecture, task.group, *network, prefix, batch.labels, chunk, key),
+                mesh=task.mesh,
             ),
         )
         for chunk in chunks

@@ -37,12 +37,12 @@ def shared_prefix(
     """Values shared by all candidates for the group: those up to its gate, before masking.
 
     Spikes are stored as uint8, which is exact and takes a quarter of the memory. A stochastic
-    encoding is sampled once, with `key`, for all candidates.
+    network draws once, with `key`, for all candidates.
     """
     network, end = SpikingNetwork(architecture), gate_position(architecture, group) + 1
     others = {name: mask for name, mask in masks.items() if name != group}
     values = network.apply(variables, images, key, method="encode")
-    values, _ = network.apply(variables, values, others, end=end, method="walk")
+    values, _ = network.apply(variables, values, others, end=end, key=key, method="walk")
     spiking = {node.name for node in architecture.nodes if node.spiking}
     return {k: v.astype(jnp.uint8) if k in spiking else v for k, v in values.items()}
 
@@ -56,18 +56,19 @@ def score_members(
     prefix: Values,
     labels: Int[Array, "B"],
     members: Float[Array, "M n"],
+    key: Array | None = None,
     *,
     mesh: Mesh | None = None,
 ) -> Float[Array, "2 M B"]:
     """Error (0 or 1) and cross-entropy of every member on every image.
 
     Non-finite logits count as an error of infinite cross-entropy. On a mesh, members are sharded
-    over the devices.
+    over the devices. Stochastic neurons need the key of `shared_prefix`.
     """
     score_all = partial(_score_suffix, architecture, group)
     if mesh is not None:
         score_all = _shard_members(score_all, mesh, P())
-    return replicate(score_all(variables, dict(masks), prefix, labels, members), mesh)
+    return replicate(score_all(variables, dict(masks), prefix, labels, members, key), mesh)
 
 
 @partial(jax.jit, static_argnums=(0, 1), static_argnames="mesh")
@@ -85,14 +86,15 @@ def score_pairs(
     """As `score_members`, for one member per device, each on its own batch.
 
     Args:
-      prefix, labels: of D batches, one per device; see `devices.stack_shards`.
+      prefix, labels: of D batches, one per device; see `devices.stack_shards`. Not for stochastic
+        neurons, of which each batch has its own key.
     """
     score_all = partial(_score_suffix, architecture, group)
     score_all = _shard_members(score_all, mesh, P(DEVICES))
-    return score_all(variables, dict(masks), prefix, labels, members)
+    return score_all(variables, dict(masks), prefix, labels, members, None)
 
 
-def _score_suffix(architecture, group, variables, masks, prefix, labels, members):
+def _score_suffix(architecture, group, variables, masks, prefix, labels, members, key):
     """(2, M, B) errors and cross-entropies from the group's gate on, on one device."""
     network, position = SpikingNetwork(architecture), gate_position(architecture, group)
     spiking = architecture.nodes[position].name
@@ -103,7 +105,10 @@ def _score_suffix(architecture, group, variables, masks, prefix, labels, members
         assert mask is not None  # the gate is the group's own
         gated = values | {spiking: values[spiking] * mask.astype(network.dtype)}
         out, _ = network.apply(
-            variables, gated, masks | {group: member}, begin=position + 1, method="walk"
+            *(variables, gated, masks | {group: member}),
+            begin=position + 1,
+            key=key,
+            method="walk",
         )
         return error_and_loss(network.readout(out), labels)
 
@@ -113,7 +118,7 @@ def _score_suffix(architecture, group, variables, masks, prefix, labels, members
 def _shard_members(score_all, mesh, batch):
     """`score_all` over a mesh: variables and masks replicated, members sharded, prefix and labels
     partitioned as `batch`."""
-    specs = (P(), P(), batch, batch, P(DEVICES))
+    specs = (P(), P(), batch, batch, P(DEVICES), P())
     return jax.shard_map(
         score_all, mesh=mesh, in_specs=specs, out_specs=P(None, DEVICES), check_vma=False
     )

@@ -61,7 +61,7 @@ def make_task(
       attack: attacks every candidate itself, white-box, from equal random starts. That takes
         `attack.gradients` forward and backward passes of the whole network per image and
         candidate; the shared set takes one forward pass of what follows the group's gate.
-      key: for the attack, or for a stochastic encoding, which is sampled once for all candidates.
+      key: for the attack, or for a stochastic network, which draws once for all candidates.
 
     Raises:
       InputError: images, labels or a key that cannot be used; both or neither of `adversarial`

@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     images: Array  # (B, H, W, C) in [0, 1]
     labels: Array  # (B,)
     real: int  # the images after these are padding
-    key: Array | None  # for an attack or a stochastic encoding
+    key: Array | None  # for an attack or a stochastic network
     prefix: Values | None = None  # None: recomputed at every use, to save memory
 
 
@@ -56,6 +56,11 @@ class Task(NamedTuple):
         """The same values, computed on one device."""
         network = self.classifier.architecture, self.group, *self.single_device
         return shared_prefix(*network, batch.images, batch.key)
+
+    def suffix_key(self, batch: Batch) -> Array | None:
+        """The key of what follows the gate, on every device; None if nothing there is random."""
+        random = self.classifier.architecture.neuron.stochastic
+        return devices.put(self.mesh, batch.key) if random else None
 
     def mask_trees(self, members: Array) -> MaskTree:
         """The masks of all groups for (M, n) members of this one; members are sharded."""

@@ -22,8 +22,10 @@ from ccsrp_jax.networks.nodes import (
     Pool,
     Spike,
 )
+from ccsrp_jax.networks.self_connected_lif import SelfConnectedLIF
 from ccsrp_jax.networks.serialization import load, save
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
+from ccsrp_jax.networks.stochastic_lif import StochasticLIF
 from ccsrp_jax.networks.zoo import MODELS, build, init, plain, residual
 
 __all__ = [
@@ -45,8 +47,10 @@ __all__ = [
     "Node",
     "Norm",
     "Pool",
+    "SelfConnectedLIF",
     "Spike",
     "SpikingNetwork",
+    "StochasticLIF",
     "Surrogate",
     "build",
     "compact",

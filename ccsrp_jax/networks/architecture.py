@@ -51,8 +51,9 @@ class Architecture:
         normalized, (x - mean) / std.
       encoding: the input of each step, from an image in [0, 1]: `direct`, the image
         itself; `poisson`, 1 with the pixel's value as probability, else 0; `gaussian`, the
-        image and noise (randomized smoothing coding, RSC-SNN, arXiv 2407.20099); `frames`, the
-        next C / T of the image's channels, as of binned events.
+        image and noise (the Gaussian part of randomized smoothing coding, RSC-SNN, arXiv
+        2407.20099, without its quantized coding and its distillation); `frames`, the next C / T of
+        the image's channels, as of binned events.
       noise: standard deviation of the `gaussian` encoding, in pixel units.
 
     Raises:
@@ -108,7 +109,12 @@ class Architecture:
 
     @property
     def stochastic(self) -> bool:
-        """Whether two evaluations of an image may differ, as the encoding is random."""
+        """Whether two evaluations of an image may differ: its encoding or neurons are random."""
+        return self.stochastic_encoding or self.neuron.stochastic
+
+    @property
+    def stochastic_encoding(self) -> bool:
+        """Whether the input of each step is drawn at random."""
         return self.encoding in ("poisson", "gaussian")
 
     @property

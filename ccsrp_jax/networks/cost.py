@@ -5,6 +5,7 @@ Conventions:
              read padding count (as Torch-Pruning counts); batch norm folds into the
              convolution and costs nothing; T is left out, so that the figure compares
              with non-spiking networks.
+             A neuron that is connected with itself has one MAC more.
   SynOps     additions caused by spikes, for one image over all T steps: a non-zero input
              counts once for every remaining synapse that it reaches, stride and padding
              respected. A layer that reads images, direct or with Gaussian noise, does MACs
@@ -75,7 +76,7 @@ def costs(
     Args:
       architecture, variables, network_masks: the network. Weights that are 0 count as masked.
       split: whose first `COST_IMAGES` images SynOps are averaged over.
-      key: for a stochastic encoding.
+      key: for a stochastic network.
     """
     images = jnp.asarray(to_unit_range(jnp.asarray(split.images[:COST_IMAGES])))
     network_masks = {**masks.of_zeros(architecture, variables), **(network_masks or {})}

@@ -26,25 +26,38 @@ def _compact_shapes(
 
 
 def macs(architecture: Architecture, masks: MaskTree | None = None) -> dict[str, int]:
-    """MACs by layer with a kernel; their sum is the network's."""
-    return {
-        node.name: node.macs(inputs, output)
-        for node, inputs, output in _compact_shapes(
-            architecture, kept_channels(architecture, masks)
-        )
-        if node.has_kernel
-    }
+    """MACs by layer with a kernel, and of neurons that are connected with themselves, one each;
+    their sum is the network's."""
+    connected, counts = self_connected(architecture), {}
+    alive = kept_channels(architecture, masks)
+    for node, inputs, output in _compact_shapes(architecture, alive):
+        if node.has_kernel:
+            counts[node.name] = node.macs(inputs, output)
+        elif node.name in connected:
+            counts[node.name] = math.prod(output)
+    return counts
+
+
+def self_connected(architecture: Architecture) -> frozenset[str]:
+    """Layers of neurons that are connected with themselves, see `SelfConnectedLIF`."""
+    if architecture.neuron.initial_self_weight is None:
+        return frozenset()
+    return frozenset(node.name for node in architecture.nodes if node.spiking)
 
 
 def params(architecture: Architecture, masks: MaskTree | None = None) -> dict[str, int]:
-    """Trainable parameters by layer; batch norm's scale and shift, and learned leaks, included."""
+    """Trainable parameters by layer; batch norm's scale and shift, learned leaks and weights of
+    self-connections included."""
     alive, counts = kept_channels(architecture, masks), {}
+    connected = self_connected(architecture)
     for node, inputs, output in _compact_shapes(architecture, alive):
         sizes = {
             name: math.prod(shape) for name, shape in node.param_shapes(inputs, output).items()
         }
         if node.spiking and architecture.neuron.learned:
             sizes["leak"] = 1
+        if node.name in connected:
+            sizes["self_weight"] = output[-1]
         weights = (masks or {}).get(kernel(node.name))
         if weights is not None:
             into = [alive[name] for name in node.inputs]
@@ -57,7 +70,7 @@ def params(architecture: Architecture, masks: MaskTree | None = None) -> dict[st
 
 def layer_macs(architecture: Architecture, begin: int = 0) -> dict[str, int]:
     """MACs of a forward pass on one image, by layer: over all time steps, or once where the
-    layer's input is constant in time.
+    layer's input is constant in time. Self-connections of neurons count in every step.
 
     Args:
       architecture: the network.
@@ -65,9 +78,10 @@ def layer_macs(architecture: Architecture, begin: int = 0) -> dict[str, int]:
     """
     varies, once = varies_in_time(architecture), macs(architecture)
     return {
-        node.name: once[node.name] * (architecture.time_steps if varies[node.input] else 1)
+        node.name: once[node.name]
+        * (architecture.time_steps if node.spiking or varies[node.input] else 1)
         for node in architecture.nodes[begin:]
-        if node.has_kernel
+        if node.name in once
     }
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ccsrp_jax.networks.neurons import Neuron, register_neuron
+from ccsrp_jax.networks.neurons import Neuron, leaky, register_neuron
 from ccsrp_jax.utils.fields import Limits
 
 
@@ -62,10 +62,7 @@ class CubaLIF(Neuron):
 
     def charge(self, state, x, leak):
         current = state.current * (1 - 1 / self.tau_syn) + x
-        if self.decay_input:
-            v = state.v + (current - state.v) / self.tau_mem
-        else:
-            v = state.v * (1 - 1 / self.tau_mem) + current
+        v = leaky(state.v, current, self.tau_mem, self.decay_input)
         return state._replace(v=v - state.pending_reset, current=current)
 
     def rate_gain(self, tau):

@@ -12,6 +12,7 @@ of surrogates are in units of membrane potential.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
-from ccsrp_jax.networks.neurons import Neuron, Surrogate, lif, spike, spike_of_width
+from ccsrp_jax.networks.neurons import Neuron, Noise, Surrogate, lif, spike, spike_of_width
 from ccsrp_jax.utils.errors import InputError, check_number
 from ccsrp_jax.utils.fields import check_fields
 
@@ -130,11 +131,15 @@ def lif_with_backward(
     time_steps: int,
     statistics: Sequence[Distances] | None = None,
     leak: Float[Array, ""] | None = None,
+    *,
+    self_weight: Float[Array, "C"] | None = None,
+    noise: Noise | None = None,
 ) -> tuple[Float[Array, "R *N"], Float[Array, "R *N"], tuple[Distances, ...] | None]:
     """A layer of neurons, `neurons.lif`, with this backward pass.
 
     Args:
-      current, neuron, time_steps, leak: as for `lif`.
+      current, neuron, time_steps, leak, self_weight, noise: as for `lif`. Gradients of the rate
+        leave the connection of neurons with themselves out, and `Relu` the noise too.
       backward: the backward pass.
       statistics: for `AdaptiveSharpness`, those of earlier iterations, one element per time step.
 
@@ -145,20 +150,23 @@ def lif_with_backward(
     Raises:
       InputError: a rate-based backward pass for neurons without a `rate_gain`.
     """
+    options = {"time_steps": time_steps, "leak": leak, "self_weight": self_weight, "noise": noise}
+    run = partial(lif, current, neuron, **options)
     match backward:
         case Surrogate():
-            return *lif(current, neuron, backward, time_steps, leak), None
+            return *run(backward), None
         case StraightThrough():
-            return *lif(current, neuron, _straight_spike, time_steps, leak), None
+            return *run(_straight_spike), None
         case AdaptiveSharpness():
-            return _adaptive(current, neuron, backward, time_steps, statistics, leak)
+            before = statistics or backward.initial_state(time_steps, current.shape[1:])
+            return _adaptive(run, backward, before)
     tau = neuron.membrane_tau if leak is None else 1 / stop_gradient(leak)
     gain = neuron.rate_gain(tau)
     x = current.astype(jnp.float32)
     if isinstance(backward, Relu):
         rate = jax.nn.relu(gain * x).astype(current.dtype)
         return rate, rate, None
-    spikes, potentials = stop_gradient(lif(current, neuron, Surrogate(), time_steps, leak))
+    spikes, potentials = stop_gradient(run(Surrogate()))
     if isinstance(backward, RateGradient):
         mean = x.mean(0) * gain
         rate = mean * stop_gradient(_rate_derivative(backward, mean, spikes, 1 - 1 / tau))
@@ -171,15 +179,15 @@ def lif_with_backward(
     return spikes + change.astype(spikes.dtype), potentials, None
 
 
-def _adaptive(current, neuron, backward, time_steps, statistics, leak):
-    """`lif_with_backward` of `AdaptiveSharpness`."""
-    before, after = statistics or backward.initial_state(time_steps, current.shape[1:]), []
+def _adaptive(run, backward, before):
+    """`lif_with_backward` of `AdaptiveSharpness`; `run` is `lif` but for its spike function."""
+    after = []
 
     def fire(v, t):
         after.append(backward.update(before[t], v))
         return spike_of_width(v, backward.width(after[-1]), "atan")
 
-    spikes, potentials = lif(current, neuron, fire, time_steps, leak)
+    spikes, potentials = run(fire)
     return spikes, potentials, tuple(after)
 
 

@@ -57,6 +57,13 @@ class MembraneState(NamedTuple):
     pending_reset: Float[Array, "*N"]  # subtracted in the next step, for `soft_delayed`
 
 
+class Noise(NamedTuple):
+    """Noise of a layer of neurons, in units of membrane potential; None where there is none."""
+
+    membrane: Float[Array, "T *N"] | None = None  # added to the potential, which keeps it
+    firing: Float[Array, "T *N"] | None = None  # added where it is compared with the threshold
+
+
 State = Any  # a NamedTuple of arrays with the fields of `MembraneState`, or more
 
 
@@ -97,6 +104,26 @@ class Neuron:
         """Membrane time constant in time steps; a learned leak starts there."""
         raise NotImplementedError(f"define membrane_tau of {type(self).__name__}.")
 
+    @property
+    def initial_self_weight(self) -> float | None:
+        """Where the learned weight of a neuron's connection with itself starts, see
+        `SelfConnectedLIF`; None for families without such connections."""
+        return None
+
+    @property
+    def has_variables(self) -> bool:
+        """Whether a layer has variables of its own, see `neuron_layer.NeuronLayer`."""
+        return self.learned or self.stochastic or self.initial_self_weight is not None
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws at random; a network of such neurons is called with a key."""
+        return False
+
+    def noise(self, key: Array, shape: tuple[int, ...]) -> Noise:
+        """Noise of so many steps and neurons, (T, *N); for stochastic families only."""
+        raise NotImplementedError(f"define noise of {type(self).__name__}.")
+
     def initial_state(self, shape: tuple[int, ...]) -> State:
         """The state at rest of a layer of neurons of this shape."""
         raise NotImplementedError(f"define initial_state of {type(self).__name__}.")
@@ -135,6 +162,36 @@ class Neuron:
 RESETS = ("hard", "soft", "soft_delayed")
 
 
+def check_tau(family: str, tau: float, learned: bool) -> None:
+    """Refuses membrane time constants that a family of LIF neurons cannot have.
+
+    Raises:
+      InputError: naming it.
+    """
+    if isinstance(tau, Real) and not tau >= 1:
+        raise InputError(
+            f"{family} tau {shown(tau)} is below 1: give a time constant of at least 1."
+        )
+    if learned and isinstance(tau, Real) and not 1 < tau < math.inf:
+        raise InputError(
+            f"{family} tau {shown(tau)} is where a learned leak starts: give a finite value above "
+            "1."
+        )
+
+
+def leaky(
+    v: Float[Array, "*N"],
+    x: Float[Array, "*N"],
+    tau: float,
+    decay_input: bool,
+    leak: Float[Array, ""] | None = None,
+) -> Float[Array, "*N"]:
+    """The membrane potential of a LIF neuron after the input x of one step, see `LIF`."""
+    if decay_input:
+        return v + ((x - v) / tau if leak is None else (x - v) * leak)
+    return v * (1 - (1 / tau if leak is None else leak)) + x
+
+
 @dataclass(frozen=True)
 class LIF(Neuron):
     """Leaky integrate-and-fire neuron, resting at 0.
@@ -168,15 +225,9 @@ class LIF(Neuron):
     monotone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.tau, Real) and not self.tau >= 1:
-            raise InputError(
-                f"LIF tau {shown(self.tau)} is below 1: give a time constant of at least 1."
-            )
+        check_tau("LIF", self.tau, False)
         super().__post_init__()
-        if self.learned and not 1 < self.tau < math.inf:
-            raise InputError(
-                f"LIF tau {self.tau} is where a learned leak starts: give a finite value above 1."
-            )
+        check_tau("LIF", self.tau, self.learned)
 
     @property
     def membrane_tau(self) -> float:
@@ -186,11 +237,7 @@ class LIF(Neuron):
         return MembraneState(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
 
     def charge(self, state, x, leak):
-        v = state.v
-        if self.decay_input:
-            v = v + ((x - v) / self.tau if leak is None else (x - v) * leak)
-        else:
-            v = v * (1 - (1 / self.tau if leak is None else leak)) + x
+        v = leaky(state.v, x, self.tau, self.decay_input, leak)
         return state._replace(v=v - state.pending_reset)
 
     def rate_gain(self, tau):
@@ -269,6 +316,9 @@ def lif(
     surrogate: Surrogate | Fire,
     time_steps: int,
     leak: Float[Array, ""] | None = None,
+    *,
+    self_weight: Float[Array, "C"] | None = None,
+    noise: Noise | None = None,
 ) -> tuple[Float[Array, "T *N"], Float[Array, "T *N"]]:
     """Runs a layer of neurons over time, from rest.
 
@@ -282,16 +332,27 @@ def lif(
         with a derivative of its own.
       time_steps: T.
       leak: replaces 1 / tau where it is learned.
+      self_weight: by channel, the last axis: a neuron's spike adds it to its own potential in the
+        next step, after the leak.
+      noise: for stochastic neurons, `neuron.noise(key, (T, *N))`.
 
     Returns:
       Spikes in the dtype of `current`, and membrane potentials before the reset in
       float32 (the state is float32 whatever the compute type).
+
+    Raises:
+      InputError: a current of other steps, or stochastic neurons without noise.
     """
     if current.shape[0] not in (1, time_steps):
         raise InputError(
             f"the current has {current.shape[0]} steps for {time_steps} time steps: give as many, "
             "or one that holds for all."
         )
+    if neuron.stochastic and noise is None:
+        raise InputError(
+            f"{type(neuron).__name__} neurons draw at random: give noise=neuron.noise(key, shape)."
+        )
+    noise = Noise() if noise is None else noise
     fire = surrogate if callable(surrogate) else lambda v, t: spike(v, surrogate)
     x_SxN = current.astype(jnp.float32)
     state = neuron.initial_state(x_SxN.shape[1:])
@@ -299,7 +360,12 @@ def lif(
     for t in range(time_steps):
         x = x_SxN[t if x_SxN.shape[0] > 1 else 0]
         state = neuron.charge(state, x, leak)
-        s = fire(state.v - neuron.threshold, t)
+        if self_weight is not None and t > 0:
+            state = state._replace(v=state.v + self_weight * spikes[-1])
+        if noise.membrane is not None:
+            state = state._replace(v=state.v + noise.membrane[t])
+        distance = state.v - neuron.threshold
+        s = fire(distance if noise.firing is None else distance + noise.firing[t], t)
         spikes.append(s)
         potentials.append(state.v)
         s_reset = jax.lax.stop_gradient(s) if neuron.detach_reset else s

@@ -166,6 +166,7 @@ class Spike(Node):
 
     keeps_zeros: ClassVar[bool] = True
     spiking: ClassVar[bool] = True
+    output_axis: ClassVar[dict[str, int]] = {"self_weight": -1, "filter": -1}
 
 
 @dataclass(frozen=True)

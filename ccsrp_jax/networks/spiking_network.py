@@ -1,6 +1,5 @@
 """The spiking network as a Flax module."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,10 +20,12 @@ from ccsrp_jax.networks.gradients import (
 )
 from ccsrp_jax.networks.lowering import Run, lower
 from ccsrp_jax.networks.masks import MaskTree, check_fit, gate, kernel
+from ccsrp_jax.networks.neuron_layer import LayerValues, NeuronLayer, draw_noise
 from ccsrp_jax.networks.nodes import IMAGE
 from ccsrp_jax.utils.errors import InputError
 
-DROPOUT = 2  # folded into the key for random nodes in training; the trainer uses 1
+# folded into the key, for random nodes in training and stochastic neurons; the trainer uses 1
+DROPOUT, NEURONS = 2, 3
 
 Values = dict[str, Array]  # node name -> (S, B, *features), S = T or 1 where constant in time
 
@@ -84,7 +85,7 @@ class SpikingNetwork(nn.Module):
             `mutable=["batch_stats"]`), and dropout is active.
           activity: also return the spikes and potentials of every LIF layer.
           per_step: return the logits of every step, (T, B, K), instead of their mean.
-          key: for a stochastic encoding, and for dropout in training.
+          key: for a stochastic encoding or stochastic neurons, and for dropout in training.
           surrogate_state: of `gradients.AdaptiveSharpness`, from the previous iteration.
         """
         values, active = self.walk(
@@ -109,7 +110,7 @@ class SpikingNetwork(nn.Module):
         """
         a = self.architecture
         x_SxBxHxWxC = images[None]
-        if a.stochastic:
+        if a.stochastic_encoding:
             if key is None:
                 raise InputError(f"the {a.encoding} encoding draws at random: give it a key.")
             shape = (a.time_steps, *images.shape)
@@ -164,7 +165,8 @@ class SpikingNetwork(nn.Module):
           the last) and those in `keep`; and the activity, empty unless `activity` is set.
 
         Raises:
-          InputError: a mask of an unknown group or of a wrong shape.
+          InputError: a mask of an unknown group or of a wrong shape, or no key for stochastic
+            neurons.
         """
         nodes = self.architecture.nodes
         end = len(nodes) if end is None else end
@@ -175,8 +177,10 @@ class SpikingNetwork(nn.Module):
             name, inputs = node.name, [values[name] for name in node.inputs]
             if node.spiking:
                 statistics = (surrogate_state or {}).get(name)
+                stochastic = self.architecture.neuron.stochastic
+                draws = self._key(key, NEURONS, position) if stochastic else None
                 x, potential, statistics = self._neurons(
-                    name, inputs[0], masks, surrogate, statistics
+                    name, inputs[0], masks, surrogate, statistics, draws
                 )
                 if activity:
                     active.spikes[name], active.potentials[name] = x, potential
@@ -188,7 +192,7 @@ class SpikingNetwork(nn.Module):
                     self.dtype,
                     masks.get(kernel(name)),
                     self.axis,
-                    self._key(key, position) if train and node.draws_in_training else None,
+                    self._key(key, DROPOUT, position) if train and node.draws_in_training else None,
                     train and self.split_kernel_gradient,
                 )
                 x = lower(node, run, *inputs)
@@ -207,35 +211,31 @@ class SpikingNetwork(nn.Module):
         masks: MaskTree,
         surrogate: Backward,
         statistics: Sequence[Distances] | None,
+        key: Array | None,
     ) -> tuple[Array, Array, tuple[Distances, ...] | None]:
         """`lif_with_backward` of a `Spike` node, with its spikes gated by the masks."""
-        neuron = self.architecture.neuron
+        neuron, time_steps = self.architecture.neuron, self.architecture.time_steps
+        own, noise = LayerValues(), None
+        if neuron.has_variables:
+            own = NeuronLayer(neuron, name=name)(x.shape[-1])
+        if own.filters is not None:
+            if key is None:
+                family = type(neuron).__name__
+                raise InputError(f"{family} neurons draw at random: give the network a key.")
+            shape = (time_steps, *x.shape[1:])
+            noise = draw_noise(neuron, key, own.filters, shape, self.axis)
         spikes, potential, statistics = lif_with_backward(
-            x,
-            neuron,
-            surrogate,
-            self.architecture.time_steps,
-            statistics,
-            Leak(neuron.membrane_tau, name=name)() if neuron.learned else None,
+            *(x, neuron, surrogate, time_steps, statistics, own.leak),
+            self_weight=own.self_weight,
+            noise=noise,
         )
         spikes = checkpoint_name(spikes, "spikes")
         if (mask := gate(self.architecture, name, masks)) is not None:
             spikes = spikes * mask.astype(spikes.dtype)
         return spikes, potential, statistics
 
-    def _key(self, key: Array | None, position: int) -> Array | None:
-        """The key of a node that is random in training; the encoding uses `key` itself."""
+    def _key(self, key: Array | None, purpose: int, position: int) -> Array | None:
+        """The key of a node that draws at random; the encoding uses `key` itself."""
         if key is None:
             return None
-        return jax.random.fold_in(jax.random.fold_in(key, DROPOUT), position)
-
-
-class Leak(nn.Module):
-    """A learned 1 / tau: the sigmoid of a parameter, initialized for the given tau."""
-
-    tau: float
-
-    @nn.compact
-    def __call__(self) -> Float[Array, ""]:
-        start = nn.initializers.constant(-math.log(self.tau - 1))
-        return nn.sigmoid(self.param("leak", start, (1,)))[0]
+        return jax.random.fold_in(jax.random.fold_in(key, purpose), position)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Shaped
 from ccsrp_jax.data.checks import checked_images
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.architecture import Architecture, varies_in_time
-from ccsrp_jax.networks.counts import macs
+from ccsrp_jax.networks.counts import macs, self_connected
 from ccsrp_jax.networks.masks import MaskTree, gate, kept_channels, kernel
 from ccsrp_jax.networks.nodes import IMAGE, Node
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
@@ -38,7 +38,10 @@ def synops(
     *,
     key: Array | None = None,
 ) -> dict[str, float]:
-    """SynOps by layer, mean over the images; a stochastic encoding needs a key.
+    """SynOps by layer, mean over the images; a stochastic network needs a key.
+
+    Of neurons that are connected with themselves, every spike but those of the last step counts
+    once, under the name of their layer.
 
     Raises:
       InputError: images that the network cannot take.
@@ -50,7 +53,7 @@ def synops(
         whole = not masks or kernel(node.name) not in masks
         each = node.fan_out(int(kept[node.name].sum())) if whole else 1
         counts[node.name] = float(synapses[node.name]) * each
-    return counts
+    return counts | {name: float(synapses[name]) for name in self_connected(architecture)}
 
 
 @partial(jax.jit, static_argnums=0)
@@ -59,9 +62,9 @@ def _synapses(architecture, variables, images, masks, key):
     network, masks = SpikingNetwork(architecture), masks or {}
     layers = _counted(architecture)
     values = network.apply(variables, images, key, method="encode")
-    rest, _ = network.apply(
-        variables, values, masks, keep=[node.input for node in layers], method="walk"
-    )
+    connected = self_connected(architecture)
+    keep = [*(node.input for node in layers), *connected]
+    rest, _ = network.apply(variables, values, masks, keep=keep, key=key, method="walk")
     values = values | rest
     zero = (0 - jnp.array(architecture.mean)) / jnp.array(architecture.std)  # after normalization
     counts = {}
@@ -74,6 +77,8 @@ def _synapses(architecture, variables, images, masks, key):
         if weights is not None and kept is not None:
             weights = weights * kept
         counts[node.name] = node.synapses(events, weights) / images.shape[0]
+    for name in connected:  # the spikes of the last step reach nothing
+        counts[name] = values[name][:-1].sum() / images.shape[0]
     return counts
 
 

@@ -1,6 +1,7 @@
 """Robustness of a network, and whether the measured figure is reliable."""
 
 from ccsrp_jax.robustness.accuracy import Evaluator, correct, predict
+from ccsrp_jax.robustness.corruption_error import CorruptionError, mean_corruption_error
 from ccsrp_jax.robustness.corruptions import corrupt
 from ccsrp_jax.robustness.evaluation import Assessment, evaluate
 from ccsrp_jax.robustness.gradient_sources import GradientSource, gradient_sources
@@ -13,6 +14,7 @@ from ccsrp_jax.robustness.suites import AttackSpec, build_suite, parse_attack
 __all__ = [
     "Assessment",
     "AttackSpec",
+    "CorruptionError",
     "Evaluator",
     "GradientSource",
     "Outcome",
@@ -26,6 +28,7 @@ __all__ = [
     "corrupt",
     "evaluate",
     "gradient_sources",
+    "mean_corruption_error",
     "parse_attack",
     "predict",
 ]

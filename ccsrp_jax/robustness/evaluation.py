@@ -16,6 +16,7 @@ from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks.classifier import ClassifierFn
 from ccsrp_jax.robustness.accuracy import VOTES, Evaluator
 from ccsrp_jax.robustness.audit import Verdict, audit
+from ccsrp_jax.robustness.corruption_error import mean_corruption_error
 from ccsrp_jax.robustness.corruptions import apply, check_corruption, names
 from ccsrp_jax.robustness.gradient_sources import BACKWARDS, OWN, GradientSource, gradient_sources
 from ccsrp_jax.robustness.outcome import Outcome
@@ -35,11 +36,13 @@ class Assessment:
       outcome: accuracies under a suite of attacks.
       verdict: whether they are reliable.
       natural: accuracy under corruptions, by name and severity.
+      natural_baseline: that of the baseline, if one was given.
     """
 
     outcome: Outcome
     verdict: Verdict
     natural: dict[str, float]
+    natural_baseline: dict[str, float] | None = None
 
     @property
     def headline(self) -> str:
@@ -94,7 +97,18 @@ class Assessment:
                 "width_curve": verdict.width_curve,
             },
             "natural": self.natural,
+            **self._corruption_error(),
         }
+
+    def _corruption_error(self) -> dict:
+        """Errors under corruptions relative to the baseline's; a sentence where there is none."""
+        if self.natural_baseline is None:
+            return {}
+        try:
+            found = mean_corruption_error(self.natural, self.natural_baseline)._asdict()
+        except InputError as error:
+            found = {"mean": None, "by_corruption": {}, "reason": str(error)}
+        return {"natural_baseline": self.natural_baseline, "corruption_error": found}
 
 
 def evaluate(
@@ -112,6 +126,7 @@ def evaluate(
     batch_size: int = 128,
     audit_images: int = 128,
     natural: Sequence[tuple[str, int]] | None = None,
+    baseline: GradientSource | None = None,
     record: Path | None = None,
     terminal: Terminal | None = None,
 ) -> Assessment:
@@ -136,6 +151,8 @@ def evaluate(
       batch_size: images per call.
       audit_images: number of images that the audit's sweeps use.
       natural: (corruption, severity) pairs; by default those of the preset.
+      baseline: a network whose errors under the same corruptions the network's are compared with,
+        such as the dense one; see `mean_corruption_error`.
       record: file from which the suite is continued, see `robustness.attack_all`.
       terminal: for progress bars.
 
@@ -147,6 +164,7 @@ def evaluate(
     check_names(others or {})
     key = checked_key(key)
     evaluator = Evaluator(classifier, network_state, split, batch_size, votes)
+    reference = None if baseline is None else replace(evaluator, **baseline._asdict())
     preset = suite if isinstance(suite, str) else "custom"
     corruptions = default_corruptions(preset, evaluator.split) if natural is None else natural
     for name, severity in corruptions:
@@ -162,7 +180,11 @@ def evaluate(
     )
     options = {"images": audit_images, "samples": gradient_samples(specs)}
     verdict = audit(evaluator, outcome, sources, key_audit, **options)
-    return Assessment(outcome, verdict, natural_accuracies(evaluator, corruptions, key_natural))
+    accuracies = natural_accuracies(evaluator, corruptions, key_natural)
+    if reference is None:
+        return Assessment(outcome, verdict, accuracies)
+    relative_to = natural_accuracies(reference, corruptions, key_natural)
+    return Assessment(outcome, verdict, accuracies, relative_to)
 
 
 def check_names(others: Mapping[str, GradientSource]) -> None:
@@ -183,8 +205,6 @@ def gradient_samples(specs: Sequence[AttackSpec]) -> int:
 def default_corruptions(preset: str, split: Split) -> list[tuple[str, int]]:
     """Corruptions of severity 3: all for the standard suite, else two kinds of noise."""
     _, height, width, channels = split.images.shape
-    if channels not in (1, 3):
-        return []
     everything = names(channels, max(height, width))
     chosen = everything if preset == "standard" else ("gaussian_noise", "impulse_noise")
     return [(name, 3) for name in chosen]

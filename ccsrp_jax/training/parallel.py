@@ -2,9 +2,8 @@
 
 The network folds time into the batch, time first. A sharded batch cannot keep its sharding through
 that fold: the compiler would gather it on every device. So each device runs the network on its
-shard of the images, and the batch norm statistics of training are averaged over devices. An
-encoding's random draws are made before, for the whole batch, so that they equal those of one
-device.
+shard of the images, and the batch norm statistics of training are averaged over devices. Random
+draws are made for the whole batch, so that they equal those of one device.
 """
 
 from collections.abc import Mapping
@@ -82,7 +81,10 @@ class ParallelClassifier(Classifier):
         """
         axis = None if self.mesh is None else DEVICES
         network = training_network(self.architecture, self.dtype, axis)
-        draws = key if train and self.architecture.draws_in_training else None
+        random = self.architecture.neuron.stochastic or (
+            train and self.architecture.draws_in_training
+        )
+        draws = key if random else None
         values = network.encode(images, key)
 
         def segment(variables, masks, values, key, *, begin, end):

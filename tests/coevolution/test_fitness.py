@@ -17,6 +17,7 @@ from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.neurons import LIF
 from ccsrp_jax.networks.nodes import Add, Conv, Dense, Flatten, Norm, Spike
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
+from ccsrp_jax.networks.stochastic_lif import StochasticLIF
 from ccsrp_jax.utils.compilation import count_compilations
 from ccsrp_jax.utils.errors import InputError
 
@@ -246,6 +247,11 @@ def small():
 
 
 ATTACK = PGD(0.15, 2)
+RANDOM = {
+    "poisson": {"encoding": "poisson"},
+    "gaussian": {"encoding": "gaussian"},
+    "neurons": {"neuron": StochasticLIF()},
+}
 MEMBERS = np.array([[1, 1, 1, 1], [1, 0, 1, 1], [0, 1, 1, 0], [1, 0, 0, 0]], np.float32)
 
 
@@ -306,10 +312,11 @@ def test_scoring_needs_a_shared_set_or_an_attack_with_a_key(small, splits):
             subproblem.make_task(*network, shared, attack=attack, key=jax.random.key(0))
 
 
-@pytest.mark.parametrize("encoding", ["poisson", "gaussian"])
-def test_candidates_of_a_stochastic_network_see_the_same_draws(small, splits, encoding):
-    architecture, variables = small
-    architecture = dataclasses.replace(architecture, encoding=encoding)
+@pytest.mark.parametrize("random", [*RANDOM, "poisson neurons"])
+def test_candidates_of_a_stochastic_network_see_the_same_draws(small, splits, random):
+    changes = dict(pair for kind in random.split() for pair in RANDOM[kind].items())
+    architecture = dataclasses.replace(small[0], **changes)
+    variables = busy(architecture, seed=2)
     classifier, current = Classifier(architecture), masks.ones(architecture)
     network = (classifier, variables, current, "conv1", *splits)
     twice = np.concatenate([MEMBERS, MEMBERS[::-1]])

@@ -50,6 +50,24 @@ def test_attacks_of_ones_own_and_transfers(script, saved, tmp_path, capsys):
     ]
 
 
+def test_the_mean_corruption_error_is_relative_to_a_baseline(
+    script, saved, network, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(script, "every_corruption", lambda _: [("contrast", 1), ("contrast", 5)])
+    baseline = tmp_path / "dense.safetensors"
+    architecture, variables = network
+    kernel = variables["params"]["classifier"]["kernel"]
+    params = variables["params"] | {"classifier": {**variables["params"]["classifier"]}}
+    params["classifier"]["kernel"] = -kernel
+    serialization.save(baseline, architecture, variables | {"params": params})
+    flags = ["--images", "20", "--attacks", "noise", "--baseline", str(baseline)]
+    assert script.main([str(saved), *flags]) == 0
+    record = json.loads((tmp_path / "robustness.json").read_text())
+    sums = [2 - sum(record[name].values()) for name in ("natural", "natural_baseline")]
+    assert record["corruption_error"]["mean"] == pytest.approx(sums[0] / sums[1])
+    assert "mean corruption error relative to dense.safetensors" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "flags, sentence",
     (
@@ -62,6 +80,7 @@ def test_attacks_of_ones_own_and_transfers(script, saved, tmp_path, capsys):
         (["--others", "net.safetensors"], "give NAME=FILE"),
         (["--others", "a=missing.safetensors"], "missing.safetensors is not a readable network"),
         (["--certify", "-1"], "sigma -1.0"),
+        (["--baseline", "missing.safetensors"], "missing.safetensors is not a readable network"),
         (["--batch-size", "0"], "batch_size 0"),
     ),
 )

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ccsrp_jax.networks.neuron_layer import Leak
 from ccsrp_jax.networks.neurons import LIF, SURROGATE_DERIVATIVES, Surrogate, lif
-from ccsrp_jax.networks.spiking_network import Leak
 from ccsrp_jax.utils.errors import InputError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -8,9 +8,10 @@ from sklearn.datasets import load_digits
 
 from ccsrp_jax.networks import cost, zoo
 from ccsrp_jax.networks.architecture import Architecture
+from ccsrp_jax.networks.neuron_layer import Leak
 from ccsrp_jax.networks.neurons import LIF, Surrogate, lif
 from ccsrp_jax.networks.nodes import Dense, Flatten, Norm
-from ccsrp_jax.networks.spiking_network import Leak, SpikingNetwork
+from ccsrp_jax.networks.spiking_network import SpikingNetwork
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("spikingjelly.activation_based")

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import busy
 from scipy import special
 from scipy.stats import beta, binom, binomtest, norm
 from workers.processes import finish, start
 
 from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.stochastic_lif import StochasticLIF
 from ccsrp_jax.robustness.smoothing import (
     Certificates,
     Smoothing,
@@ -177,13 +179,17 @@ def naive_votes(classifier, params, image, number, sigma, draws):
     return votes
 
 
-@pytest.mark.parametrize("encoding", ("direct", "poisson"))
-def test_a_spiking_networks_certificates_equal_a_naive_loop(network, images, encoding):
+@pytest.mark.parametrize(
+    "changes", ({}, {"encoding": "poisson"}, {"neuron": StochasticLIF(membrane_noise=0.3)})
+)
+def test_a_spiking_networks_certificates_equal_a_naive_loop(network, images, changes):
     architecture, variables = network
-    params = jax.tree.map(jnp.copy, variables), None
-    usual = 0.9 * jax.jit(Classifier(architecture))(params, images).mean(0)
+    usual = 0.9 * jax.jit(Classifier(architecture))((variables, None), images).mean(0)
+    changed = dataclasses.replace(architecture, **changes)
+    params = busy(changed, seed=0), None  # the same weights
     params[0]["params"]["classifier"]["bias"] -= usual  # without this one class has all votes
-    classifier = Classifier(dataclasses.replace(architecture, encoding=encoding))
+    classifier = Classifier(changed)
+    assert classifier.stochastic == bool(changes)
     smoothing = Smoothing(0.1, 7, 50, alpha=0.05)
     certificates = certify(classifier, params, images[:4], KEY, smoothing, batch_size=16)
     assert len(set(certificates.radii)) > 2

@@ -11,6 +11,7 @@ from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.data import datasets, splits
 from ccsrp_jax.networks import masks, zoo
 from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.networks.stochastic_lif import StochasticLIF
 from ccsrp_jax.training import trainer
 from ccsrp_jax.training.trainer import Recipe
 from ccsrp_jax.utils import devices
@@ -22,7 +23,7 @@ RECIPE = Recipe(1, 8, adversarial=PGD(0.1, 2), trades=2.0, membrane=0.1, remat="
 
 def trained(mesh: Mesh | None, batch_size: int = 8) -> dict[str, np.ndarray]:
     """Weights and batch statistics by place."""
-    architecture = dataclasses.replace(SMALL, encoding="poisson")
+    architecture = dataclasses.replace(SMALL, encoding="poisson", neuron=StochasticLIF())
     variables = trainer.train(
         jax.random.key(0),
         Classifier(architecture),

@@ -1,17 +1,19 @@
 """Natural corruptions of images, five severities each, to measure natural robustness.
 
 These are the common corruptions of CIFAR-10-C with its published severities, for images of
-any size, gray or RGB. A corruption is a function of images in [0, 1], a severity from 1 to
-5 and a key, and returns images in [0, 1]. Image i uses the key with i folded in, so that the
-result does not depend on the number of images; a split that is corrupted in batches needs a
-key for each batch.
+any size and number of channels. A corruption is a function of images in [0, 1], a severity
+from 1 to 5 and a key, and returns images in [0, 1]. Image i uses the key with i folded in, so
+that the result does not depend on the number of images; a split that is corrupted in batches
+needs a key for each batch.
 
-Where it differs from CIFAR-10-C:
+Where it differs from CIFAR-10-C (each function says so too):
 
 - The published lengths of `gaussian_blur`, `glass_blur`, `defocus_blur` and `motion_blur`
   are in pixels of 32 x 32 images. For larger images they are scaled by the shorter side / 32;
   smaller images keep them, since a blur of less than a pixel has no effect. Lengths of the
   others are relative to the side as published.
+- Images that are not RGB are so many gray images, which share what is drawn for an image (a
+  path of motion, a shuffle, a fog) but not noise, of which every value has its own.
 - Results are floats, not rounded to 8 bits, except through `jpeg`.
 - `zoom_blur` zooms about the exact center, not about a whole pixel; `elastic` interpolates
   once, not twice; `glass_blur` also moves the pixels next to the border.
@@ -89,14 +91,14 @@ def corrupt(
     """Corrupted images, in [0, 1].
 
     Args:
-      images: in [0, 1], or uint8; gray or RGB, of any size.
+      images: in [0, 1], or uint8; of any size and number of channels.
       name: one of `CORRUPTIONS`.
       severity: 1 (mild) to 5.
       key: image i uses it with i folded in.
 
     Raises:
-      InputError: an unknown name, a severity out of range, images of other channels or larger
-        than the corruption takes, or images or a key that cannot be used.
+      InputError: an unknown name, a severity out of range, images larger than the corruption
+        takes, or images or a key that cannot be used.
     """
     images = checked_images(images)
     check_corruption(name, severity, images.shape[1:])
@@ -112,17 +114,12 @@ def apply(
 
 def check_corruption(name: str, severity: int, shape: Sequence[int]) -> None:
     """Raises InputError for what `corrupt` does not take, with images of shape (H, W, C)."""
-    height, width, channels = shape
+    height, width, _ = shape
     if name not in CORRUPTIONS:
         raise unknown("corruption", name, CORRUPTIONS)
     check_number("corruption severity", severity, 1, 5)
     if severity % 1:
         raise InputError(f"corruption severity {severity} is no integer: give one from 1 to 5.")
-    if channels not in (1, 3):
-        raise InputError(
-            f"images of {channels} channels cannot be corrupted: give gray images (1) or "
-            "RGB images (3)."
-        )
     if max(height, width) > MAX_SIDE.get(name, math.inf):
         raise InputError(
             f"{name} takes images of at most {MAX_SIDE[name]} pixels a side, not "
@@ -132,9 +129,9 @@ def check_corruption(name: str, severity: int, shape: Sequence[int]) -> None:
 
 def names(channels: int, side: int = 1) -> tuple[str, ...]:
     """The corruptions that change images of so many channels, and take a longer side of so many
-    pixels; `saturate` changes no gray ones."""
+    pixels; `saturate` changes RGB images only."""
     return tuple(
         name
         for name in CORRUPTIONS
-        if (channels > 1 or name != "saturate") and side <= MAX_SIDE.get(name, math.inf)
+        if (channels == 3 or name != "saturate") and side <= MAX_SIDE.get(name, math.inf)
     )

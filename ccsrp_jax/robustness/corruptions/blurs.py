@@ -20,7 +20,10 @@ from ccsrp_jax.robustness.corruptions.common import (
 
 @image_by_image
 def gaussian_blur(image: Float[Array, "H W C"], severity: Severity, key: Array):
-    """Gaussian blur; the border is repeated."""
+    """Gaussian blur; the border is repeated.
+
+    As the source for sides up to 32; for larger images the published sigma, in pixels, is scaled.
+    """
     sigmas = pixel_scale(image) * np.array((0.4, 0.6, 0.7, 0.8, 1.0))
     return blur(image, severity, sigmas, mode="nearest")
 
@@ -31,7 +34,8 @@ def glass_blur(image: Float[Array, "H W C"], severity: Severity, key: Array):
 
     The published code means to swap pixels but copies them, since it swaps views of one array.
     So at its distance of 1 a pixel takes its own value or that of the pixel above, to the left,
-    or both, as here.
+    or both, as here. Unlike there, pixels next to the border move too, values are not cut to 8 bits
+    in between, and sigma and distance are scaled for sides above 32.
     """
     sigmas = pixel_scale(image) * np.array((0.05, 0.25, 0.4, 0.25, 0.4))
     rounds, far = at_severity(severity, 1, 1, 1, 2, 2), round(pixel_scale(image))
@@ -44,7 +48,10 @@ def glass_blur(image: Float[Array, "H W C"], severity: Severity, key: Array):
 
 @image_by_image
 def defocus_blur(image: Float[Array, "H W C"], severity: Severity, key: Array):
-    """Convolves with a disk that a Gaussian has smoothed; the border is mirrored."""
+    """Convolves with a disk that a Gaussian has smoothed; the border is mirrored.
+
+    As the source for sides up to 32; for larger images radius and sigma, in pixels, are scaled.
+    """
     scale = pixel_scale(image)
     cut = round(scale)
     reach = int(1.5 * scale) + cut
@@ -62,7 +69,9 @@ def defocus_blur(image: Float[Array, "H W C"], severity: Severity, key: Array):
 def motion_blur(image: Float[Array, "H W C"], severity: Severity, key: Array):
     """Mean along a ray up to 45 degrees from the horizontal, weighted by half a Gaussian.
 
-    The steps are rounded to pixels, as in ImageMagick; the border is repeated.
+    The steps are rounded to pixels, as in ImageMagick, which the source calls; the border is
+    repeated. Unlike there, nothing is rounded to 8 bits, and radius and sigma are scaled for sides
+    above 32.
     """
     radius, sigma = pixel_scale(image) * at_severity(
         severity, (6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)
@@ -82,7 +91,14 @@ def motion_blur(image: Float[Array, "H W C"], severity: Severity, key: Array):
 
 @image_by_image
 def zoom_blur(image: Float[Array, "H W C"], severity: Severity, key: Array):
-    """Mean of the image and of its enlargements by 0, 1, ... percent about the center."""
+    """Mean of the image and of its enlargements by 0, 1, ... percent about the center.
+
+    The source crops the middle to whole pixels, enlarges that by scipy's `zoom`, which maps the
+    corners of the crop to those of the result, and cuts what is too much; here every enlargement is
+    about the exact center. Whole pixels move the source's images by up to one: on digits of 32 x 32
+    they are 0.03 from these in the mean, and further from the original (0.033 against 0.014 at
+    severity 1, 0.069 against 0.062 at severity 5).
+    """
     percent = at_severity(severity, 6, 11, 15, 20, 25)
     middle = jnp.array(image.shape[:2]) / 2
 

@@ -9,7 +9,11 @@ from ccsrp_jax.robustness.corruptions.common import Severity, at_severity, image
 
 @image_by_image
 def fog(image: Float[Array, "H W C"], severity: Severity, key: Array):
-    """Adds a fractal height map and rescales to the brightest value."""
+    """Adds a fractal height map and rescales to the brightest value.
+
+    The map's side is the next power of two of the image's longer side, where the source has 32 for
+    images of 32 x 32; its first step then spans the image, as there.
+    """
     amount, decay = at_severity(severity, (0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))
     height, width = image.shape[:2]
     size = 1 << (max(height, width, 2) - 1).bit_length()
@@ -37,16 +41,16 @@ def _fractal_heights(key, size, decay):
 
 @image_by_image
 def brightness(image: Float[Array, "H W C"], severity: Severity, key: Array):
-    """Increases the value in HSV."""
+    """Increases the value in HSV, as the source; of images that are not RGB, every value."""
     rise = at_severity(severity, 0.05, 0.1, 0.15, 0.2, 0.3)
-    value = image.max(-1, keepdims=True)
+    value = image.max(-1, keepdims=True) if image.shape[-1] == 3 else image
     colour = jnp.where(value > 0, image, 1) / jnp.where(value > 0, value, 1)
     return colour * jnp.minimum(value + rise, 1)
 
 
 @image_by_image
 def contrast(image: Float[Array, "H W C"], severity: Severity, key: Array):
-    """Moves every value towards the mean of its channel."""
+    """Moves every value towards the mean of its channel, as the source."""
     kept = at_severity(severity, 0.75, 0.5, 0.4, 0.3, 0.15)
     mean = image.mean((0, 1))
     return mean + kept * (image - mean)
@@ -54,11 +58,11 @@ def contrast(image: Float[Array, "H W C"], severity: Severity, key: Array):
 
 @image_by_image
 def saturate(image: Float[Array, "H W C"], severity: Severity, key: Array):
-    """Scales and shifts the saturation in HSV; gray images are unchanged.
+    """Scales and shifts the saturation in HSV, as the source; changes RGB images only.
 
     Gray pixels of RGB images have hue 0, as usual, so that a shift makes them red.
     """
-    if image.shape[-1] == 1:
+    if image.shape[-1] != 3:
         return image
     gain, shift = at_severity(severity, (0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))
     value, span = image.max(-1, keepdims=True), jnp.ptp(image, -1, keepdims=True)

@@ -20,7 +20,10 @@ from ccsrp_jax.robustness.corruptions.common import (
 
 @image_by_image
 def pixelate(image: Float[Array, "H W C"], severity: Severity, key: Array):
-    """Resizes to a fraction of the size and back, with pillow's box filter."""
+    """Resizes to a fraction of the size and back, with pillow's box filter.
+
+    As the source, but for its rounding to 8 bits after both steps. A side keeps one pixel at least.
+    """
 
     def maps(side):
         full = Image.fromarray(np.eye(side, dtype=np.float32))
@@ -33,7 +36,11 @@ def pixelate(image: Float[Array, "H W C"], severity: Severity, key: Array):
 
 @image_by_image
 def elastic(image: Float[Array, "H W C"], severity: Severity, key: Array):
-    """A random affine map and smooth random shifts, bilinear; the border is mirrored."""
+    """A random affine map and smooth random shifts, bilinear; the border is mirrored.
+
+    The source interpolates after the map and again after the shifts, here once for both; and its
+    lengths are in parts of 32 pixels, here of the shorter side.
+    """
     shift, jitter = at_severity(
         severity, (0, 0.08), (0.05, 0.07), (0.08, 0.06), (0.1, 0.05), (0.1, 0.03)
     )
@@ -57,12 +64,20 @@ def elastic(image: Float[Array, "H W C"], severity: Severity, key: Array):
 
 
 def jpeg(images: Float[Array, "B H W C"], severity: int, key: Array) -> Float[Array, "B H W C"]:
-    """JPEG compression by pillow, on the host: it does not run under `jit`."""
+    """JPEG compression by pillow, on the host: it does not run under `jit`.
+
+    As the source; of images that are not RGB, every channel is a gray picture.
+    """
     quality = (80, 65, 58, 50, 40)[severity - 1]
     pixels = np.round(255 * np.asarray(images)).astype(np.uint8)
+    rgb = images.shape[-1] == 3
     decoded = []
-    for image in pixels.squeeze(-1) if images.shape[-1] == 1 else pixels:
+    for picture in pixels if rgb else np.moveaxis(pixels, -1, 1).reshape(-1, *images.shape[1:3]):
         file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=quality)
+        Image.fromarray(picture).save(file, "JPEG", quality=quality)
         decoded.append(np.asarray(Image.open(file)))
-    return jnp.array(decoded).reshape(images.shape) / 255
+    whole = np.array(decoded)
+    if not rgb:
+        batch, height, width, channels = images.shape
+        whole = np.moveaxis(whole.reshape(batch, channels, height, width), 1, -1)
+    return jnp.array(whole) / 255
