@@ -60,7 +60,7 @@ from ccsrp_jax.robustness.gradient_sources import gradient_sources
 from ccsrp_jax.robustness.run_suite import attack_all
 from ccsrp_jax.robustness.suites import PRESETS, build_suite
 from ccsrp_jax.training.batches import steps_per_epoch
-from ccsrp_jax.utils import compilation, devices, io
+from ccsrp_jax.utils import compilation, devices, digests, io
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError, check_number, unknown
 from ccsrp_jax.utils.io import write_atomic
@@ -185,7 +185,7 @@ def _fill(stage: Stage, terminal: Terminal) -> None:
         except InputError as error:  # the other methods go on
             terminal.line(f"{what} is left out: {error}")
             continue
-        io.write_json(path, row)
+        io.write_json(path, digests.with_digest(row))
         terminal.line(
             f"{what}: accuracy {row['accuracy']:.3f}, robust {row['robust_accuracy']:.3f}, "
             f"MACs {row['macs']:,}, parameters {row['params']:,}, search "
@@ -218,15 +218,15 @@ def _prepare(settings: Settings) -> Stage:
     stage = Stage(settings, job, loaded, architecture, variables, origin)
     _unpack(folder)
     about = folder / "about.json"
+    inputs = {
+        "network": digests.sha256_file(dense),
+        "splits": [digests.sha256_arrays(getattr(loaded, name)) for name in SPLITS],
+    }
     if about.exists():
-        if io.read_json(about)["settings"] != settings.fixed:
-            raise InputError(
-                f"{folder} was started with other settings ({io.read_json(about)['settings']}): "
-                "use them, or choose another --out."
-            )
+        _check_about(folder, io.read_json(about), settings, inputs)
         return stage
     folder.mkdir(parents=True, exist_ok=True)
-    dense = _measure(stage, variables, masks.ones(architecture))
+    measured = _measure(stage, variables, masks.ones(architecture))
     record = {
         "settings": settings.fixed,
         "dataset": loaded.name,
@@ -236,11 +236,27 @@ def _prepare(settings: Settings) -> Stage:
         "batch_size": job.training.batch_size,
         "footnote": loaded.record["footnote"],
         "caveat": final_evaluation.SUITE_CAVEAT[settings.suite],
-        "dense": dense,
+        "dense": measured,
+        "inputs": inputs,
         **devices.machine(),
     }
     io.write_json(about, record)
     return stage
+
+
+def _check_about(folder: Path, about: dict, settings: Settings, inputs: dict) -> None:
+    """Refuses to add cells to those of other settings, of another network or of other data."""
+    if about.get("settings") != settings.fixed:
+        raise InputError(
+            f"{folder} was started with other settings ({about.get('settings')}): use them, or "
+            "choose another --out."
+        )
+    # earlier versions recorded none
+    if about.get("inputs", inputs) != inputs:
+        raise InputError(
+            f"{folder} was started with another dense network or other data than those of "
+            f"{settings.run} now: put them back, or choose another --out."
+        )
 
 
 def _unpack(folder: Path) -> None:
@@ -252,7 +268,7 @@ def _unpack(folder: Path) -> None:
     part.mkdir(exist_ok=True)
     for row in record.pop("cells"):
         name = _file(row["method"], row["target"], row["seed"])
-        io.write_json(part / f"{name}.json", row)
+        io.write_json(part / f"{name}.json", digests.with_digest(row))
     io.write_json(folder / "about.json", {k: v for k, v in record.items() if k != "finding"})
     part.rename(cells)
 
@@ -347,10 +363,17 @@ def _measure(stage: Stage, variables: dict, chosen: masks.MaskTree) -> dict:
     }
 
 
+def _read_cell(path: Path) -> dict:
+    try:
+        return digests.without_digest(io.read_json(path))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): delete it to measure it again.") from error
+
+
 def report(folder: Path) -> None:
     """Writes methods.json from the cells in a directory, and index.html and curves.png from it."""
     about, table = folder / "about.json", folder / "methods.json"
-    cells = [io.read_json(path) for path in sorted((folder / "cells").glob("[!.]*.json"))]
+    cells = [_read_cell(path) for path in sorted((folder / "cells").glob("[!.]*.json"))]
     if about.exists() and cells:
         record = io.read_json(about) | {"cells": cells}
     elif table.exists():  # a table without its cells

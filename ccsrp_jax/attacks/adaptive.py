@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ccsrp_jax.attacks.base import RestartedAttack
 from ccsrp_jax.attacks.gradients import LossAndGradient, loss_and_gradient
-from ccsrp_jax.attacks.losses import infinite_where_not_finite
-from ccsrp_jax.attacks.threat_model import per_image
+from ccsrp_jax.attacks.losses import LOWEST, infinite_where_not_finite
+from ccsrp_jax.attacks.threat_model import check_attack, per_image
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.classifier import (
     ClassifierFn,
@@ -22,7 +22,7 @@ from ccsrp_jax.networks.classifier import (
     is_stochastic,
     predicted_classes,
 )
-from ccsrp_jax.utils.errors import check_number, unknown
+from ccsrp_jax.utils.errors import unknown
 
 
 class WorstIterate(NamedTuple):
@@ -35,7 +35,7 @@ class WorstIterate(NamedTuple):
     @classmethod
     def none_yet(cls, images: Float[Array, "B H W C"], labels: Int[Array, "B"]) -> "WorstIterate":
         """Before any evaluation: every iterate is worse."""
-        return cls(images, jnp.full(labels.shape, -jnp.inf), jnp.zeros(labels.shape, bool))
+        return cls(images, jnp.full(labels.shape, LOWEST), jnp.zeros(labels.shape, bool))
 
     def update(
         self, x: Float[Array, "B H W C"], result: LossAndGradient, labels: Int[Array, "B"]
@@ -123,9 +123,7 @@ class AdaptiveAttack(RestartedAttack):
 
     def check_settings(self, losses: Collection[str]) -> None:
         """Raises InputError for a setting that is out of range or an unknown loss."""
-        _ = self.threat  # checks norm and radius
-        for name in ("steps", "restarts", "samples"):
-            check_number(f"attack {name}", getattr(self, name), 1)
+        check_attack(self)
         if self.loss not in losses:
             raise unknown("attack loss", self.loss, losses)
 

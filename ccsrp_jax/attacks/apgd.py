@@ -16,7 +16,6 @@ from ccsrp_jax.attacks.losses import LOSSES
 from ccsrp_jax.attacks.threat_model import Norm, ThreatModel, per_image
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.classifier import is_stochastic, key_kwargs
-from ccsrp_jax.utils.errors import check_number
 
 
 class APGDState(NamedTuple):
@@ -85,9 +84,6 @@ class APGD(AdaptiveAttack):
 
     def __post_init__(self) -> None:
         self.check_settings(LOSSES)
-        check_number("attack targets", self.targets, 1)
-        check_number("attack rho", self.rho, 0, 1)
-        check_number("attack rank", self.rank, 1)
 
     @property
     def parts(self) -> tuple["APGD", ...]:

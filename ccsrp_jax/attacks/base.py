@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from ccsrp_jax.attacks.losses import cross_entropy, infinite_where_not_finite
+from ccsrp_jax.attacks.losses import LOWEST, cross_entropy, infinite_where_not_finite
 from ccsrp_jax.attacks.threat_model import NORMS, Norm, ThreatModel, per_image
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.classifier import ClassifierFn, key_kwargs
@@ -152,7 +152,7 @@ def worst_of(
     higher cross-entropy is.
     """
     worst = to_unit_range(images)
-    worst_score = jnp.full(labels.shape, -jnp.inf)
+    worst_score = jnp.full(labels.shape, LOWEST)
     for key_attack, attack in zip(jax.random.split(key, len(attacks)), attacks, strict=True):
         adversarial = unchecked(attack)(classifier, network_state, images, labels, key_attack)
         key_classify = jax.random.fold_in(key_attack, CLASSIFICATION_PASS)

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+# Below every finite loss. It is not infinite, which `JAX_DEBUG_INFS` would stop at.
+LOWEST = jnp.finfo(jnp.float32).min
+
 Loss = Callable[[Float[Array, "B K"], Int[Array, "B"], Int[Array, "B"] | None], Float[Array, "B"]]
 
 

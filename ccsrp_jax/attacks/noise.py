@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ccsrp_jax.attacks.base import AttackKind
-from ccsrp_jax.attacks.threat_model import NORMS, Norm, ThreatModel
+from ccsrp_jax.attacks.threat_model import NORMS, Norm, ThreatModel, check_attack
 from ccsrp_jax.data.checks import checked_images
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.utils.keys import checked_key
@@ -32,7 +32,7 @@ class Noise:
     norm: Norm = "linf"
 
     def __post_init__(self) -> None:
-        _ = self.threat  # checks norm and radius
+        check_attack(self)
 
     @property
     def threat(self) -> ThreatModel:
@@ -51,5 +51,5 @@ class Noise:
     def run(self, classifier, network_state, images, labels, key) -> Float[Array, "B H W C"]:
         """As a call, without the check of its arguments."""
         images = to_unit_range(images)
-        direction = self.threat.ascent_direction(jax.random.normal(key, images.shape))
+        direction = self.threat.ascent_direction(jax.random.normal(key, images.shape, images.dtype))
         return self.threat.project(images + self.eps * direction, images)

@@ -9,10 +9,9 @@ from jaxtyping import Array, Float
 
 from ccsrp_jax.attacks.base import RestartedAttack
 from ccsrp_jax.attacks.gradients import loss_and_gradient
-from ccsrp_jax.attacks.threat_model import Norm, ThreatModel
+from ccsrp_jax.attacks.threat_model import Norm, ThreatModel, check_attack
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.classifier import initial_state, is_stochastic
-from ccsrp_jax.utils.errors import check_number, unknown
 
 # (images, step, state) -> (gradient of what is increased, state of the next step)
 GradientFn = Callable[[Array, int, Any], tuple[Array, Any]]
@@ -84,13 +83,7 @@ class PGD(RestartedAttack):
     samples: int = 1
 
     def __post_init__(self) -> None:
-        _ = self.threat  # checks norm and radius
-        check_number("attack steps", self.steps, 1)
-        check_number("attack restarts", self.restarts, 1)
-        check_number("attack relative_step", self.relative_step, 0, above=True)
-        check_number("attack samples", self.samples, 1)
-        if self.loss not in ("ce", "margin", "dlr"):
-            raise unknown("attack loss", self.loss, ("ce", "margin", "dlr"))
+        check_attack(self)
 
     @property
     def step_size(self) -> float:

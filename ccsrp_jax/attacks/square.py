@@ -15,11 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ccsrp_jax.attacks.base import AttackKind, RestartedAttack
-from ccsrp_jax.attacks.losses import infinite_where_not_finite, margin
-from ccsrp_jax.attacks.threat_model import Norm, ThreatModel, per_image
+from ccsrp_jax.attacks.losses import LOWEST, infinite_where_not_finite, margin
+from ccsrp_jax.attacks.threat_model import Norm, ThreatModel, check_attack, per_image
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.classifier import is_stochastic, predicted_classes
-from ccsrp_jax.utils.errors import check_number
 
 # Squares, of 10,000, after which the share of changed pixels is halved: AutoAttack's list,
 # which has the 500 that the paper's lacks.
@@ -73,11 +72,7 @@ class Square(RestartedAttack):
     samples: int = 1
 
     def __post_init__(self) -> None:
-        _ = self.threat  # checks the radius
-        check_number("attack samples", self.samples, 1)
-        check_number("attack budget", self.budget, 1)
-        check_number("attack p_init", self.p_init, 0, 1, above=True)
-        check_number("attack restarts", self.restarts, 1)
+        check_attack(self)
 
     @property
     def gradients(self) -> int:
@@ -104,7 +99,7 @@ class Square(RestartedAttack):
         images = to_unit_range(images)
         key_moves, key_network = jax.random.split(key)
         query = partial(_query, classifier, self.samples, network_state, labels, key_network)
-        lowest = jnp.full(labels.shape, -jnp.inf, jnp.float32)
+        lowest = jnp.full(labels.shape, LOWEST)
         best = query(0, images, BestQuery(images, lowest, jnp.zeros(labels.shape, bool)))
         striped = _striped(key_moves, images, self.threat)
         best = query(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from ccsrp_jax.utils.errors import InputError, unknown
+from ccsrp_jax.utils.fields import POSITIVE, SIZE, Limits, check_fields, real
 
 Norm = Literal["linf", "l2"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
@@ -37,6 +38,8 @@ class ThreatModel:
 
     def __post_init__(self) -> None:
         check_norm(self.norm)
+        eps = real("attack eps", self.eps, Limits(infinite=True))
+        object.__setattr__(self, "eps", eps)
         if not 0 <= self.eps <= MAX_EPS[self.norm]:
             raise InputError(
                 f"attack eps {self.eps} is outside [0, {MAX_EPS[self.norm]}]: give the radius "
@@ -121,9 +124,28 @@ class ThreatModel:
         return 1.0 if self.norm == "linf" else math.sqrt(pixels)
 
 
+# Which numbers the settings of attacks take, by their names.
+SETTINGS = {
+    **dict.fromkeys(("steps", "restarts", "samples", "budget", "targets", "rank"), SIZE),
+    "relative_step": POSITIVE,
+    "rho": Limits(0, 1),
+    "p_init": Limits(0, 1, above=True),
+}
+
+
+def check_attack(attack: Any) -> None:
+    """Checks and converts the settings of an attack, a frozen dataclass, in its `__post_init__`.
+
+    Raises:
+      InputError: a norm or radius that no `ThreatModel` has, or another setting out of range.
+    """
+    ThreatModel(attack.norm, attack.eps)
+    check_fields(attack, "attack", SETTINGS)
+
+
 def check_norm(norm: str) -> None:
     """Raises InputError for an unknown norm."""
-    if norm not in NORMS:
+    if not isinstance(norm, str) or norm not in NORMS:
         raise unknown("norm", norm, NORMS)
 
 

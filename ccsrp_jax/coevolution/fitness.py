@@ -8,7 +8,7 @@ and candidates that are significantly worse may be eliminated early (`racing`).
 """
 
 from itertools import pairwise, product
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from ccsrp_jax.coevolution.racing import Racing
 from ccsrp_jax.coevolution.scoring import attack_members, score_attacked, score_members, score_pairs
 from ccsrp_jax.coevolution.task import Batch, Task
 from ccsrp_jax.utils import devices
+from ccsrp_jax.utils.errors import InputError
 
 
 class Scores(NamedTuple):
@@ -64,7 +65,11 @@ def score(task: Task, members: Float[np.ndarray, "M n"], *, racing: Racing | Non
       racing: eliminates candidates that are significantly worse before they have seen all images,
         which must be in random order. By default all candidates see all images. Candidates that
         are not eliminated score the same either way.
+
+    Raises:
+      InputError: candidates that are no 0/1 masks of the group.
     """
+    members = _checked_members(task, members)
     macs = task.macs[members.astype(bool).sum(-1)]
     values, seen = _evaluate(task, members, macs, racing)
     means = np.stack([values[:, :, i, :n].mean(-1, dtype=np.float64) for i, n in enumerate(seen)])
@@ -73,6 +78,17 @@ def score(task: Task, members: Float[np.ndarray, "M n"], *, racing: Racing | Non
     distance = np.abs(values[:, 1].astype(np.float64) - reference[:, None])
     change = np.stack([distance[:, i, :n].mean(-1) for i, n in enumerate(seen)], axis=1)
     return Scores(error, robust_error, loss, robust_loss, macs, seen, *change)
+
+
+def _checked_members(task: Task, members: Any) -> np.ndarray:
+    """Candidate masks as an array of 0 and 1, (M, n)."""
+    members, filters = np.asarray(members), len(task.macs) - 1
+    if members.ndim != 2 or members.shape[-1] != filters or not np.isin(members, (0, 1)).all():
+        raise InputError(
+            f"candidates for {task.group!r} are {members.dtype} of shape {members.shape}: give 0/1 "
+            f"masks of shape (candidates, {filters})."
+        )
+    return members
 
 
 def with_reference(task: Task) -> Task:

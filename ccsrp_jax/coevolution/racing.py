@@ -9,7 +9,14 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.special import stdtrit
 
-from ccsrp_jax.utils.errors import check_number, unknown
+from ccsrp_jax.utils.fields import Limits, check_fields
+
+LIMITS = {
+    "confidence": Limits(0, 1, above=True),
+    "first": Limits(2),
+    "robust_weight": Limits(0),
+    "macs_weight": Limits(0),
+}
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,7 @@ class Racing:
     macs_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        check_number("racing confidence", self.confidence, 0, 1, above=True)
-        check_number("racing first", self.first, 2)
-        check_number("robust_weight", self.robust_weight, 0)
-        check_number("macs_weight", self.macs_weight, 0)
-        if self.objective not in ("accuracy", "loss"):
-            raise unknown("objective", self.objective, ("accuracy", "loss"))
+        check_fields(self, "racing", LIMITS)
 
     def elimination_points(self, batches: int, batch_size: int) -> list[int]:
         """Numbers of batches after which candidates may be eliminated, in increasing order.

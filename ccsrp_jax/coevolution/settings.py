@@ -1,7 +1,7 @@
 """Settings of a round's search, and the presets that name them."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -10,7 +10,8 @@ from ccsrp_jax.coevolution import selection, strategies
 from ccsrp_jax.coevolution.racing import Racing
 from ccsrp_jax.networks.architecture import Architecture, coupled, groups
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.utils.errors import InputError, check_number, unknown
+from ccsrp_jax.utils.errors import InputError, unknown
+from ccsrp_jax.utils.fields import LARGEST_INTEGER, SIZE, Limits, check_fields
 
 Objective = Literal["accuracy", "loss", "change"]
 Selection = Literal["weighted_sum", "nsga2"]
@@ -19,6 +20,14 @@ Splice = Literal["winners", "price"]
 
 # Strategies that compare fitness values of different generations, which ranks do not allow.
 USE_EARLIER_FITNESS = ("PSO", "HillClimbing", "GradientlessDescent", "SimulatedAnnealing")
+
+SHARE = Limits(0, 1, above=True)
+LIMITS = {
+    "population": Limits(high=LARGEST_INTEGER),
+    **dict.fromkeys(("generations", "multiple"), SIZE),
+    **dict.fromkeys(("keep_floor", "mutation_rate", "init_keep", "levels"), SHARE),
+    **dict.fromkeys(("white_box_steps", "robust_weight", "macs_weight"), Limits(0)),
+}
 
 
 @dataclass(frozen=True)
@@ -94,36 +103,15 @@ class Search:
     splice: Splice = "winners"
 
     def __post_init__(self) -> None:
+        check_fields(self, limits=LIMITS)
         if self.strategy not in strategies.STRATEGIES:
             raise unknown("strategy", self.strategy, strategies.STRATEGIES)
         if self.population < 2:
             raise InputError(
                 f"population {self.population} is too small to search: give 2 or more members."
             )
-        self._check_choices()
-        self._check_ranges()
         self._check_strategy()
         self._check_racing()
-
-    def _check_choices(self) -> None:
-        for name, choices in (
-            ("decoder", strategies.Decoder),
-            ("objective", Objective),
-            ("selection", Selection),
-            ("shared_set", SharedSet),
-            ("splice", Splice),
-        ):
-            if getattr(self, name) not in get_args(choices):
-                raise unknown(name, getattr(self, name), get_args(choices))
-
-    def _check_ranges(self) -> None:
-        check_number("generations", self.generations, 1)
-        check_number("multiple", self.multiple, 1)
-        for name in ("keep_floor", "mutation_rate", "init_keep"):
-            check_number(name, getattr(self, name), 0, 1, above=True)
-        for level in self.levels:
-            check_number("each of levels", level, 0, 1, above=True)
-        check_number("white_box_steps", self.white_box_steps, 0)
 
     def _check_strategy(self) -> None:
         if self.selection == "nsga2" and self.strategy in USE_EARLIER_FITNESS:

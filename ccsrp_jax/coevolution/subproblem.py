@@ -19,8 +19,9 @@ from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.inputs import checked_inputs
 from ccsrp_jax.networks.masks import MaskTree, as_floats
 from ccsrp_jax.utils import devices
-from ccsrp_jax.utils.errors import InputError, check_number
+from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.execution import Execution
+from ccsrp_jax.utils.fields import SIZE, integer
 from ccsrp_jax.utils.keys import checked_key
 
 
@@ -92,7 +93,7 @@ def prepare_task(
     key: Array | None = None,
 ) -> Task:
     """As `make_task`, which documents the arguments, with sizes and devices as `Execution`."""
-    check_number("population", population, 1)
+    population = integer("population", population, SIZE)
     _check_images(clean, adversarial, attack)
     if key is None and (attack is not None or classifier.stochastic):
         raise InputError("attacks and stochastic networks draw at random: give a key.")

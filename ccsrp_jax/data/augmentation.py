@@ -1,11 +1,13 @@
 """Random shifts, flips and cutout of training images."""
 
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from ccsrp_jax.utils.errors import unknown
 
 Augmentation = Literal["none", "shift", "crop_flip", "crop_flip_cutout"]
 
@@ -21,7 +23,12 @@ def augment(
     mirrors every second image on average. `crop_flip_cutout` then sets a square of half the
     shorter side around a random pixel to 0, as far as it lies in the image (DeVries and Taylor,
     arXiv 1708.04552, who fill it with the mean colour).
+
+    Raises:
+      InputError: an unknown kind.
     """
+    if kind not in get_args(Augmentation):
+        raise unknown("augmentation", kind, get_args(Augmentation))
     if kind == "none":
         return images
     key_shift, key_flip = jax.random.split(key)

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from ccsrp_jax.data.division import SplitSettings, divide, whole_number
 from ccsrp_jax.data.paths import user_path
 from ccsrp_jax.data.source import ReadOptions, SourceDataset, validated_train_and_test
 from ccsrp_jax.data.splits import Dataset, Encoding
-from ccsrp_jax.utils.errors import InputError, check_number, reason
+from ccsrp_jax.utils.errors import InputError, check_number, reason, unknown
 
 # Data sets with a reader of their own; all other names are .npz files or TFDS data sets.
 READERS: dict[str, Callable[[ReadOptions], SourceDataset]] = {
@@ -101,6 +101,12 @@ def from_arrays(
     Raises:
       InputError: the arrays cannot be used.
     """
+    for what, given, options in (
+        ("augmentation", augmentation, get_args(Augmentation)),
+        ("encoding", encoding, get_args(Encoding)),
+    ):
+        if given not in options:
+            raise unknown(what, given, options)
     arrays = [
         _as_array(name, key, given)
         for key, given in zip(npz.IMAGE_KEYS, (x_train, y_train, x_test, y_test), strict=True)

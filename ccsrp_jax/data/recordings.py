@@ -23,6 +23,7 @@ from ccsrp_jax.utils.devices import format_gib
 from ccsrp_jax.utils.errors import InputError
 
 MIN_EVENTS = 10  # from which a gap says something about the clock
+CROWD = 0.1  # events crowd if all but this share of them lie in this share of the length
 NAMED = 3  # recordings that a warning names
 USUAL_SHARE = 0.999  # of the events, whose pixels give a camera's usual size
 FEW_EVENTS = 100  # below which they say nothing about it
@@ -101,15 +102,17 @@ def oddity(events: Events, time_steps: int) -> str | None:
     times = np.sort(elapsed(events.microseconds))
     if times[-1] + 1 < time_steps:
         return "short"
-    return "torn" if 2 * np.diff(times).max() > times[-1] else None
+    most = total - int(CROWD * total)
+    crowded = (times[most - 1 :] - times[: total - most + 1]).min() < CROWD * times[-1]
+    return "torn" if crowded or 2 * np.diff(times).max() > times[-1] else None
 
 
 ODDITIES = {
     "silent": "without any event, so that its image is black: leave out what recorded nothing",
     "short": "with fewer different times than frames, so that some frames are always empty: give "
     "times in microseconds, or fewer time steps",
-    "torn": "with a gap of more than half its length, so that events crowd into few frames: check "
-    "its first and last times, and that its clock does not jump",
+    "torn": "with a gap of more than half its length, or most events in a tenth of it, so that "
+    "they crowd into few frames: check its first and last times, and that its clock does not jump",
 }
 
 

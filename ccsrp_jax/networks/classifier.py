@@ -14,7 +14,7 @@ A classifier is a hashable callable `classifier(network_state, images) -> logits
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -28,6 +28,7 @@ from ccsrp_jax.networks.gradients import (
 )
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
+from ccsrp_jax.utils.errors import InputError, shown
 
 ClassifierFn = Callable[..., Float[Array, "B K"]]
 
@@ -43,10 +44,20 @@ class Classifier:
     Attributes:
       architecture: the network.
       surrogate: the backward pass of its spikes; it need not be that of training.
+
+    Raises:
+      InputError: they are something else.
     """
 
     architecture: Architecture
     surrogate: Backward = Surrogate()
+
+    def __post_init__(self) -> None:
+        kinds = {"architecture": (Architecture,), "surrogate": get_args(Backward)}
+        for name, classes in kinds.items():
+            if not isinstance(value := getattr(self, name), classes):
+                known = " or ".join(each.__name__ for each in classes)
+                raise InputError(f"{name} of a classifier is {shown(value)}: give {known}.")
 
     @property
     def stochastic(self) -> bool:

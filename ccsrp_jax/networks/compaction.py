@@ -27,7 +27,7 @@ def compact(
     Raises:
       InputError: the masks do not fit, or a group would keep no filter.
     """
-    masks = masking.as_floats(architecture, masks or {})
+    masks = masking.as_floats(architecture, {} if masks is None else masks)
     channels = masking.kept_channels(architecture, masks)
     kept = {name: np.flatnonzero(bits) for name, bits in channels.items()}
     nodes = []

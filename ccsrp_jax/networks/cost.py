@@ -45,7 +45,7 @@ from ccsrp_jax.networks.synops import (
     energy_nj,
     synops,
 )
-from ccsrp_jax.utils.errors import check_number
+from ccsrp_jax.utils.fields import SIZE, integer
 
 __all__ = [
     "COST_IMAGES",
@@ -110,7 +110,7 @@ def latency_ms(
     Raises:
       InputError: images that a network cannot take, or no repeat.
     """
-    check_number("repeats", repeats, 1)
+    repeats = integer("repeats", repeats, SIZE)
     for classifier, network_state in networks:
         images = checked_batch(classifier, network_state, images)
     images = to_unit_range(jnp.asarray(images))

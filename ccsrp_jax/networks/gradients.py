@@ -57,6 +57,9 @@ class Hart:
 
     surrogate: Surrogate = Surrogate("triangle", 1.0)
 
+    def __post_init__(self) -> None:
+        check_fields(self, "hart")
+
 
 @dataclass(frozen=True)
 class Relu:

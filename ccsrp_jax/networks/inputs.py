@@ -10,6 +10,7 @@ from ccsrp_jax.data.checks import checked_images, checked_labels, checked_split
 from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier, key_kwargs
+from ccsrp_jax.networks.masks import check_fit
 from ccsrp_jax.utils.errors import InputError
 
 
@@ -73,6 +74,12 @@ def _declared(classifier: Any, network_state: Any) -> Interface:
             f"the state of the network is a {type(network_state).__name__}: give the pair "
             "(variables, masks), with None for masks if no filter is removed."
         )
+    masks = network_state[1]
+    if not (masks is None or isinstance(masks, Mapping)):
+        raise InputError(
+            f"masks are a {type(masks).__name__}: give a dictionary from group to 0/1 array."
+        )
+    check_fit(architecture, masks or {})
     return Interface(tuple(architecture.input_shape), architecture.classes)
 
 

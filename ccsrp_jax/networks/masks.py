@@ -25,6 +25,8 @@ from ccsrp_jax.networks.architecture import (
     kernel_shapes,
 )
 from ccsrp_jax.utils.errors import InputError, reason, unknown
+from ccsrp_jax.utils.fields import Limits, real
+from ccsrp_jax.utils.keys import checked_key
 
 MaskTree = Mapping[str, Array | np.ndarray]
 
@@ -53,6 +55,7 @@ def ones(architecture: Architecture) -> MaskTree:
 
 def random(key: Array, architecture: Architecture, keep: float) -> MaskTree:
     """Keeps each filter with probability `keep`, and at least one filter in every group."""
+    key, keep = checked_key(key), real("keep", keep, Limits(0, 1))
     masks = {}
     for name, width in groups(architecture).items():
         key, key_bits, key_one = jax.random.split(key, 3)
@@ -150,7 +153,7 @@ def kept_channels(
     architecture: Architecture, masks: Mapping[str, Any] | None
 ) -> dict[str, np.ndarray]:
     """By node, which channels (or features) of its output the masks keep, as booleans."""
-    masks = as_floats(architecture, masks or {})
+    masks = as_floats(architecture, {} if masks is None else masks)
     filters = {name: mask for name, mask in masks.items() if not name.endswith(KERNEL)}
     kept = {name: np.asarray(mask, bool) for name, mask in filters.items()}
     channels = {}

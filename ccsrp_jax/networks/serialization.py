@@ -24,7 +24,7 @@ from ccsrp_jax.networks.nodes import Shape
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.utils.errors import InputError, reason
 from ccsrp_jax.utils.fields import json_object, shown
-from ccsrp_jax.utils.io import write_atomic
+from ccsrp_jax.utils.io import as_path, write_atomic
 
 ARCHITECTURE, PROVENANCE, DIGEST = "architecture", "provenance", "sha256"  # keys of the metadata
 NAMED = 3  # tensors that a message names
@@ -63,6 +63,7 @@ def save(
     Raises:
       InputError: the variables are not those of the architecture, or are not finite.
     """
+    path = as_path(path)
     if not isinstance(variables, Mapping):
         raise InputError(f"the variables are {shown(variables)}: give those of `init` or `train`.")
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
@@ -72,7 +73,7 @@ def save(
     if provenance is not None:
         metadata[PROVENANCE] = json.dumps(dict(provenance), sort_keys=True)
     metadata[DIGEST] = _digest(metadata, tensors)
-    write_atomic(Path(path), _in_order(serialize(tensors, metadata)))
+    write_atomic(path, _in_order(serialize(tensors, metadata)))
 
 
 def load(path: str | PathLike[str]) -> tuple[Architecture, dict]:
@@ -88,7 +89,7 @@ def load(path: str | PathLike[str]) -> tuple[Architecture, dict]:
 
 def load_with_provenance(path: str | PathLike[str]) -> SavedNetwork:
     """Reads a network and what it was trained on; otherwise as `load`."""
-    path = Path(path)
+    path = as_path(path)
     metadata, tensors = _read(path)
     try:
         architecture = Architecture.from_json(metadata[ARCHITECTURE])

@@ -28,10 +28,16 @@ from ccsrp_jax.networks.nodes import (
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.utils.errors import InputError, unknown
 from ccsrp_jax.utils.fields import POSITIVE, SIZE, converted, integer, real, shown
+from ccsrp_jax.utils.keys import checked_key
 
 
 def init(key: Array, architecture: Architecture) -> dict:
-    """Initial variables, `{"params", "batch_stats"}`, of a network."""
+    """Initial variables, `{"params", "batch_stats"}`, of a network.
+
+    Raises:
+      InputError: the key is none.
+    """
+    key = checked_key(key)
     image = jnp.zeros((1, *architecture.input_shape))
     return jax.jit(SpikingNetwork(architecture).init)(key, image, key=key)
 

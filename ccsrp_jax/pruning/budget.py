@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 from ccsrp_jax.networks import cost
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.utils.errors import InputError, check_number, unknown
+from ccsrp_jax.utils.errors import InputError, unknown
+from ccsrp_jax.utils.fields import Limits, check_fields
 
 MEASURES = ("macs", "params", "synops")
 
@@ -39,9 +40,9 @@ class Target:
     fraction: float = 0.5
 
     def __post_init__(self) -> None:
+        check_fields(self, "target", {"fraction": Limits(0, 1, above=True)})
         if self.measure not in MEASURES:
             raise unknown("measure of a target", self.measure, MEASURES)
-        check_number("target fraction", self.fraction, 0, 1, above=True)
 
 
 def cost_of(

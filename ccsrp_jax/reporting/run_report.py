@@ -1,6 +1,7 @@
 """The report of a pruning run, as a self-contained HTML page made from its directory alone."""
 
 import json
+from os import PathLike
 from pathlib import Path
 
 from ccsrp_jax.reporting.figure_style import to_png
@@ -23,7 +24,7 @@ from ccsrp_jax.reporting.run_summary import (
 from ccsrp_jax.reporting.templates import base64_text, render
 from ccsrp_jax.reporting.tradeoff_figure import tradeoff_figure
 from ccsrp_jax.utils.errors import InputError
-from ccsrp_jax.utils.io import write_atomic
+from ccsrp_jax.utils.io import as_path, write_atomic
 from ccsrp_jax.utils.stats import wilson_interval
 
 QUANTITIES = (  # key of a network's measurements, name, unit, format
@@ -43,7 +44,7 @@ FILTERS = {
 }
 
 
-def write(run_dir: Path) -> Path:
+def write(run_dir: str | PathLike[str]) -> Path:
     """Writes tradeoff.png, filters.png, training.png and report.html into a run directory.
 
     Also robustness.png, if robustness was evaluated. Reads config.json, summary.json,
@@ -56,6 +57,7 @@ def write(run_dir: Path) -> Path:
     Raises:
       InputError: a file is missing or is not JSON, or the archive is empty.
     """
+    run_dir = as_path(run_dir)
     [config] = _read(run_dir / "config.json", lines=False)
     [summary] = _read(run_dir / "summary.json", lines=False)
     metrics = _read(run_dir / "metrics.jsonl", lines=True)

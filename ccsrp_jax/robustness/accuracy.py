@@ -20,7 +20,8 @@ from ccsrp_jax.networks.classifier import (
     predicted_classes,
 )
 from ccsrp_jax.networks.inputs import checked_batch, checked_inputs
-from ccsrp_jax.utils.errors import InputError, check_number
+from ccsrp_jax.utils.errors import InputError
+from ccsrp_jax.utils.fields import SIZE, Limits, integer
 from ccsrp_jax.utils.keys import checked_key
 
 VOTES = 16  # passes per image that a stochastic network's prediction is the majority of
@@ -49,7 +50,7 @@ def predict(
       InputError: no key for a stochastic network, or images, state or key that cannot be used.
     """
     images = to_unit_range(jnp.asarray(checked_batch(classifier, network_state, images)))
-    check_number("votes", votes, 1)
+    votes = integer("votes", votes, SIZE)
     key = None if key is None else checked_key(key)
     return _predict(classifier, network_state, images, key, votes)
 
@@ -113,8 +114,8 @@ def correct(
       InputError: no key where one is needed, or images, labels, state or key that cannot be used.
     """
     split = checked_inputs(classifier, network_state, split)
-    check_number("batch_size", batch_size, 1)
-    check_number("votes", votes, 1)
+    batch_size = integer("batch_size", batch_size, Limits(1))
+    votes = integer("votes", votes, SIZE)
     key = None if key is None else checked_key(key)
     classes = _classes_of_split(
         classifier, network_state, split, attack, key, batch_size, votes, progress
@@ -173,8 +174,8 @@ class Evaluator:
     votes: int = VOTES
 
     def __post_init__(self) -> None:
-        check_number("batch_size", self.batch_size, 1)
-        check_number("votes", self.votes, 1)
+        object.__setattr__(self, "batch_size", integer("batch_size", self.batch_size, Limits(1)))
+        object.__setattr__(self, "votes", integer("votes", self.votes, SIZE))
         split = checked_inputs(self.classifier, self.network_state, self.split)
         object.__setattr__(self, "split", split)
 

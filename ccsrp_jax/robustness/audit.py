@@ -18,7 +18,7 @@ from ccsrp_jax.robustness.accuracy import Evaluator
 from ccsrp_jax.robustness.gradient_sources import GradientSource
 from ccsrp_jax.robustness.outcome import Outcome
 from ccsrp_jax.robustness.sweeps import Sweeps, run_sweeps
-from ccsrp_jax.utils.errors import check_number
+from ccsrp_jax.utils.fields import Limits, integer
 
 ROUNDING = 1e-6  # distance to the ball that float32 explains
 
@@ -97,7 +97,7 @@ def audit(
       images: number of images for the sweeps, evenly spaced over the split.
       samples: draws over which the suite averaged a stochastic network's gradient.
     """
-    check_number("audit_images", images, 1)
+    images = integer("audit_images", images, Limits(1))
     options = {"images": images, "samples": samples}
     sweeps = run_sweeps(evaluator, outcome.threat, sources, key, **options)
     return Verdict(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import jax
@@ -23,7 +23,8 @@ from ccsrp_jax.robustness.outcome import Outcome
 from ccsrp_jax.robustness.run_suite import attack_all
 from ccsrp_jax.robustness.suites import EOT_SAMPLES, AttackSpec, build_suite
 from ccsrp_jax.utils.console import Terminal
-from ccsrp_jax.utils.errors import InputError, check_number
+from ccsrp_jax.utils.errors import InputError, shown
+from ccsrp_jax.utils.fields import SIZE, Limits, integer
 from ccsrp_jax.utils.keys import checked_key
 from ccsrp_jax.utils.stats import wilson_interval
 
@@ -127,7 +128,7 @@ def evaluate(
     audit_images: int = 128,
     natural: Sequence[tuple[str, int]] | None = None,
     baseline: GradientSource | None = None,
-    record: Path | None = None,
+    record: str | PathLike[str] | None = None,
     terminal: Terminal | None = None,
 ) -> Assessment:
     """Attacks a classifier with a suite, audits the result, and measures natural robustness.
@@ -160,16 +161,20 @@ def evaluate(
       InputError: one of them cannot be used.
     """
     threat = ThreatModel(norm, eps)
-    check_number("audit_images", audit_images, 1)
+    audit_images = integer("audit_images", audit_images, Limits(1))
     check_names(others or {})
     key = checked_key(key)
     evaluator = Evaluator(classifier, network_state, split, batch_size, votes)
     reference = None if baseline is None else replace(evaluator, **baseline._asdict())
     preset = suite if isinstance(suite, str) else "custom"
     corruptions = default_corruptions(preset, evaluator.split) if natural is None else natural
-    for name, severity in corruptions:
-        check_corruption(name, severity, evaluator.split.images.shape[1:])
-    draws = samples or EOT_SAMPLES.get(preset, EOT_SAMPLES["standard"])
+    for pair in corruptions:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2):
+            raise InputError(f"natural holds {shown(pair)}: give pairs of a name and a severity.")
+        check_corruption(*pair, evaluator.split.images.shape[1:])
+    draws = EOT_SAMPLES.get(preset, EOT_SAMPLES["standard"])
+    if samples is not None:
+        draws = integer("samples", samples, SIZE)
     sources = gradient_sources(classifier, network_state) | dict(others or {})
     if preset == "pgd":
         sources = {OWN: sources[OWN]}

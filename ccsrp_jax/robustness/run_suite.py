@@ -8,7 +8,7 @@ on all images, so that their accuracy can be reported by itself.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
+from os import PathLike
 from typing import NamedTuple
 
 import jax
@@ -29,6 +29,7 @@ from ccsrp_jax.robustness.suite_record import fingerprint, load_progress, save_p
 from ccsrp_jax.robustness.suites import AttackSpec
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError
+from ccsrp_jax.utils.io import as_path
 from ccsrp_jax.utils.keys import checked_key
 
 
@@ -39,7 +40,7 @@ def attack_all(
     key: Array,
     *,
     threat: ThreatModel,
-    record: Path | None = None,
+    record: str | PathLike[str] | None = None,
     terminal: Terminal | None = None,
 ) -> Outcome:
     """Runs a suite on the images of a split.
@@ -58,7 +59,7 @@ def attack_all(
       InputError: the images, the labels or the record cannot be used.
     """
     check_images(evaluator)
-    key = checked_key(key)
+    key, record = checked_key(key), None if record is None else as_path(record)
     used = {spec.source: sources[spec.source] for spec in specs}
     about = fingerprint(evaluator, specs, used, threat, key)
     key_clean, key_attacks = jax.random.split(key)

@@ -27,7 +27,8 @@ from ccsrp_jax.networks.classifier import (
     predicted_classes,
 )
 from ccsrp_jax.networks.inputs import checked_batch
-from ccsrp_jax.utils.errors import InputError, check_number
+from ccsrp_jax.utils.errors import InputError
+from ccsrp_jax.utils.fields import POSITIVE, SIZE, Limits, check_fields, integer
 from ccsrp_jax.utils.keys import checked_key
 
 ABSTAIN = NO_CLASS
@@ -52,9 +53,8 @@ class Smoothing:
     alpha: float = 0.001
 
     def __post_init__(self) -> None:
-        check_number("smoothing sigma", self.sigma, 0, above=True)
-        check_number("smoothing selection_samples", self.selection_samples, 1)
-        check_number("smoothing samples", self.samples, 1)
+        limits = {"sigma": POSITIVE, "selection_samples": SIZE, "samples": SIZE}
+        check_fields(self, "smoothing", limits)
         if not 0 < self.alpha < 1:
             raise InputError(
                 f"smoothing alpha {self.alpha} is outside (0, 1): give the probability of "
@@ -184,7 +184,7 @@ def _votes(
     classifier, network_state, images, key, sigma, samples, batch_size
 ) -> Iterator[Int[np.ndarray, "samples"]]:
     """For every image in turn, the predicted class of each of its noisy draws."""
-    check_number("smoothing batch_size", batch_size, 1)
+    batch_size = integer("smoothing batch_size", batch_size, Limits(1))
     images = to_unit_range(np.asarray(checked_batch(classifier, network_state, images)))
     key = checked_key(key)
     for number, image in enumerate(images):

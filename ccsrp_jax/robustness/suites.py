@@ -20,7 +20,7 @@ from ccsrp_jax.robustness.gradient_sources import (
     gradient_sources,
     is_transfer,
 )
-from ccsrp_jax.utils.errors import InputError, unknown
+from ccsrp_jax.utils.errors import InputError, shown, unknown
 
 __all__ = [
     "BACKWARDS",
@@ -209,6 +209,11 @@ def build_suite(
     if not specs:
         raise InputError("the suite holds no attack: give a preset or at least one attack.")
     for spec in specs:
+        if not isinstance(spec, AttackSpec):
+            raise InputError(
+                f"the suite holds {shown(spec)}: give AttackSpec(name, attack), or for a name of "
+                "`ATTACKS` parse_attack(name, threat)."
+            )
         if spec.source not in sources:
             raise unknown(f"gradient source of the attack {spec.name!r}", spec.source, sources)
     return sorted(specs, key=lambda spec: KINDS.index(spec.kind))

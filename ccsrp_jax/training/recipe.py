@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import typing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +9,19 @@ import jax
 import optax
 
 from ccsrp_jax.attacks.pgd import PGD
-from ccsrp_jax.utils.errors import InputError, check_number, unknown
+from ccsrp_jax.utils.errors import InputError, shown
+from ccsrp_jax.utils.fields import LARGEST_INTEGER, POSITIVE, Limits, check_fields
+
+LIMITS = {
+    "batch_size": Limits(1),
+    **dict.fromkeys(("epochs", "clean_epochs"), Limits(0, LARGEST_INTEGER)),
+    **dict.fromkeys(("learning_rate", "trades_temperature"), POSITIVE),
+    **dict.fromkeys(("weight_decay", "clip_norm", "trades"), Limits(0)),
+    **dict.fromkeys(("orthogonal", "sparse_gradient", "membrane", "certified_eps"), Limits(0)),
+    **dict.fromkeys(("warmup", "clean_weight", "momentum"), Limits(0, 1)),
+    **dict.fromkeys(("label_smoothing", "tet_weight", "ema"), Limits(0, 1)),
+    **dict.fromkeys(("certified", "certified_ramp"), Limits(0, 1)),
+}
 
 
 @dataclass(frozen=True)
@@ -93,21 +104,7 @@ class BaseRecipe:
     certified_ramp: float = 0.6
 
     def __post_init__(self) -> None:
-        check_number("batch_size", self.batch_size, 1)
-        for name in ("learning_rate", "trades_temperature"):
-            check_number(name, getattr(self, name), 0, above=True)
-        for name in ("epochs", "weight_decay", "clean_epochs", "clip_norm", "trades"):
-            check_number(name, getattr(self, name), 0)
-        for name in ("orthogonal", "sparse_gradient", "membrane", "certified_eps"):
-            check_number(name, getattr(self, name), 0)
-        for name in ("warmup", "clean_weight", "momentum", "label_smoothing", "tet_weight", "ema"):
-            check_number(name, getattr(self, name), 0, 1)
-        for name in ("certified", "certified_ramp"):
-            check_number(name, getattr(self, name), 0, 1)
-        for name, kind in typing.get_type_hints(type(self)).items():
-            options = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
-            if options and getattr(self, name) not in options:
-                raise unknown(name, getattr(self, name), options)
+        check_fields(self, limits=LIMITS)
         if self.ema == 1:
             raise InputError("ema 1 would never leave its start: give a decay below 1, say 0.999.")
         if self.trades and not self.adversarial:
@@ -134,6 +131,13 @@ class Recipe(BaseRecipe):
     """
 
     adversarial: PGD | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.adversarial is None or callable(self.adversarial)):
+            raise InputError(
+                f"adversarial is {shown(self.adversarial)}: give an attack, such as PGD(), or None."
+            )
 
     def clean_share(self, epoch: int) -> float:
         """Weight of the clean images' loss in an epoch."""

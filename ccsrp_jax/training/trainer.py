@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def train(
     key: Array,
     classifier: Classifier,
     variables: dict,
-    masks: MaskTree,
+    masks: Mapping[str, Any] | None,
     split: Split,
     recipe: Recipe,
     *,
@@ -79,7 +79,8 @@ def train(
       key: for shuffling, augmentation, the attack's random starts and a stochastic encoding.
       classifier: architecture, and the surrogate of training and of its attack.
       variables: initial values; they are copied, so the caller's stay valid.
-      masks: filters to keep; a masked network trains like its compacted counterpart.
+      masks: filters to keep, by default all; a masked network trains like its compacted
+        counterpart.
       split: training images and labels.
       recipe: epochs, loss, optimizer, attack.
       augmentation: see `augment`.
@@ -96,16 +97,17 @@ def train(
         batch and random draws equal those of one device, so results differ by rounding only.
 
     Raises:
-      InputError: the images, labels or key cannot be used, the loss stops being finite, the
-        recipe does not go with the surrogate, or the batch size is no multiple of the number of
-        devices.
+      InputError: the images, labels, masks or key cannot be used, the loss stops being finite,
+        the recipe does not go with the surrogate, or the batch size is no multiple of the number
+        of devices.
     """
     key, split = checked_key(key), checked_inputs(classifier, (variables, masks), split)
+    kept = masking.as_floats(classifier.architecture, masks or {})
     _check(classifier, recipe, full_batch(recipe, len(split.labels)), mesh)
     if recipe.orthogonal and start is None:
-        variables = zero_pruned_kernels(classifier.architecture, variables, masks)
+        variables = zero_pruned_kernels(classifier.architecture, variables, kept)
     state = start_state(recipe, variables) if start is None else jax.tree.map(jnp.array, start)
-    state, masks, key = (devices.put(mesh, each) for each in (state, dict(masks), key))
+    state, kept, key = (devices.put(mesh, each) for each in (state, dict(kept), key))
     images, labels = devices.put(mesh, tuple(split))
     training = _Training(
         _training_classifier(classifier, recipe, mesh),
@@ -116,14 +118,14 @@ def train(
         key,
     )
     for epoch in range(first_epoch, recipe.epochs):
-        state, record = _train_epoch(training, epoch, state, masks, on_step)
+        state, record = _train_epoch(training, epoch, state, kept, on_step)
         if not (math.isfinite(record.loss) and bool(_finite(state.variables))):
             raise InputError(
                 f"training diverged in epoch {epoch + 1} (mean loss {record.loss:g}): "
                 f"use a learning rate below {recipe.learning_rate}."
             )
         if adapt:
-            state, masks = adapt(epoch + 1, state, masks)
+            state, kept = adapt(epoch + 1, state, kept)
         on_epoch(record)  # logged before the state that a resumed run goes on from
         on_checkpoint(epoch + 1, state)
     trained = state.variables if state.ema is None else state.ema

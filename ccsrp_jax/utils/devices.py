@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from ccsrp_jax.utils.errors import InputError
+from ccsrp_jax.utils.fields import integer
 
 DEVICES = "devices"  # the name of the mesh axis
 
@@ -35,7 +36,7 @@ def mesh(devices: int | None = None) -> Mesh | None:
       InputError: `devices` is below 1 or more than JAX sees.
     """
     there = jax.devices()
-    count = len(there) if devices is None else devices
+    count = len(there) if devices is None else integer("devices", devices)
     if not 1 <= count <= len(there):
         raise InputError(
             f"{count} devices asked for where JAX sees {len(there)}: ask for 1 to {len(there)}."

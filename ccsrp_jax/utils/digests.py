@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+OWN = "sha256"  # name of a record's own digest
 MARK = b"ccsrp-jax sha256 "  # what sealed data begins with; its digest and a newline follow
 
 
@@ -40,6 +41,23 @@ def sha256_files(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in a folder and its subfolders, by path within it."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
+
+
+def with_digest(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON-compatible record with its own SHA-256."""
+    return {**record, OWN: sha256_json(record)}
+
+
+def without_digest(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record that `with_digest` was given; one without a digest is returned as it is.
+
+    Raises:
+      ValueError: it does not have its digest.
+    """
+    content = {name: value for name, value in record.items() if name != OWN}
+    if record.get(OWN, "") not in ("", sha256_json(content)):
+        raise ValueError("its content does not have the SHA-256 that it was saved with")
+    return content
 
 
 def seal(data: bytes) -> bytes:

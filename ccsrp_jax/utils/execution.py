@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jax.sharding import Mesh
 
 from ccsrp_jax.utils import devices
-from ccsrp_jax.utils.errors import check_number
+from ccsrp_jax.utils.fields import Limits, check_fields
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Execution:
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "member_chunk", "memory_limit"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), 1)
+        least = Limits(1)
+        sizes = {"batch_size": least, "member_chunk": least, "memory_limit": least}
+        check_fields(self, limits=sizes)
 
     def available_bytes(self) -> int:
         """Bytes per device that may be used: `memory_limit`, or what is free at this moment."""

@@ -8,7 +8,7 @@ and can be written as JSON.
 import math
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from numbers import Real
 from types import NoneType, UnionType
@@ -16,11 +16,10 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 
 import numpy as np
 
-from ccsrp_jax.utils.errors import InputError, unknown
+from ccsrp_jax.utils.errors import SHOWN, InputError, shown, unknown
 
 LARGEST_FLOAT = 1e30  # float32 holds it, and its products with weights
 LARGEST_INTEGER = 2**24  # of a size: more than fits into memory
-SHOWN = 60  # characters of a value in a message
 
 
 class Limits(NamedTuple):
@@ -42,22 +41,14 @@ SIZE = Limits(1, LARGEST_INTEGER)  # of something that is there
 POSITIVE = Limits(0, above=True)
 
 
-def shown(value: Any) -> str:
-    """A value for a message: on one line, and cut where it is long."""
-    try:
-        text = " ".join(repr(value).split())
-    except (ValueError, RecursionError):  # integers of thousands of digits, lists in lists in lists
-        text = f"a {type(value).__name__} too large to print"
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
 def check_fields(
     instance: Any, label: str = "", limits: Mapping[str, Limits] | None = None
 ) -> None:
     """Checks every field of a frozen dataclass, and sets it to its converted value.
 
     Fields annotated as int, float, bool, str, a `Literal` of strings, one of these or None, or a
-    tuple of one of these are checked; others are left as they are.
+    tuple of one of these are checked, and whether a value is of the dataclass that a field is
+    annotated as; others are left as they are.
 
     Args:
       instance: as it is made, in its `__post_init__`.
@@ -69,7 +60,11 @@ def check_fields(
     """
     for name, annotation in _annotations(type(instance)).items():
         bounds = (limits or {}).get(name, Limits())
-        value = converted(f"{label} {name}".strip(), getattr(instance, name), annotation, bounds)
+        what, value = f"{label} {name}".strip(), getattr(instance, name)
+        of_class = isinstance(annotation, type) and is_dataclass(annotation)
+        if of_class and not isinstance(value, annotation):
+            raise InputError(f"{what} is {shown(value)}: give a {annotation.__name__}.")
+        value = converted(what, value, annotation, bounds)
         object.__setattr__(instance, name, value)
 
 
@@ -83,7 +78,7 @@ def converted(name: str, value: Any, annotation: Any, limits: Limits = Limits())
         return converted(name, value, known[0], limits)
     if origin is Literal:
         if not isinstance(value, str) or value not in inner:
-            raise unknown(name, value if isinstance(value, str) else shown(value), inner)
+            raise unknown(name, value, inner)
         return str(value)
     if origin is tuple:
         return _tuple(name, value, inner, limits)
@@ -190,6 +185,7 @@ def _tuple(name: str, value: Any, inner: tuple, limits: Limits) -> tuple:
         wanted = "a tuple" if many else f"{len(inner)} values"
         raise InputError(f"{name} is {shown(value)}: give {wanted}.")
     kinds = [inner[0]] * len(values) if many else inner
+    name = f"each of {name}" if many else name
     return tuple(converted(name, *pair, limits) for pair in zip(values, kinds, strict=True))
 
 

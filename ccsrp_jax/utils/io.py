@@ -8,9 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from ccsrp_jax.utils.digests import sha256
-from ccsrp_jax.utils.errors import InputError, reason
+from ccsrp_jax.utils.errors import InputError, reason, shown
 
 PARTIAL = ".partial"  # ends the name of a file whose writing has not ended
+
+
+def as_path(given: Any) -> Path:
+    """A path from what was given as one.
+
+    Raises:
+      InputError: no file can have it.
+    """
+    try:
+        path = Path(given)
+        if b"\0" in os.fsencode(path):
+            raise ValueError("it holds a NUL")
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{shown(given)} is no path ({reason(error)}): give text or a pathlib.Path."
+        ) from error
+    return path
 
 
 def write_atomic(path: Path, data: bytes) -> None:

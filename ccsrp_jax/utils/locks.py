@@ -6,10 +6,12 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from ccsrp_jax.utils.errors import InputError
 
 LOCK = ".lock"  # stays in the folder, since to remove it would race with those who wait for it
+OURS = "process "  # how its content begins, if all of it was written
 
 
 @contextmanager
@@ -31,7 +33,7 @@ def locked(
     Raises:
       InputError: another run holds it, or the folder was deleted or moved meanwhile.
     """
-    with (folder / LOCK).open("a+") as file:
+    with _lock_file(folder, flag) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -45,7 +47,7 @@ def locked(
             say(f"{folder} cannot be locked: take care that no other run uses it.")
         else:
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.write(f"{OURS}{os.getpid()} on {socket.gethostname()}\n")
             file.flush()
         here = folder.stat()
         try:
@@ -57,6 +59,23 @@ def locked(
                 f"{folder} was deleted or moved while the run wrote to it: put it back and go on "
                 f"with {again}, or choose another {flag}."
             ) from error
+
+
+def _lock_file(folder: Path, flag: str) -> TextIO:
+    """The open file that is locked; a file of that name that is not ours is left alone."""
+    try:
+        file = (folder / LOCK).open("a+", errors="replace")
+    except IsADirectoryError as error:
+        raise _foreign(folder, flag) from error
+    file.seek(0)
+    if not OURS.startswith(file.read(len(OURS))):
+        file.close()
+        raise _foreign(folder, flag)
+    return file
+
+
+def _foreign(folder: Path, flag: str) -> InputError:
+    return InputError(f"{folder / LOCK} is not this library's: choose another {flag}.")
 
 
 def _is_same_folder(folder: Path, before: os.stat_result) -> bool:

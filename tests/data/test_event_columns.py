@@ -145,6 +145,7 @@ def test_sound_recordings_get_no_warning(tmp_path):
         (slice(-3, None), 3_000_000),
         (slice(25, None), 2**32),
         (slice(25, None), -1_000_000),
+        ((-3, -2, -1), (3_000_000, 6_000_000, 9_000_000)),  # no gap of half the length
     ),
 )
 @pytest.mark.parametrize("where", (slice(None), slice(4, 5)))

@@ -16,7 +16,7 @@ from ccsrp_jax.pipeline import stages
 from ccsrp_jax.pipeline.config import parse, settings
 from ccsrp_jax.pipeline.tensorboard import TensorBoardWriter
 from ccsrp_jax.pruning import METHODS
-from ccsrp_jax.utils import io
+from ccsrp_jax.utils import digests, io
 
 TINY = [
     *("--train-images", "64", "--search-images", "32", "--test-images", "32"),
@@ -97,8 +97,8 @@ def test_finished_cells_are_not_computed_again(script, run_dir, compared):
     before = {path.name: path.read_bytes() for path in cells}
     gone = before.pop(cells[0].name)
     cells[0].unlink()
-    marked = json.loads(cells[1].read_text()) | {"accuracy": 0.125}
-    io.write_json(cells[1], marked)
+    marked = digests.without_digest(json.loads(cells[1].read_text())) | {"accuracy": 0.125}
+    io.write_json(cells[1], digests.with_digest(marked))
     assert script.main([str(run_dir), *COMPARE, "--seeds", "0", "1"]) == 0
     assert json.loads(cells[1].read_text())["accuracy"] == 0.125
     again, first = json.loads(cells[0].read_text()), json.loads(gone)
@@ -120,6 +120,32 @@ def test_bad_input_is_one_sentence(script, run_dir, compared, capsys, flags, sai
     assert script.main([str(run_dir), *COMPARE, *flags]) == 2
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", ("accuracy", "target", "seed", "sha256"))
+def test_a_cell_that_was_changed_is_refused(script, run_dir, compared, capsys, damage):
+    cell = min((compared / "cells").iterdir())
+    before = cell.read_bytes()
+    io.write_json(cell, json.loads(before) | {damage: "0" * 64 if damage == "sha256" else 0.125})
+    assert script.main([str(run_dir), *COMPARE, "--only-report"]) == 2
+    error = capsys.readouterr().err
+    assert f"{cell} is damaged" in error and error.count("\n") == 1
+    cell.write_bytes(before)
+
+
+@pytest.mark.parametrize("changed", ("network", "splits"))
+def test_cells_of_another_network_or_other_data_are_not_mixed(
+    script, run_dir, compared, capsys, changed
+):
+    about = compared / "about.json"
+    before = about.read_bytes()
+    record = json.loads(before)
+    record["inputs"][changed] = "of another run"
+    io.write_json(about, record)
+    assert script.main([str(run_dir), *COMPARE]) == 2
+    error = capsys.readouterr().err
+    assert "another dense network or other data" in error and error.count("\n") == 1
+    about.write_bytes(before)
 
 
 def test_a_method_that_cannot_reach_a_target_leaves_the_others(script, run_dir, tmp_path, capsys):

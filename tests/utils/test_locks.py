@@ -66,6 +66,23 @@ def test_a_folder_deleted_or_moved_meanwhile_is_one_sentence(tmp_path):
         raise OSError(28, "No space left on device")
 
 
+@pytest.mark.parametrize("content", ("mine\n", "{}", "\0\1", "process"))
+def test_a_file_of_that_name_that_is_not_ours_stays_as_it_is(content, tmp_path):
+    (tmp_path / ".lock").write_text(content)
+    if content == "process":  # the beginning of our own
+        with locked(tmp_path):
+            return
+    with pytest.raises(InputError, match="not this library's"), locked(tmp_path):
+        pass
+    assert (tmp_path / ".lock").read_text() == content
+
+
+def test_a_folder_of_that_name_is_refused(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(InputError, match="not this library's"), locked(tmp_path):
+        pass
+
+
 def test_a_file_system_without_locks_is_said(monkeypatch, tmp_path):
     def fail(*args):
         raise OSError(95, "Operation not supported")

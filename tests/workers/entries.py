@@ -13,6 +13,7 @@ from ccsrp_jax.robustness import Evaluator, attack_all, build_suite, gradient_so
 KEY = jax.random.key(0)
 NETWORK = cc.plain((4, "A", 4), (8, 8, 1), 10, time_steps=2, mean=(0.3,), std=(0.4,))
 CLASSIFIER, MASKS = cc.Classifier(NETWORK), cc.masks.ones(NETWORK)
+ATTACK, SMOOTHING = cc.PGD(0.1, 1), cc.Smoothing(0.1, 2, 2)
 SEARCH, RECIPE = cc.Search(population=2, generations=1), cc.Recipe(epochs=1, batch_size=4)
 
 
@@ -101,6 +102,69 @@ def wrong_types() -> dict[str, tuple]:
     }
 
 
+def wrong_masks(variables: dict) -> dict[tuple, str]:
+    """What entries say to masks, candidates and suites that are none."""
+    split, found = sound(), {}
+    task = cc.make_task(CLASSIFIER, variables, MASKS, "conv1", split, split)
+    for what, masks in {
+        "of another group": {"head": np.ones(4)},
+        "of another width": {"conv1": np.ones(5)},
+        "a number": {"conv1": 1},
+        "an array": np.ones(4),
+    }.items():
+        state = variables, masks
+        for name, call in {
+            "correct": lambda state=state: cc.correct(CLASSIFIER, state, split),
+            "PGD": lambda state=state: ATTACK(CLASSIFIER, state, *split, KEY),
+            "evaluate": lambda state=state: cc.evaluate(
+                CLASSIFIER, state, split, eps=0.1, key=KEY, suite="pgd"
+            ),
+            "train": lambda state=state: cc.train(KEY, CLASSIFIER, *state, split, RECIPE),
+            "search_round": lambda state=state: cc.search_round(
+                KEY, CLASSIFIER, *state, split, ATTACK, SEARCH
+            ),
+            "compact": lambda state=state: cc.compact(NETWORK, *state),
+        }.items():
+            found[f"masks {what}", name] = said_by(call)
+    for masks in (np.full(4, 0.5), np.full(4, np.nan), np.zeros(4)):
+        arguments = CLASSIFIER, variables, {"conv1": masks}, split, RECIPE
+        found[f"masks of {masks}", "train"] = said_by(cc.train, KEY, *arguments)
+    for members in (np.ones(4), np.ones((2, 5)), np.full((1, 4), 0.5), np.full((1, 4), 2), "ab"):
+        found[f"members {members}", "score"] = said_by(cc.score, task, members)
+    return found
+
+
+def wrong_numbers(variables: dict) -> dict[tuple, str]:
+    """What entries say to sizes, suites and corruptions that are none."""
+    split, state, found = sound(), (variables, None), {}
+    for value in (0, -1, 2.5, "4", None, np.nan, True):
+        for name, call in {
+            "correct": lambda n: cc.correct(CLASSIFIER, state, split, batch_size=n),
+            "votes": lambda n: cc.correct(CLASSIFIER, state, split, votes=n),
+            "certify": lambda n: cc.certify(
+                CLASSIFIER, state, split[0], KEY, SMOOTHING, batch_size=n
+            ),
+            "population": lambda n: cc.make_task(
+                CLASSIFIER, variables, MASKS, "conv1", split, split, population=n
+            ),
+            "audit_images": lambda n: _assessed(state, audit_images=n),
+            "repeats": lambda n: cost.latency_ms([(CLASSIFIER, state)], split[0], n),
+            "severity": lambda n: cc.corrupt(split[0], "jpeg", n, KEY),
+        }.items():
+            found[f"size {value!r}", name] = said_by(call, value)
+    for option in (
+        *({"suite": ["pgd"]}, {"suite": [cc.PGD()]}, {"natural": ["fog"]}, {"samples": 0}),
+        *({"natural": [("fog", "3")]}, {"eps": "8/255"}, {"eps": None}, {"norm": 2}),
+    ):
+        found[str(option), "evaluate"] = said_by(lambda option=option: _assessed(state, **option))
+    return found
+
+
+def _assessed(state: tuple, **options) -> cc.Assessment:
+    options = {"eps": 0.1, "key": KEY, "suite": "pgd"} | options
+    return cc.evaluate(CLASSIFIER, state, sound(), **options)
+
+
 def said_by(call, *arguments) -> str:
     """The error's sentence, or what came in its place."""
     try:
@@ -130,6 +194,7 @@ def check_types() -> None:
                 found[f"classifier {type(wrong)}", name] = said_by(
                     ENTRIES[name], wrong, variables, sound(), KEY
                 )
+    found |= wrong_masks(variables) | wrong_numbers(variables)
     for state in (variables, (variables["params"], None), None):
         found["state", str(type(state))] = said_by(cc.correct, CLASSIFIER, state, sound())
     bad = {case: said for case, said in found.items() if said.startswith(("TRACE", "ACCEPT"))}

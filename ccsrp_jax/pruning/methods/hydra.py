@@ -26,7 +26,7 @@ from ccsrp_jax.pruning import budget
 from ccsrp_jax.pruning.criteria import l1
 from ccsrp_jax.pruning.problem import Passes, Problem, Pruned, finetune, weight_masks
 from ccsrp_jax.training.batches import full_batch, shuffled_batches, steps_per_epoch
-from ccsrp_jax.utils.errors import check_number
+from ccsrp_jax.utils.fields import POSITIVE, Limits, check_fields
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,8 @@ class ScoreSearch:
     robust: bool = True
 
     def __post_init__(self) -> None:
-        check_number("epochs of the search", 0 if self.epochs is None else self.epochs, 0)
-        check_number("learning_rate of the search", self.learning_rate, 0, above=True)
-        check_number("momentum of the search", self.momentum, 0, 1)
+        limits = {"epochs": Limits(0), "learning_rate": POSITIVE, "momentum": Limits(0, 1)}
+        check_fields(self, "search for scores:", limits)
 
 
 def hydra(key: Array, problem: Problem, *, search: ScoreSearch = ScoreSearch()) -> Pruned:

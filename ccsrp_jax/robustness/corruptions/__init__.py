@@ -109,7 +109,7 @@ def apply(
     images: Float[Array, "B H W C"], name: str, severity: int, key: Array
 ) -> Float[Array, "B H W C"]:
     """As `corrupt`, without the check of its arguments."""
-    return jnp.clip(CORRUPTIONS[name](images, severity, key), 0, 1)
+    return jnp.clip(CORRUPTIONS[name](images, int(severity), key), 0, 1)
 
 
 def check_corruption(name: str, severity: int, shape: Sequence[int]) -> None:
@@ -118,7 +118,7 @@ def check_corruption(name: str, severity: int, shape: Sequence[int]) -> None:
     if name not in CORRUPTIONS:
         raise unknown("corruption", name, CORRUPTIONS)
     check_number("corruption severity", severity, 1, 5)
-    if severity % 1:
+    if float(severity) % 1:
         raise InputError(f"corruption severity {severity} is no integer: give one from 1 to 5.")
     if max(height, width) > MAX_SIDE.get(name, math.inf):
         raise InputError(
