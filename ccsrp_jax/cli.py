@@ -3,42 +3,72 @@
 import sys
 from collections.abc import Callable, Sequence
 
+import jax
+
 from ccsrp_jax.pipeline import config
 from ccsrp_jax.pipeline import run as job
 from ccsrp_jax.utils import compilation
-from ccsrp_jax.utils.errors import InputError
+from ccsrp_jax.utils.console import Terminal, escape_what_cannot_be_encoded, one_line
+from ccsrp_jax.utils.devices import is_out_of_memory
+from ccsrp_jax.utils.errors import InputError, reason
+from ccsrp_jax.utils.interruption import Interrupted, Interruption
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the job with these flags; returns the exit status."""
-    compilation.enable_persistent_cache()
-    return guard(lambda: job.run(config.parse(args)))
+    interruption = Interruption()
+
+    def run() -> None:
+        compilation.enable_persistent_cache()
+        job.run(config.parse(args), Terminal(on_step=interruption.check))
+
+    return guard(run, interruption=interruption)
 
 
-def guard(run: Callable[[], object], flag: str = "--run-dir", again: str = "--resume") -> int:
+def guard(
+    run: Callable[[], object],
+    flag: str = "--run-dir",
+    again: str = "--resume",
+    interruption: Interruption | None = None,
+) -> int:
     """Runs a command, prints one sentence for an error, and returns the exit status.
 
     Args:
       run: the command.
       flag: of the folder that it writes to, named in the advice.
       again: flag that resumes it after an interruption, likewise.
+      interruption: what the command asks where it can be interrupted; by default, it is
+        interrupted anywhere.
     """
+    escape_what_cannot_be_encoded(sys.stdout, sys.stderr)
     try:
-        run()
+        with (interruption or Interruption(at_once=True)).handled():
+            run()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _failed(f"error: {error}")
     except BrokenPipeError:  # the reader of our output has exited
         return 1
     except OSError as error:
         place = f" at {error.filename}" if error.filename else ""
-        print(
-            f"error: the disk refused a write or read{place} ({error.strerror}): make room or "
-            f"choose another {flag}, then go on with {again}.",
-            file=sys.stderr,
+        return _failed(
+            f"error: the disk refused a write or read{place} ({error.strerror or reason(error)}): "
+            f"make room or choose another {flag}, then go on with {again}."
         )
-        return 2
-    except KeyboardInterrupt:
-        print(f"interrupted; {again} continues from the last checkpoint.", file=sys.stderr)
-        return 130
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _failed(
+            f"error: memory is exhausted ({reason(error)[:200]}): free some and go on with "
+            f"{again}, or start with smaller sizes in another {flag}."
+        )
+    except KeyboardInterrupt as error:
+        name = error.name if isinstance(error, Interrupted) else "SIGINT"
+        status = error.status if isinstance(error, Interrupted) else 130
+        text = f"interrupted ({name}); {again} continues from the last checkpoint, if there is one."
+        return _failed(text, status)
     return 0
+
+
+def _failed(text: str, status: int = 2) -> int:
+    print(one_line(text), file=sys.stderr)
+    return status

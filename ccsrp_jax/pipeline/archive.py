@@ -9,7 +9,14 @@ import jax
 from ccsrp_jax.networks import compaction, cost, masks, serialization
 from ccsrp_jax.pipeline.checkpoints import Checkpoints
 from ccsrp_jax.pipeline.config import settings
-from ccsrp_jax.pipeline.run_dir import ARCHIVE, METRICS, NETWORKS, record_digest, verify_digest
+from ccsrp_jax.pipeline.run_dir import (
+    ARCHIVE,
+    METRICS,
+    NETWORKS,
+    check_in_place,
+    record_digest,
+    verify_digest,
+)
 from ccsrp_jax.pipeline.stages import Run, State, accuracies
 from ccsrp_jax.utils import io
 
@@ -34,8 +41,9 @@ class Archive:
           state: the network.
           estimate: values of the row that the round itself measured.
         """
-        self.rows.append(_row(self._job, state, number, estimate or {}))
         folder = self._job.folder
+        check_in_place(folder)
+        self.rows.append(_row(self._job, state, number, estimate or {}))
         record_digest(folder, str(network_file(self._job, number).relative_to(folder)))
         record = {
             "archive": self.rows,

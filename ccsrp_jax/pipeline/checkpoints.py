@@ -16,7 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
 
+from ccsrp_jax.pipeline.checkpoint_settings import TRAINING_STATE, steps_in
 from ccsrp_jax.pipeline.config import default_settings
+from ccsrp_jax.pipeline.settings_file import changes, flat
 from ccsrp_jax.utils.devices import nbytes
 from ccsrp_jax.utils.digests import seal, sha256_files, unseal
 from ccsrp_jax.utils.errors import InputError, reason
@@ -26,7 +28,6 @@ RECORD_BYTES = 2**20  # ample for what a checkpoint holds beside its arrays
 KEPT = 2  # checkpoints of rounds; older ones are deleted
 DIGESTS = "digests.json"  # in a checkpoint: the SHA-256 of each of its other files
 DELETED = ".deleted"  # ends the name of a checkpoint that is being deleted
-TRAINING_STATE = "training.msgpack"  # checkpoint of the dense network's training
 
 
 class Checkpoints:
@@ -73,7 +74,7 @@ class Checkpoints:
         Raises:
           InputError: the checkpoint is damaged.
         """
-        steps = self._steps()
+        steps = steps_in(self._folder)
         if not steps:
             return None
         path = self._folder / str(steps[-1])
@@ -102,16 +103,9 @@ class Checkpoints:
         sync(self._folder)
         self._delete_leftovers()
 
-    def _steps(self) -> list[int]:
-        return sorted(
-            int(path.name)
-            for path in self._folder.iterdir()
-            if path.is_dir() and path.name.isascii() and path.name.isdigit()
-        )
-
     def _delete_leftovers(self) -> None:
         """Deletes checkpoints of which newer ones are kept, and those that are not complete."""
-        for step in self._steps()[:-KEPT]:
+        for step in steps_in(self._folder)[:-KEPT]:
             shutil.rmtree(self._folder / f"{step}{DELETED}", ignore_errors=True)
             (self._folder / str(step)).rename(self._folder / f"{step}{DELETED}")
         for path in self._folder.iterdir():
@@ -177,7 +171,7 @@ def check_settings(path: Path, recorded: dict | None, settings: dict | None) -> 
     changed = settings_changes(recorded, settings) if recorded and settings else []
     if changed:
         raise InputError(
-            f"checkpoint {path} is of a run with other settings ({', '.join(sorted(changed))}): "
+            f"checkpoint {path} is of a run with other settings ({', '.join(changed)}): "
             "resume it with its own, or choose another --run-dir."
         )
 
@@ -188,19 +182,7 @@ def settings_changes(before: dict, now: dict) -> list[str]:
     A setting that only `now` has did not exist in the version that wrote `before`, which worked as
     its default does.
     """
-    return _changes(before, json.loads(json.dumps(now)), default_settings(now.get("preset")), "")
-
-
-def _changes(before: dict, now: dict, default: dict, prefix: str) -> list[str]:
-    names = []
-    for key in before.keys() | now.keys():
-        usual = default.get(key)
-        a, b = before.get(key, usual), now.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            names += _changes(a, b, usual if isinstance(usual, dict) else {}, f"{prefix}{key}.")
-        elif a != b:
-            names.append(f"{prefix}{key}: {a} then, {b} now")
-    return names
+    return changes(flat(default_settings(now.get("preset"))) | flat(before), now)
 
 
 def _checkpointer() -> ocp.Checkpointer:

@@ -18,7 +18,8 @@ from ccsrp_jax.pipeline.config import Config
 from ccsrp_jax.robustness.evaluation import evaluate
 from ccsrp_jax.robustness.gradient_sources import GradientSource
 from ccsrp_jax.utils.console import Terminal
-from ccsrp_jax.utils.devices import machine
+from ccsrp_jax.utils.devices import is_out_of_memory, machine
+from ccsrp_jax.utils.errors import InputError
 
 SUITE_CAVEAT = {
     "pgd": SHORT_PGD_CAVEAT,
@@ -102,16 +103,26 @@ def _gradient_source(config: Config, network: Network) -> GradientSource:
 def _latencies(
     config: Config, data: Dataset, networks: dict[str, Network], key: Array
 ) -> dict[str, float]:
-    """Milliseconds a batch of test images, by network."""
-    fill = np.arange(config.latency_batch) % len(data.test.labels)
-    latencies = cost.latency_ms(
-        [
-            (Classifier(architecture), (variables, None))
-            for architecture, variables in networks.values()
-        ],
-        to_unit_range(jnp.asarray(data.test.images[fill])),
-        key=key,
-    )
+    """Milliseconds a batch of test images, by network.
+
+    Raises:
+      InputError: the batch does not fit into memory.
+    """
+    passes = [
+        (Classifier(architecture), (variables, None))
+        for architecture, variables in networks.values()
+    ]
+    try:
+        fill = np.arange(config.latency_batch) % len(data.test.labels)
+        images = to_unit_range(jnp.asarray(data.test.images[fill]))
+        latencies = cost.latency_ms(passes, images, key=key)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"latency_batch {config.latency_batch} does not fit into memory: go on with --resume "
+            "and a smaller --latency-batch."
+        ) from error
     return dict(zip(networks, latencies, strict=True))
 
 

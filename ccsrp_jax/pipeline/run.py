@@ -8,6 +8,7 @@ import jax
 
 from ccsrp_jax.coevolution import strategies
 from ccsrp_jax.data import provenance
+from ccsrp_jax.data.paths import user_path
 from ccsrp_jax.data.splits import Dataset
 from ccsrp_jax.networks import cost, masks, serialization, zoo
 from ccsrp_jax.networks.architecture import Architecture
@@ -15,8 +16,9 @@ from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.pipeline import final_evaluation, run_dir
 from ccsrp_jax.pipeline.archive import Archive, network_file, verify_networks
 from ccsrp_jax.pipeline.checkpoints import Checkpoints, check_settings
-from ccsrp_jax.pipeline.config import LATEST, Config, settings
+from ccsrp_jax.pipeline.config import Config, run_folder, settings
 from ccsrp_jax.pipeline.pruning_stage import prune
+from ccsrp_jax.pipeline.sizes import check_sizes
 from ccsrp_jax.pipeline.stages import (
     Run,
     State,
@@ -60,10 +62,19 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
         architecture, trained, origin = load_dense(config, data, terminal)
     else:
         architecture = _build(config, data)
+    check_sizes(config, data, architecture, mesh)
     if config.tensorboard:
         summary_writer()  # refuses it early
-    with (
-        run_dir.opened(
+    classifier, key = Classifier(architecture, config.surrogate), jax.random.key(config.seed)
+    with compilation.count_compilations() as compiled:
+        job = Run(
+            *(config, data, classifier, trained, key, folder, terminal, mesh, None),
+            *(compiled, origin),
+        )
+        state = _dense_state(job)
+        if not config.resume:
+            check_memory(job, state)  # before anything is created
+        with run_dir.opened(
             folder,
             settings(config),
             data.record,
@@ -71,25 +82,22 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
             rename=by_default,
             inputs=_inputs(config, data),
             say=terminal.line,
-        ) as folder,
-        compilation.count_compilations() as compiled,
-    ):
-        if by_default:
-            run_dir.link_latest(folder)
-        tensorboard = TensorBoardWriter(folder) if config.tensorboard else None
-        classifier, key = Classifier(architecture, config.surrogate), jax.random.key(config.seed)
-        job = Run(
-            *(config, data, classifier, trained, key, folder, terminal, mesh, tensorboard),
-            *(compiled, origin),
-        )
-        return _execute(job, started)
+        ) as folder:
+            tensorboard = TensorBoardWriter(folder) if config.tensorboard else None
+            job = job._replace(folder=folder, tensorboard=tensorboard)
+            if by_default and (why := run_dir.link_latest(folder)):
+                link = folder.parent / "latest"
+                terminal.line(f"{link} {why}: to resume this run, give --run-dir {folder}")
+            return _execute(job, state, started)
 
 
 def _inputs(config: Config, data: Dataset) -> dict[str, str]:
     """Digests of what a run reads from outside its directory."""
     arrays = (part for split in (data.train, data.search, data.test) for part in split)
     inputs = {"data": digests.sha256_arrays(arrays)}
-    return inputs | ({"dense": digests.sha256_file(Path(config.dense))} if config.dense else {})
+    if config.dense:
+        inputs["dense"] = digests.sha256_file(user_path(config.dense))
+    return inputs
 
 
 def _build(config: Config, data: Dataset) -> Architecture:
@@ -117,7 +125,7 @@ def load_dense(
     Raises:
       InputError: it does not, was trained on other splits, or is no network.
     """
-    path = Path(str(config.dense))
+    path = user_path(str(config.dense))
     architecture, variables, origin = serialization.load_with_provenance(path)
     is_for = architecture.input_shape, architecture.classes, architecture.encoding == "frames"
     has = data.train.images.shape[1:], data.classes, data.encoding == "frames"
@@ -134,12 +142,25 @@ def load_dense(
     return architecture, variables, origin and provenance_of_run(config, data)
 
 
-def _execute(job: Run, started: float) -> dict:
-    """Trains or resumes, prunes, and evaluates the dense and the chosen network."""
+def _dense_state(job: Run) -> State:
+    """The network to prune, or its initial variables if it is to be trained."""
+    architecture = job.classifier.architecture
+    variables = job.trained or zoo.init(jax.random.fold_in(job.key, 0), architecture)
+    return State(variables, masks.ones(architecture))
+
+
+def _execute(job: Run, state: State, started: float) -> dict:
+    """Trains or resumes, prunes, and evaluates the dense and the chosen network.
+
+    Args:
+      job: what stays the same through the run.
+      state: of `_dense_state`.
+      started: when the process began.
+    """
     config, folder = job.config, job.folder
     _print_setup(job)
     used = _devices(job)
-    state, archive, done = _trained_or_resumed(job, started)
+    state, archive, done = _trained_or_resumed(job, state, started)
     prune(job, state, archive, done)
     chosen = archive.choose()
     networks = {"dense": network_file(job, 0), "pruned": network_file(job, chosen)}
@@ -186,14 +207,12 @@ def _print_setup(job: Run) -> None:
     )
 
 
-def _trained_or_resumed(job: Run, started: float) -> tuple[State, Archive, int]:
+def _trained_or_resumed(job: Run, fresh: State, started: float) -> tuple[State, Archive, int]:
     """The state after the last checkpoint, or of the dense network, which is trained if need be.
 
     Also returns the archive so far, and the number of the round.
     """
-    architecture, folder, config = job.classifier.architecture, job.folder, job.config
-    variables = job.trained or zoo.init(jax.random.fold_in(job.key, 0), architecture)
-    fresh = State(variables, masks.ones(architecture))
+    folder, config = job.folder, job.config
     checkpoints = Checkpoints(folder)
     restored = checkpoints.latest(fresh)
     if restored:
@@ -209,7 +228,8 @@ def _trained_or_resumed(job: Run, started: float) -> tuple[State, Archive, int]:
         job.terminal.line(f"resumed after round {done}" if done else "resumed after training")
         archive = Archive(job, checkpoints, record["archive"], started - record["seconds"])
         return State(*state), archive, done
-    check_memory(job, fresh)
+    if config.resume:
+        check_memory(job, fresh)
     if job.trained:
         truncate_logs(job, [], done=-1)
         state = fresh
@@ -222,9 +242,7 @@ def _trained_or_resumed(job: Run, started: float) -> tuple[State, Archive, int]:
 
 
 def _folder(config: Config) -> Path:
-    if config.run_dir:
-        return Path(config.run_dir)
-    if config.resume:
-        return Path(LATEST).resolve()
+    if config.run_dir or config.resume:
+        return run_folder(config.run_dir)
     name = Path(config.dataset).stem
     return Path("runs") / f"{name}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -7,22 +7,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ccsrp_jax.pipeline.checkpoint_settings import TRAINING_STATE, checkpoint_settings
 from ccsrp_jax.pipeline.checkpoints import (
-    TRAINING_STATE,
     Checkpoints,
     delete_training_state,
     load_training_state,
     save_training_state,
-    settings_changes,
 )
+from ccsrp_jax.pipeline.config import started_with
+from ccsrp_jax.pipeline.settings_file import changes, recorded
 from ccsrp_jax.utils import digests
 from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.io import PARTIAL, read_json, to_json, write_atomic, write_json
-from ccsrp_jax.utils.locks import LOCK, locked
+from ccsrp_jax.utils.locks import LOCK, check_not_taken, locked
 
 __all__ = [  # with what earlier versions of this module held
     "Checkpoints",
     "check",
+    "check_in_place",
     "delete_training_state",
     "link_latest",
     "load_training_state",
@@ -50,14 +52,13 @@ def check(run_dir: Path, settings: dict, *, resume: bool) -> None:
     Raises:
       InputError: it holds another run, files under the names of a run's, or no run to resume.
     """
-    recorded = run_dir / CONFIG
     there = [name for name in OURS if _exists(run_dir / name)]
     if not resume and there:
         advice = "add --resume if that is a run to continue, or " if CONFIG in there else ""
         raise InputError(
             f"{run_dir} already holds {_list(there)}: {advice}choose another --run-dir."
         )
-    if resume and there and not recorded.exists():
+    if resume and there and not (run_dir / CONFIG).exists():
         raise InputError(
             f"{run_dir} holds {_list(there)} but no {CONFIG}, without which it cannot be resumed: "
             "put that file back, or choose another --run-dir."
@@ -65,10 +66,10 @@ def check(run_dir: Path, settings: dict, *, resume: bool) -> None:
     if resume and not there:
         raise InputError(f"{run_dir} holds no run to resume: leave out --resume to start one.")
     if resume:
-        changed = settings_changes(read_json(recorded), settings)
+        changed = changes(started_with(run_dir), settings)
         if changed:
             raise InputError(
-                f"{run_dir} was started with other settings ({', '.join(sorted(changed))}): resume "
+                f"{run_dir} was started with other settings ({', '.join(changed)}): resume "
                 "it with its own, or choose another --run-dir."
             )
 
@@ -167,16 +168,17 @@ def _record(run_dir: Path, settings: dict, splits: dict, inputs: dict[str, str])
     partial = [run_dir / f"{name}{PARTIAL}" for name in OURS]
     for path in [*partial, *(run_dir / NETWORKS).glob(f"round*{PARTIAL}")]:
         path.unlink(missing_ok=True)  # its writing was interrupted
-    files = {CONFIG: settings, SPLITS: splits}
+    files = {CONFIG: recorded(settings), SPLITS: splits}
     for name, data in files.items():
         if not (run_dir / name).exists():
             write_json(run_dir / name, data)
-    verify_digest(run_dir, *files)
-    recorded = read_json(run_dir / SPLITS)
+    _verify_settings(run_dir, settings)
+    verify_digest(run_dir, SPLITS)
+    before = read_json(run_dir / SPLITS)
     now = json.loads(json.dumps(splits))
     # a version may record more than the one before
     known = _digests_of(run_dir)
-    changed = [name for name in recorded.keys() & now.keys() if recorded[name] != now[name]]
+    changed = [name for name in before.keys() & now.keys() if before[name] != now[name]]
     changed += [name for name, digest in inputs.items() if known.get(name, digest) != digest]
     if changed:
         raise InputError(
@@ -187,6 +189,33 @@ def _record(run_dir: Path, settings: dict, splits: dict, inputs: dict[str, str])
     if any(name not in known for name in (*files, *inputs)):
         found = {name: digests.sha256_file(run_dir / name) for name in files}
         write_json(run_dir / DIGESTS, found | inputs | known)
+    written = to_json(files[CONFIG])
+    if (run_dir / CONFIG).read_bytes() != written or (
+        _digests_of(run_dir)[CONFIG] != digests.sha256(written)
+    ):  # of an earlier version, or with a setting that a resumed run may change
+        _replace(run_dir, CONFIG, written)
+
+
+def _verify_settings(run_dir: Path, settings: dict) -> None:
+    """Checks that the file of settings is what the run wrote, or says what its checkpoint does.
+
+    Raises:
+      InputError: it is not.
+    """
+    try:
+        verify_digest(run_dir, CONFIG)
+    except InputError:
+        said = checkpoint_settings(run_dir)
+        if not said or changes(said, settings, allowed=()):
+            raise
+
+
+def _replace(run_dir: Path, name: str, data: bytes) -> None:
+    """Replaces a file that has a digest; if that is interrupted, both are known."""
+    both = [digests.sha256_file(run_dir / name), digests.sha256(data)]
+    write_json(run_dir / DIGESTS, _digests_of(run_dir) | {name: both})
+    write_atomic(run_dir / name, data)
+    record_digest(run_dir, name)
 
 
 def _remove_empty(run_dir: Path, made: list[Path]) -> None:
@@ -212,13 +241,15 @@ def verify_digest(run_dir: Path, *names: str) -> None:
       InputError: one does not.
     """
     known = _digests_of(run_dir)
-    for name in names:
+    for name in (name for name in names if name in known):
         path = run_dir / name
-        if name in known and not path.is_file():
+        if not path.is_file():
             raise InputError(
                 f"{path} is missing, which the run wrote: put it back, or choose another --run-dir."
             )
-        if name in known and digests.sha256_file(path) != known[name]:
+        # two of a file whose replacement was interrupted
+        accepted = known[name] if isinstance(known[name], list) else [known[name]]
+        if digests.sha256_file(path) not in accepted:
             raise InputError(
                 f"{path} is damaged or was changed (its SHA-256 is not that in {DIGESTS}): put "
                 "back what the run wrote, or choose another --run-dir."
@@ -228,6 +259,20 @@ def verify_digest(run_dir: Path, *names: str) -> None:
 def _digests_of(run_dir: Path) -> dict[str, Any]:
     path = run_dir / DIGESTS
     return read_json(path) if path.exists() else {}
+
+
+def check_in_place(run_dir: Path) -> None:
+    """Checks that a run's directory is still there, before something is written to it.
+
+    Raises:
+      InputError: it was deleted or moved, and perhaps another one made in its place.
+    """
+    check_not_taken(run_dir)
+    if not (run_dir / CONFIG).exists():
+        raise InputError(
+            f"{run_dir} was deleted or moved while the run wrote to it: put it back and go on with "
+            "--resume, or choose another --run-dir."
+        )
 
 
 def record_devices(run_dir: Path, now: str) -> list[str]:
@@ -245,14 +290,17 @@ def record_devices(run_dir: Path, now: str) -> list[str]:
     return before
 
 
-def link_latest(run_dir: Path) -> None:
+def link_latest(run_dir: Path) -> str | None:
     """Makes `latest`, beside the run's directory, a symbolic link to it, atomically.
 
     A file or directory of that name, which is not ours, is left alone.
+
+    Returns:
+      Why there is no such link, or None where there is.
     """
     link = run_dir.parent / "latest"
     if _exists(link) and not link.is_symlink():
-        return
+        return "is a file or directory of its own, and is left alone"
     fresh = link.with_name(f".latest-{run_dir.name}")
     for _ in range(100):
         for left in run_dir.parent.glob(".latest-*"):  # by runs that were killed
@@ -263,7 +311,10 @@ def link_latest(run_dir: Path) -> None:
             fresh.replace(link)
         except (FileExistsError, FileNotFoundError):  # another run came between
             continue
-        return
+        except OSError as error:  # some file systems have no links
+            return f"cannot be made a link to this run ({error.strerror})"
+        return None
+    return "cannot be made a link to this run (others are)"
 
 
 def _list(names: list[str]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -23,7 +24,7 @@ from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.pipeline.checkpoints import load_training_state, save_training_state
 from ccsrp_jax.pipeline.config import Config, settings
-from ccsrp_jax.pipeline.run_dir import ARCHIVE, METRICS
+from ccsrp_jax.pipeline.run_dir import ARCHIVE, METRICS, check_in_place
 from ccsrp_jax.pipeline.tensorboard import TensorBoardWriter
 from ccsrp_jax.pruning import Problem, Target
 from ccsrp_jax.robustness.accuracy import correct
@@ -57,7 +58,12 @@ class Run(NamedTuple):
     provenance: dict | None  # what its networks are trained on; None where that is not known
 
     def log(self, row: dict) -> None:
-        """Appends a row to metrics.jsonl, and its numbers to TensorBoard's."""
+        """Appends a row to metrics.jsonl, and its numbers to TensorBoard's.
+
+        Raises:
+          InputError: the run's directory was deleted or moved.
+        """
+        check_in_place(self.folder)
         io.append_row(self.folder / METRICS, row)
         if self.tensorboard:
             self.tensorboard.add(row)
@@ -77,13 +83,24 @@ def train_dense(job: Run, state: State, started: float) -> tuple[State, float]:
     if start:
         job.terminal.line(f"resumed training after epoch {done}")
 
-    def checkpoint(done: int, state: trainer.TrainState) -> None:
-        if every and done % every == 0:
-            elapsed = time.perf_counter() - started
-            io.sync(job.folder / METRICS)
-            save_training_state(job.folder, done, state, elapsed, settings(job.config))
+    unsaved: list[tuple[int, trainer.TrainState, float]] = []  # of the last epoch
 
-    with training_stage(job, recipe, "training", {"stage": "train"}) as (on_epoch, on_step):
+    def save(done: int, state: trainer.TrainState, elapsed: float) -> None:
+        io.sync(job.folder / METRICS)
+        save_training_state(job.folder, done, state, elapsed, settings(job.config))
+
+    def checkpoint(done: int, state: trainer.TrainState) -> None:
+        elapsed = time.perf_counter() - started
+        unsaved.clear()
+        if every and (done % every == 0 or done == recipe.epochs):
+            save(done, state, elapsed)
+        elif every:  # copied, since the next step reuses its memory
+            unsaved.append((done, jax.tree.map(np.array, jax.device_get(state)), elapsed))
+
+    with (
+        _saving_when_interrupted(lambda: [save(*each) for each in unsaved]),
+        training_stage(job, recipe, "training", {"stage": "train"}) as (on_epoch, on_step),
+    ):
         variables = trainer.train(
             jax.random.fold_in(job.key, 1),
             job.classifier,
@@ -100,6 +117,16 @@ def train_dense(job: Run, state: State, started: float) -> tuple[State, float]:
             mesh=job.mesh,
         )
     return state._replace(variables=variables), started
+
+
+@contextmanager
+def _saving_when_interrupted(save: Callable[[], object]) -> Iterator[None]:
+    """In this context an interruption, which comes at a step, first saves what is not yet saved."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        save()
+        raise
 
 
 @contextmanager

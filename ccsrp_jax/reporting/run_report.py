@@ -78,7 +78,7 @@ def write(run_dir: str | PathLike[str]) -> Path:
     page = _to_html(config, summary, archive, pictures)
     for name, data in pictures.items():
         write_atomic(run_dir / f"{name}.png", data)
-    write_atomic(run_dir / "report.html", page.encode())
+    write_atomic(run_dir / "report.html", page.encode(errors="backslashreplace"))
     return run_dir / "report.html"
 
 

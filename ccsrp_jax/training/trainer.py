@@ -233,11 +233,7 @@ def _check(classifier: Classifier, recipe: Recipe, batch: int, mesh: Mesh | None
                 f"{classifier.surrogate} is none: train with a Surrogate, or give 0."
             )
         _ = recipe.certified_radius  # refuses an attack of another norm
-    if batch % devices.device_count(mesh):
-        raise InputError(
-            f"a batch of {batch} images cannot be sharded evenly over {devices.device_count(mesh)} "
-            "devices: give a batch size that is a multiple of them."
-        )
+    devices.check_divisible(batch, mesh)
 
 
 def _attacked(classifier, network_state, images, labels, recipe, key):

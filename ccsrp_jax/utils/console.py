@@ -1,7 +1,9 @@
 """Terminal output of long jobs: progress bars, lines and tables."""
 
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.box import ROUNDED
 from rich.console import Console
@@ -16,21 +18,43 @@ from rich.progress import (
 from rich.table import Table
 
 
+def one_line(text: str) -> str:
+    """A text in which line breaks and other control characters, as names can have, are escaped."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def escape_what_cannot_be_encoded(*streams: Any) -> None:
+    """Makes text streams write `\\xe9` for a character that their encoding does not have."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 class Terminal:
     """Output with progress bars on a terminal, and as plain text elsewhere."""
 
-    def __init__(self, console: Console | None = None):
+    def __init__(self, console: Console | None = None, on_step: Callable[[], None] = lambda: None):
+        """Prints to a console, by default that of standard output.
+
+        Args:
+          console: where to.
+          on_step: called at every step of every stage; it may raise, to stop there.
+        """
         self.console = console or Console(highlight=False, markup=False, soft_wrap=True)
+        self._on_step = on_step
 
     def line(self, text: str) -> None:
         """Prints a line of text."""
-        self.console.print(text)
+        self.console.print(one_line(text))
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Callable[..., None]]:
         """A progress bar over `total` units of work; yields `advance(units=1, note=None)`."""
+        self._on_step()
         if not self.console.is_terminal:
-            yield lambda units=1, note=None: None
+            yield lambda units=1, note=None: self._on_step()
             return
         columns = (
             TextColumn("{task.description:<28}"),
@@ -48,13 +72,14 @@ class Terminal:
                 progress.update(bar, advance=units)
                 if note is not None:
                     progress.update(bar, note=note)
+                self._on_step()
 
             yield advance
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """Prints a table: the first column left-aligned, the others right-aligned."""
         box = ROUNDED if self.console.is_terminal else None
-        table = Table(title=title, title_justify="left", box=box)
+        table = Table(title=one_line(title), title_justify="left", box=box)
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right")
         for row in rows:

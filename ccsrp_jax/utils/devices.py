@@ -51,6 +51,19 @@ def device_count(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.size
 
 
+def check_divisible(batch: int, mesh: Mesh | None) -> None:
+    """Checks that a batch of images can be sharded evenly.
+
+    Raises:
+      InputError: it cannot.
+    """
+    if batch % device_count(mesh):
+        raise InputError(
+            f"a batch of {batch} images cannot be sharded evenly over {device_count(mesh)} "
+            "devices: give a batch size that is a multiple of them."
+        )
+
+
 def describe(mesh: Mesh | None) -> str:
     """Number and kind of the devices of a mesh, as text; one device for None."""
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
@@ -118,6 +131,15 @@ def free_bytes(mesh: Mesh | None = None) -> int:
         mib = multihost_utils.process_allgather(np.int32(free >> 20))  # JAX has no int64
         free = int(mib.min()) << 20
     return free
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is exhausted, of the machine or of a device."""
+    texts = ("RESOURCE_EXHAUSTED", "Out of memory")
+    exhausted = isinstance(error, jax.errors.JaxRuntimeError) and any(
+        text in str(error) for text in texts
+    )
+    return exhausted or isinstance(error, MemoryError)
 
 
 def nbytes(tree: Any) -> int:

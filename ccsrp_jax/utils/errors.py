@@ -29,9 +29,14 @@ def shown(value: Any) -> str:
 def unknown(what: str, name: Any, options: Iterable[str]) -> InputError:
     """The error for a name that is not one of `options`; it suggests the most similar ones."""
     options = sorted(options)
-    near = isinstance(name, str) and difflib.get_close_matches(name, options, n=3, cutoff=0.4)
+    near = similar(name, options)
     hint = f"did you mean {' or '.join(near)}?" if near else "choose one of these."
     return InputError(f"unknown {what} {shown(name)}: expected one of {', '.join(options)}; {hint}")
+
+
+def similar(name: str, options: Iterable[str]) -> list[str]:
+    """The most similar ones of `options`, at most three."""
+    return difflib.get_close_matches(str(name)[:SHOWN], list(options), n=3, cutoff=0.4)
 
 
 def check_number(

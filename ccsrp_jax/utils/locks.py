@@ -37,8 +37,7 @@ def locked(
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
-            holder = " ".join(file.read(200).split())
+            holder = _holder(folder)
             raise InputError(
                 f"{folder} is in use by another run{holder and f' ({holder})'}: wait until that "
                 f"ends, or choose another {flag}."
@@ -47,7 +46,7 @@ def locked(
             say(f"{folder} cannot be locked: take care that no other run uses it.")
         else:
             file.truncate(0)
-            file.write(f"{OURS}{os.getpid()} on {socket.gethostname()}\n")
+            file.write(f"{_me()}\n")
             file.flush()
         here = folder.stat()
         try:
@@ -76,6 +75,33 @@ def _lock_file(folder: Path, flag: str) -> TextIO:
 
 def _foreign(folder: Path, flag: str) -> InputError:
     return InputError(f"{folder / LOCK} is not this library's: choose another {flag}.")
+
+
+def check_not_taken(folder: Path) -> None:
+    """Checks that a folder, which this process has locked, is not one that another process locked
+    after that was deleted or moved.
+
+    Raises:
+      InputError: it is.
+    """
+    holder = _holder(folder)
+    if holder not in ("", _me()):
+        raise InputError(
+            f"{folder} was deleted or moved while the run wrote to it, and another run ({holder}) "
+            "is in its place: that one goes on alone."
+        )
+
+
+def _holder(folder: Path) -> str:
+    """The process that says that it holds a folder's lock; empty where none does."""
+    try:
+        return " ".join((folder / LOCK).read_text(errors="replace")[:200].split())
+    except OSError:
+        return ""
+
+
+def _me() -> str:
+    return f"{OURS}{os.getpid()} on {socket.gethostname()}"
 
 
 def _is_same_folder(folder: Path, before: os.stat_result) -> bool:

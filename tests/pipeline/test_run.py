@@ -38,19 +38,22 @@ TINY = [
 def start(run_dir: Path, cache: Path, *flags: str) -> subprocess.Popen:
     """The job in a process of its own; a shared compilation cache keeps the test short."""
     command = [sys.executable, "experiments/ccsrp.py", *TINY, "--run-dir", str(run_dir), *flags]
-    settings = {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env=os.environ | settings,
+        env=os.environ | cache_settings(cache),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def cache_settings(cache: Path) -> dict[str, str]:
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 def kill_when(process: subprocess.Popen, reached) -> None:
@@ -156,6 +159,11 @@ def test_killed_and_resumed_run_is_bit_identical(finished, tmp_path):
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
 
+    assert_same(run_dir, whole)
+
+
+def assert_same(run_dir: Path, whole: Path) -> None:
+    """Both runs have the same results, times apart, and nothing is left over."""
     for name in ("archive.jsonl", "config.json", "splits.json"):
         assert (run_dir / name).read_text() == (whole / name).read_text()
     for path in [whole / "pruned.safetensors", *sorted((whole / "networks").iterdir())]:
@@ -165,9 +173,66 @@ def test_killed_and_resumed_run_is_bit_identical(finished, tmp_path):
         timed = re.compile("second|step_ms|share_of_peak")
         return [{k: v for k, v in row.items() if not timed.search(k)} for row in rows(path)]
 
-    assert timeless(metrics) == timeless(whole / "metrics.jsonl")
+    assert timeless(run_dir / "metrics.jsonl") == timeless(whole / "metrics.jsonl")
     assert _names(run_dir) == _names(whole)  # nothing is left over
     assert (run_dir / "report.html").exists()
+
+
+INTERRUPTED = """
+import os, signal, sys
+from ccsrp_jax import cli
+from ccsrp_jax.pipeline import checkpoints, stages
+
+log, read = stages.Run.log, checkpoints._read
+
+class Dropped:
+    def __del__(self):  # Python swallows what is raised here
+        os.kill(os.getpid(), signal.SIGTERM)
+
+def in_training(self, row):
+    log(self, row)
+    if row["stage"] == "train" and row["epoch"] == 0:
+        Dropped()
+
+def in_checkpoint(*args):
+    os.kill(os.getpid(), signal.SIGINT)
+    return read(*args)
+
+if sys.argv[1] == "training":
+    stages.Run.log = in_training
+else:
+    checkpoints._read = in_checkpoint
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def test_an_interrupted_run_is_checkpointed_and_goes_on_as_if_it_had_not_been(finished, tmp_path):
+    """In a callback of training between two checkpoints, and in a checkpoint."""
+    whole, cache, _ = finished
+    run_dir = tmp_path / "run"
+    cases = [
+        (["training", *TINY, "--training.checkpoint-epochs", "10"], "SIGTERM", 143),
+        (["checkpoint", *TINY, "--resume"], "SIGINT", 130),
+    ]
+    for flags, name, status in cases:
+        done = subprocess.run(
+            [sys.executable, "-c", INTERRUPTED, *flags, "--run-dir", str(run_dir)],
+            cwd=ROOT,
+            env=os.environ | cache_settings(cache),
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == status, done.stderr
+        assert done.stderr.startswith(f"interrupted ({name}); --resume continues")
+        assert done.stderr.count("\n") == 1
+    assert "resumed training after epoch 1" in done.stdout
+    assert (run_dir / "checkpoints" / "0").exists()
+    process = start(run_dir, cache, "--resume")
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert "resumed after training" in output
+    assert_same(run_dir, whole)
 
 
 def _names(run_dir: Path) -> set[str]:
@@ -282,6 +347,13 @@ def test_bad_config_file_is_one_sentence(name, text, says, capsys, tmp_path):
         (["--foo", "3"], "Unrecognized options: --foo"),
         (["--rounds", "many"], "invalid literal.*many"),
         (["--resume"], "no run to resume"),
+        (["--rounds", "1" + "0" * 400], "rounds 1000.*out of range"),
+        (["--dataset", "a\0b.npz"], "cannot be used as a path"),
+        (["--dataset", "a\nb.npz"], r"a\\nb.npz"),
+        (["--dense", "~nosuchuser/x"], "nosuchuser.*cannot be used as a path"),
+        (["--dense", "\ud800"], r"\\ud800.*cannot be used as a path"),
+        (["--dense="], "dense is empty"),
+        (["--config="], "config is empty"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(flags, says, capsys, tmp_path):
