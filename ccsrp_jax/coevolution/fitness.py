@@ -83,7 +83,8 @@ def score(task: Task, members: Float[np.ndarray, "M n"], *, racing: Racing | Non
 def _checked_members(task: Task, members: Any) -> np.ndarray:
     """Candidate masks as an array of 0 and 1, (M, n)."""
     members, filters = np.asarray(members), len(task.macs) - 1
-    if members.ndim != 2 or members.shape[-1] != filters or not np.isin(members, (0, 1)).all():
+    fits = members.ndim == 2 and members.shape[-1] == filters and len(members) > 0
+    if not (fits and np.isin(members, (0, 1)).all()):
         raise InputError(
             f"candidates for {task.group!r} are {members.dtype} of shape {members.shape}: give 0/1 "
             f"masks of shape (candidates, {filters})."

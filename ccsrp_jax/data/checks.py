@@ -137,7 +137,7 @@ def in_unit_range(images: Any) -> Any | None:
 
 
 def _as_array(values: Any, name: str) -> Any:
-    if isinstance(values, np.ndarray | jax.Array):
+    if isinstance(values, jax.Array):
         return values
     try:
         array = None if isinstance(values, dict | set | str | bytes) else np.asarray(values)
@@ -145,7 +145,8 @@ def _as_array(values: Any, name: str) -> Any:
         array = None
     if array is None or array.dtype == object:
         raise InputError(f"{name} are of type {type(values).__name__}: give a NumPy or JAX array.")
-    return array
+    # JAX takes no other order of bytes, as files of other machines have it
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _refuse_one_hot(labels: Any) -> None:

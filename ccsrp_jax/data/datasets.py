@@ -62,6 +62,8 @@ def load(
     check_number("time_steps", whole_number("time_steps", time_steps), 1)
     if not isinstance(name, str | os.PathLike):
         raise InputError(f"data set {name!r} is no name: give a name or the path of an .npz file.")
+    if not isinstance(data_dir, str | os.PathLike | None):
+        raise InputError(f"data_dir {data_dir!r} is no path: give the folder of the data set.")
     name = os.fspath(name)
     data_dir = None if data_dir is None else os.fspath(data_dir)
     options = ReadOptions(data_dir, int(settings.seed), int(time_steps))

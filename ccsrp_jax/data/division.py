@@ -54,7 +54,8 @@ class SplitSettings:
             raise InputError(
                 f"search_fraction {self.search_fraction!r} is no number: give a share."
             )
-        object.__setattr__(self, "search_fraction", float(self.search_fraction))
+        share = float(min(self.search_fraction, 2))  # integers may be too large for a float
+        object.__setattr__(self, "search_fraction", share)
         if not 0 < self.search_fraction < 1:
             raise InputError(
                 f"search_fraction {self.search_fraction} is outside (0, 1): give a share."

@@ -63,6 +63,17 @@ def test_wrong_types_are_refused_in_a_sentence():
     finish([start("from workers import entries; entries.check_types()")])
 
 
+@pytest.mark.parametrize("entry", ("correct", "Square", "Noise", "predict", "corrupt", "certify"))
+def test_bytes_in_another_order_are_read(variables, entry):
+    call = entries.ENTRIES[entry]
+    swapped = Split(IMAGES.astype(">f4"), LABELS.astype(">i8"))
+    found, expected = (
+        call(entries.CLASSIFIER, variables, each, entries.KEY)
+        for each in (swapped, Split(IMAGES, LABELS))
+    )
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
 @pytest.mark.parametrize("entry", ("correct", "PGD", "Noise", "predict", "corrupt", "certify"))
 def test_bytes_are_sound_everywhere(variables, entry):
     pixels = (IMAGES * 255).round().astype(np.uint8)
