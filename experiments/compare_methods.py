@@ -86,7 +86,7 @@ class Settings:
       seeds: random seeds of the methods and their fine-tuning.
       epochs: total epochs of fine-tuning, the same for every method.
       learning_rate: peak learning rate of fine-tuning; by default the run's.
-      suite: attacks on the test images: `quick`, `standard`, or `pgd` alone for trials.
+      suite: attacks on the test images: `quick`, `standard`, `thorough`, or `pgd` for trials.
       train_images: number of training images, the first ones; by default all.
       search_images: number of search images, the first ones; by default all.
       test_images: number of test images, the first ones; by default all.

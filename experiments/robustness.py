@@ -60,7 +60,7 @@ class Settings:
       dataset: `digits`, a TFDS set or an .npz file, as for the main job; by default the one that
         the network's file names, or `digits`.
       data_dir: folder with prepared TFDS sets.
-      suite: `quick`, `standard`, or `pgd` alone.
+      suite: `quick`, `standard`, `thorough`, or `pgd` alone.
       attacks: attacks to run instead of a suite, each ATTACK or ATTACK:SOURCE.
       others: other networks for transfer attacks, each NAME=FILE.
       baseline: file of a network, such as the dense one, to whose errors the mean corruption error
@@ -82,7 +82,7 @@ class Settings:
     network: Annotated[Path, tyro.conf.Positional]
     dataset: str | None = None
     data_dir: str | None = None
-    suite: Literal["pgd", "quick", "standard"] = "quick"
+    suite: Literal["pgd", "quick", "standard", "thorough"] = "quick"
     attacks: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     baseline: Path | None = None

@@ -1,10 +1,12 @@
-"""The loop that APGD and SA-PGD share: iterates, their worst one, and checkpoints.
+"""The loop that APGD, SA-PGD and MI-FGSM share: iterates, their worst one, and checkpoints.
 
-Both evaluate the classifier, record the worst iterate so far, take a step, and may halve their
-step size at the same checkpoints.
+They evaluate the classifier, record the worst iterate so far, and take a step; the first two may
+halve their step size at the same checkpoints.
 """
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +15,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ccsrp_jax.attacks.base import RestartedAttack
 from ccsrp_jax.attacks.gradients import LossAndGradient, loss_and_gradient
-from ccsrp_jax.attacks.losses import LOWEST, infinite_where_not_finite
+from ccsrp_jax.attacks.losses import LOWEST, TARGETED, infinite_where_not_finite
 from ccsrp_jax.attacks.threat_model import check_attack, per_image
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.classifier import (
     ClassifierFn,
     initial_state,
     is_stochastic,
+    key_kwargs,
     predicted_classes,
 )
 from ccsrp_jax.utils.errors import unknown
@@ -103,7 +106,7 @@ class AdaptiveAttack(RestartedAttack):
     ) -> Iterator[Any]:
         """One run from a given start: its state after each of steps + 1 evaluations."""
         state = self.start_state(start, labels)
-        surrogate_state = initial_state(classifier, len(images))
+        surrogate_state = initial_state(classifier, len(images), key)
         windows = checkpoint_windows(self.steps)
         for iteration in range(self.steps + 1):
             result = loss_and_gradient(
@@ -126,6 +129,56 @@ class AdaptiveAttack(RestartedAttack):
         check_attack(self)
         if self.loss not in losses:
             raise unknown("attack loss", self.loss, losses)
+
+
+class TargetedAttack(AdaptiveAttack):
+    """Base of adaptive attacks that may run towards one wrong class after another.
+
+    Attributes:
+      targets: for a loss in `TARGETED`, the number of wrong classes to target, in order of their
+        logits on the clean image; at most as many as there are.
+      rank: for such a loss, rank of the first target among the wrong classes.
+    """
+
+    targets: int
+    rank: int
+
+    @property
+    def parts(self) -> tuple["TargetedAttack", ...]:
+        """One attack for every target and restart."""
+        single = dataclasses.replace(self, restarts=1)
+        if self.loss in TARGETED:
+            ranks = range(self.rank, self.rank + self.targets)
+            by_target = [dataclasses.replace(single, targets=1, rank=rank) for rank in ranks]
+        else:
+            by_target = [single]
+        return tuple(part for part in by_target for _ in range(self.restarts))
+
+    def run_once(self, classifier, network_state, images, labels, key):
+        """One restart, towards the target of this rank; arguments as for a call."""
+        if self.loss not in TARGETED:
+            return super().run_once(classifier, network_state, images, labels, key)
+        draws = self.samples if is_stochastic(classifier) else 1
+        key, *keys_clean = jax.random.split(key, 1 + draws)
+        images = to_unit_range(images)
+        logits = sum(_logits(classifier, network_state, images, each) for each in keys_clean)
+        ranked = _ranked_wrong_classes(logits, labels)
+        if self.rank > ranked.shape[-1]:  # the classifier has too few classes
+            return images
+        targets = jnp.take(ranked, self.rank - 1, 1)
+        return self.run_towards(classifier, network_state, images, labels, key, targets)
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(classifier, network_state, images, key):
+    return classifier(network_state, images, **key_kwargs(classifier, key))
+
+
+@jax.jit
+def _ranked_wrong_classes(logits, labels):
+    """Wrong classes (B, K - 1), in descending order of their logits."""
+    is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    return jnp.argsort(jnp.where(is_label, -jnp.inf, logits), descending=True)[:, :-1]
 
 
 def checkpoint_windows(steps: int) -> Mapping[int, int]:

@@ -1,21 +1,17 @@
 """APGD, the gradient attack of AutoAttack: momentum and a step size that adapts per image."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ccsrp_jax.attacks.adaptive import AdaptiveAttack, WorstIterate
+from ccsrp_jax.attacks.adaptive import TargetedAttack, WorstIterate
 from ccsrp_jax.attacks.gradients import LossAndGradient
 from ccsrp_jax.attacks.losses import LOSSES
 from ccsrp_jax.attacks.threat_model import Norm, ThreatModel, per_image
-from ccsrp_jax.data.splits import to_unit_range
-from ccsrp_jax.networks.classifier import is_stochastic, key_kwargs
 
 
 class APGDState(NamedTuple):
@@ -47,7 +43,7 @@ class Checkpoint(NamedTuple):
 
 
 @dataclass(frozen=True)
-class APGD(AdaptiveAttack):
+class APGD(TargetedAttack):
     """Auto-PGD: momentum, and a step size that is halved where progress stalls.
 
     At a checkpoint where an image's step size is halved, the attack returns to its best
@@ -60,12 +56,12 @@ class APGD(AdaptiveAttack):
       restarts: random starts; the worst result of each image counts, see
         `attacks.base.worst_of`.
       loss: one of `LOSSES`.
-      targets: for `dlr_targeted`, the number of wrong classes to target, one after another, in
-        order of their logits on the clean image; at most as many as there are.
+      targets: for a loss in `TARGETED`, the number of wrong classes to target, one after another,
+        in order of their logits on the clean image; at most as many as there are.
       norm: `linf` (signed steps) or `l2` (normalized steps).
       samples: draws over which a stochastic network's gradient is averaged.
       rho: the step size is halved where at most this share of steps increased the loss.
-      rank: for `dlr_targeted`, rank of the first target among the wrong classes.
+      rank: for such a loss, rank of the first target among the wrong classes.
 
     References:
       Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of
@@ -75,7 +71,7 @@ class APGD(AdaptiveAttack):
     eps: float = 8 / 255
     steps: int = 100
     restarts: int = 1
-    loss: Literal["ce", "margin", "dlr", "dlr_targeted"] = "ce"
+    loss: Literal["ce", "margin", "dlr", "dlr_targeted", "margin_targeted"] = "ce"
     targets: int = 9
     norm: Norm = "linf"
     samples: int = 1
@@ -84,31 +80,6 @@ class APGD(AdaptiveAttack):
 
     def __post_init__(self) -> None:
         self.check_settings(LOSSES)
-
-    @property
-    def parts(self) -> tuple["APGD", ...]:
-        """One attack for every target and restart."""
-        single = dataclasses.replace(self, restarts=1)
-        if self.loss == "dlr_targeted":
-            ranks = range(self.rank, self.rank + self.targets)
-            by_target = [dataclasses.replace(single, targets=1, rank=rank) for rank in ranks]
-        else:
-            by_target = [single]
-        return tuple(part for part in by_target for _ in range(self.restarts))
-
-    def run_once(self, classifier, network_state, images, labels, key):
-        """One restart, towards the target of this rank; arguments as for a call."""
-        if self.loss != "dlr_targeted":
-            return super().run_once(classifier, network_state, images, labels, key)
-        draws = self.samples if is_stochastic(classifier) else 1
-        key, *keys_clean = jax.random.split(key, 1 + draws)
-        images = to_unit_range(images)
-        logits = sum(_logits(classifier, network_state, images, each) for each in keys_clean)
-        ranked = _ranked_wrong_classes(logits, labels)
-        if self.rank > ranked.shape[-1]:  # the classifier has too few classes
-            return images
-        targets = jnp.take(ranked, self.rank - 1, 1)
-        return self.run_towards(classifier, network_state, images, labels, key, targets)
 
     def start_state(self, start, labels):
         """State before the first evaluation."""
@@ -120,18 +91,6 @@ class APGD(AdaptiveAttack):
         checkpoint = Checkpoint(iteration in windows, few)
         weight = 1.0 if iteration == 0 else 0.75
         return _step(state, result, images, labels, self.threat, checkpoint, weight)
-
-
-@partial(jax.jit, static_argnums=0)
-def _logits(classifier, network_state, images, key):
-    return classifier(network_state, images, **key_kwargs(classifier, key))
-
-
-@jax.jit
-def _ranked_wrong_classes(logits, labels):
-    """Wrong classes (B, K - 1), in descending order of their logits."""
-    is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-    return jnp.argsort(jnp.where(is_label, -jnp.inf, logits), descending=True)[:, :-1]
 
 
 @jax.jit

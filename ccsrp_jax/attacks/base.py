@@ -4,11 +4,14 @@ An attack is a hashable callable `attack(classifier, network_state, images, labe
 returns adversarial images; those of this package are frozen dataclasses. Class attributes
 describe it, each optional for an attack of one's own:
 
-  * `kind`: `white box` (the default), `black box` or `noise`;
+  * `kind`: `white box` (the default), `black box`, `noise`, or `seeded`: it goes on from what
+    other attacks found;
   * `norms`: the norms that it supports, by default all;
   * `gradients`, `queries`: gradients and forward passes that it computes for an image, by
     default 0;
   * `parts`: attacks that make it up, to be run one after another on the images that are left;
+  * `takes_start`: true if a call takes `start=`, images in the ball to begin at; a suite gives it
+    for every image the one of the largest margin that any attack has found before;
   * `run`: the same as a call, without the check of its arguments, for loops over images that
     were checked before.
 
@@ -34,7 +37,7 @@ from ccsrp_jax.networks.inputs import checked_inputs
 from ccsrp_jax.utils.keys import checked_key
 
 Attack = Callable[[ClassifierFn, Any, Array, Array, Array], Float[Array, "B H W C"]]
-AttackKind = Literal["noise", "white box", "black box"]
+AttackKind = Literal["noise", "white box", "black box", "seeded"]
 
 # Folded into a key for the pass that classifies adversarial images; no attack has this many steps.
 CLASSIFICATION_PASS = 2**30

@@ -51,11 +51,18 @@ def dlr(
     return margin(logits, labels) / (z[:, -1] - z[:, -3] + 1e-12)
 
 
+def margin_targeted(
+    logits: Float[Array, "B K"], labels: Int[Array, "B"], targets: Int[Array, "B"] | None
+) -> Float[Array, "B"]:
+    """Logit of a target class minus that of the label (Carlini and Wagner, S&P 2017)."""
+    return _logit(logits, targets) - _logit(logits, labels)
+
+
 def dlr_targeted(
     logits: Float[Array, "B K"], labels: Int[Array, "B"], targets: Int[Array, "B"] | None
 ) -> Float[Array, "B"]:
     """Difference of logits ratio towards a target class; the difference below 4 classes."""
-    gap = _logit(logits, targets) - _logit(logits, labels)
+    gap = margin_targeted(logits, labels, targets)
     if logits.shape[-1] < 4:
         return gap
     z = jnp.sort(logits, -1)
@@ -67,7 +74,9 @@ LOSSES: dict[str, Loss] = {
     "margin": margin,
     "dlr": dlr,
     "dlr_targeted": dlr_targeted,
+    "margin_targeted": margin_targeted,
 }
+TARGETED = ("dlr_targeted", "margin_targeted")  # those that need target classes
 
 
 def _logit(logits, classes):

@@ -119,7 +119,7 @@ class PGD(RestartedAttack):
             self.threat,
             steps=self.steps,
             step_size=self.step_size,
-            state=initial_state(classifier, len(images)),
+            state=initial_state(classifier, len(images), key),
         )
 
 

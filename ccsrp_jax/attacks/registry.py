@@ -10,9 +10,12 @@ from typing import Any
 
 from ccsrp_jax.attacks.apgd import APGD
 from ccsrp_jax.attacks.base import Attack, AttackKind
+from ccsrp_jax.attacks.mifgsm import MIFGSM
 from ccsrp_jax.attacks.noise import Noise
 from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.attacks.rays import RayS
 from ccsrp_jax.attacks.sapgd import SAPGD
+from ccsrp_jax.attacks.seeded_search import SeededSearch
 from ccsrp_jax.attacks.square import Square
 from ccsrp_jax.attacks.threat_model import NORMS, Norm, ThreatModel
 from ccsrp_jax.utils.errors import InputError, unknown
@@ -62,7 +65,10 @@ ATTACKS: dict[str, NamedAttack] = {
     "apgd-dlr": NamedAttack(APGD, {"loss": "dlr"}),
     "apgd-t": NamedAttack(APGD, {"loss": "dlr_targeted"}),
     "sa-pgd": NamedAttack(SAPGD),
+    "mi-fgsm": NamedAttack(MIFGSM),
     "square": NamedAttack(Square),
+    "rays": NamedAttack(RayS),
+    "seeded-search": NamedAttack(SeededSearch, {"budget": 4000}),
 }
 
 

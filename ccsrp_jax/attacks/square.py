@@ -8,31 +8,22 @@ sign of masked gradients.
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
 
 from ccsrp_jax.attacks.base import AttackKind, RestartedAttack
-from ccsrp_jax.attacks.losses import LOWEST, infinite_where_not_finite, margin
-from ccsrp_jax.attacks.threat_model import Norm, ThreatModel, check_attack, per_image
+from ccsrp_jax.attacks.queries import BestQuery, query
+from ccsrp_jax.attacks.threat_model import Norm, ThreatModel, check_attack
 from ccsrp_jax.data.splits import to_unit_range
-from ccsrp_jax.networks.classifier import is_stochastic, predicted_classes
+from ccsrp_jax.networks.classifier import is_stochastic
 
 # Squares, of 10,000, after which the share of changed pixels is halved: AutoAttack's list,
 # which has the 500 that the paper's lacks.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 CHECK_EVERY = 50  # squares between checks whether every image is broken
-
-
-class BestQuery(NamedTuple):
-    """For each image the query of the largest margin so far."""
-
-    images: Float[Array, "B H W C"]
-    margin: Float[Array, "B"]
-    broken: Bool[Array, "B"]  # misclassified in that query
 
 
 @dataclass(frozen=True)
@@ -98,24 +89,24 @@ class Square(RestartedAttack):
         """One restart; arguments as for a call."""
         images = to_unit_range(images)
         key_moves, key_network = jax.random.split(key)
-        query = partial(_query, classifier, self.samples, network_state, labels, key_network)
-        lowest = jnp.full(labels.shape, LOWEST)
-        best = query(0, images, BestQuery(images, lowest, jnp.zeros(labels.shape, bool)))
-        striped = _striped(key_moves, images, self.threat)
-        best = query(
-            1, striped, best._replace(margin=lowest)
+        try_ = partial(_query, classifier, self.samples, network_state, labels, key_network)
+        nothing = BestQuery.none_yet(images)
+        best = try_(0, images, nothing)
+        stripes = striped(key_moves, images, self.threat)
+        best = try_(
+            1, stripes, best._replace(margin=nothing.margin)
         )  # accepted even if its margin is less
         for number in range(self.budget - 1):
             if number % CHECK_EVERY == 0 and best.broken.all():
                 break
             side = self.side(number, *images.shape[1:3])
             proposal = _with_square(key_moves, number, side, images, best.images, self.threat)
-            best = query(number + 2, proposal, best)
+            best = try_(number + 2, proposal, best)
         return best.images
 
 
 @jax.jit
-def _striped(key, images, threat: ThreatModel):
+def striped(key, images, threat: ThreatModel):
     """The images, every column of every channel changed by +-eps."""
     b, _, w, c = images.shape
     signs = jax.random.rademacher(key, (b, 1, w, c), images.dtype)
@@ -138,20 +129,5 @@ def _with_square(key, number, side, images, x, threat: ThreatModel):
 @partial(jax.jit, static_argnums=(0, 1))
 def _query(classifier, samples, network_state, labels, key, number, images, best):
     """Evaluates images, and accepts those that break or gain margin and were not broken yet."""
-    stochastic = is_stochastic(classifier)
-    if stochastic:
-        keys = jax.random.split(jax.random.fold_in(key, number), samples)
-        draw = jax.vmap(lambda each: classifier(network_state, images, key=each))
-        z = draw(keys).mean(0)
-    else:
-        z = classifier(network_state, images)
-    gain = infinite_where_not_finite(margin(z, labels), z)
-    broken = predicted_classes(z) != labels
-    if stochastic:
-        broken = jnp.zeros_like(broken)  # one draw that misclassifies does not stop the search
-    better = ((gain > best.margin) | broken) & ~best.broken
-    return BestQuery(
-        jnp.where(per_image(better), images, best.images),
-        jnp.where(better, gain, best.margin),
-        best.broken | broken,
-    )
+    z = query(classifier, samples, network_state, images, key, number)
+    return best.update(images, z, labels, stochastic=is_stochastic(classifier))

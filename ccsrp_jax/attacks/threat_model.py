@@ -129,6 +129,7 @@ SETTINGS = {
     **dict.fromkeys(("steps", "restarts", "samples", "budget", "targets", "rank"), SIZE),
     "relative_step": POSITIVE,
     "rho": Limits(0, 1),
+    "decay": Limits(0, 1),
     "p_init": Limits(0, 1, above=True),
 }
 

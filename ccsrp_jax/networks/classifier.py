@@ -8,7 +8,9 @@ A classifier is a hashable callable `classifier(network_state, images) -> logits
   * `with_backward(backward)`, a copy with another surrogate gradient (see `networks.gradients`);
   * `stateful`, true if its gradient depends on the previous iterations of an attack; it then has
     `initial_state(count)`, the surrogate state before an attack on so many images, and
-    `apply_stateful(network_state, images, surrogate_state)`, logits and the next such state.
+    `apply_stateful(network_state, images, surrogate_state)`, logits and the next such state;
+  * `random_gradient`, true if its gradient, not its output, is drawn at random; it is stateful
+    then, and `initial_state` is called with `key=` too.
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -23,6 +26,7 @@ from ccsrp_jax.networks.architecture import Architecture, shapes
 from ccsrp_jax.networks.gradients import (
     AdaptiveSharpness,
     Backward,
+    RandomWidth,
     Surrogate,
     SurrogateState,
 )
@@ -32,6 +36,7 @@ from ccsrp_jax.utils.errors import InputError, shown
 
 ClassifierFn = Callable[..., Float[Array, "B K"]]
 
+GRADIENT_DRAWS = 2**29  # folded into an attack's key; no attack has this many steps
 NO_CLASS = -1  # what logits that are not finite predict: no label is equal to it
 
 
@@ -67,7 +72,12 @@ class Classifier:
     @property
     def stateful(self) -> bool:
         """Whether its gradient depends on the previous iterations of an attack."""
-        return isinstance(self.surrogate, AdaptiveSharpness)
+        return isinstance(self.surrogate, AdaptiveSharpness | RandomWidth)
+
+    @property
+    def random_gradient(self) -> bool:
+        """Whether widths of its surrogate are drawn at random."""
+        return isinstance(self.surrogate, RandomWidth)
 
     def __call__(
         self,
@@ -108,15 +118,23 @@ class Classifier:
         logits, active = output
         return logits, active.surrogate_state
 
-    def initial_state(self, count: int) -> SurrogateState:
-        """Surrogate state before an attack on `count` images; empty unless stateful."""
-        if not isinstance(self.surrogate, AdaptiveSharpness):
+    def initial_state(self, count: int, key: Array | None = None) -> SurrogateState:
+        """Surrogate state before an attack on `count` images; empty unless stateful.
+
+        Args:
+          count: number of images.
+          key: for the widths of `RandomWidth`; by default they are the same in every attack.
+        """
+        a, surrogate = self.architecture, self.surrogate
+        spiking = [node.name for node in a.nodes if node.spiking]
+        if isinstance(surrogate, RandomWidth):
+            key = jax.random.key(0) if key is None else key
+            return dict(zip(spiking, jax.random.split(key, len(spiking)), strict=True))
+        if not isinstance(surrogate, AdaptiveSharpness):
             return {}
-        a = self.architecture
         return {
-            node.name: self.surrogate.initial_state(a.time_steps, (count, *shapes(a)[node.name]))
-            for node in a.nodes
-            if node.spiking
+            name: surrogate.initial_state(a.time_steps, (count, *shapes(a)[name]))
+            for name in spiking
         }
 
 
@@ -135,6 +153,14 @@ def key_kwargs(classifier: ClassifierFn, key: Array | None) -> dict[str, Array |
     return {"key": key} if is_stochastic(classifier) else {}
 
 
-def initial_state(classifier: Any, count: int) -> Any:
-    """Surrogate state before an attack on `count` images; None unless the classifier has one."""
-    return classifier.initial_state(count) if getattr(classifier, "stateful", False) else None
+def initial_state(classifier: Any, count: int, key: Array | None = None) -> Any:
+    """Surrogate state before an attack on `count` images; None unless the classifier has one.
+
+    `key` is the attack's, for a classifier with a random gradient.
+    """
+    if not getattr(classifier, "stateful", False):
+        return None
+    if getattr(classifier, "random_gradient", False):
+        key = None if key is None else jax.random.fold_in(key, GRADIENT_DRAWS)
+        return classifier.initial_state(count, key=key)
+    return classifier.initial_state(count)

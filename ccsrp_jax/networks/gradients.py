@@ -2,7 +2,7 @@
 
 The derivative of a spike is 0 almost everywhere, so training and attacks replace it, and an
 attack is only as strong as the replacement. None of them changes the network's output, except
-`Relu`, which is a different network with the same weights.
+`Relu` and `SoftSpike`, which are different networks with the same weights.
 
 In rate gradients and `Relu` the input current is in units of the threshold, as in their sources
 (after the division by tau, for neurons that divide their input; see `Neuron.rate_gain`). Widths
@@ -13,12 +13,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from ccsrp_jax.networks.neurons import Neuron, Noise, Surrogate, lif, spike, spike_of_width
 from ccsrp_jax.utils.errors import InputError, check_number
@@ -76,7 +76,9 @@ class Distances(NamedTuple):
     deviation: Float[Array, "*N"]  # D, initially 0
 
 
-SurrogateState = dict[str, tuple[Distances, ...]]  # by `Spike` node, one element per time step
+# For `AdaptiveSharpness` one element per time step, for `RandomWidth` the key of the next draw
+LayerState = tuple[Distances, ...] | Key[Array, ""]
+SurrogateState = dict[str, LayerState]  # by `Spike` node
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,63 @@ class AdaptiveSharpness:
         return 2 * (statistics.mean + 1.5 * statistics.deviation + 1e-4) / a
 
 
-Backward = Surrogate | StraightThrough | RateGradient | Hart | Relu | AdaptiveSharpness
+@dataclass(frozen=True)
+class RandomWidth:
+    """Surrogate gradient with widths drawn anew for every image, layer and iteration of an attack.
+
+    A surrogate of one width passes gradients through the same neurons in every iteration, so an
+    attack that stalls stalls for good. Widths here are log-uniform, and mostly narrow. A classifier
+    with this backward pass is stateful, see `Classifier.apply_stateful`, and its state comes from
+    a key. The rule is ours.
+
+    Attributes:
+      name: shape of the surrogate, see `Surrogate`.
+      low, high: range of the widths.
+    """
+
+    name: str = "atan"
+    low: float = 0.05
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        Surrogate(self.name, self.low), Surrogate(self.name, self.high)  # checks them
+        if self.low > self.high:
+            raise InputError(f"widths from {self.low} to {self.high}: give the smaller one first.")
+
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "B *N"]:
+        """A width for every image, shaped to broadcast against potentials of this shape."""
+        share = jax.random.uniform(key, (shape[0], *[1] * (len(shape) - 1)))
+        return self.low * (self.high / self.low) ** share
+
+
+@dataclass(frozen=True)
+class SoftSpike:
+    """A different network: each spike is the sigmoid of its distance from the threshold.
+
+    It keeps the dynamics over time, and its gradient is exact, so that no surrogate takes part in
+    it; its adversarial images are a transfer attack on the spiking network. As the width falls,
+    it becomes that network.
+
+    Attributes:
+      width: of the sigmoid, as for `Surrogate("sigmoid", width)`, its derivative.
+    """
+
+    width: float = 0.5
+
+    def __post_init__(self) -> None:
+        Surrogate("sigmoid", self.width)  # checks the width
+
+
+Backward = (
+    Surrogate
+    | StraightThrough
+    | RateGradient
+    | Hart
+    | Relu
+    | AdaptiveSharpness
+    | RandomWidth
+    | SoftSpike
+)
 
 
 def lif_with_backward(
@@ -132,23 +190,25 @@ def lif_with_backward(
     neuron: Neuron,
     backward: Backward,
     time_steps: int,
-    statistics: Sequence[Distances] | None = None,
+    statistics: Sequence[Distances] | Key[Array, ""] | None = None,
     leak: Float[Array, ""] | None = None,
     *,
     self_weight: Float[Array, "C"] | None = None,
     noise: Noise | None = None,
-) -> tuple[Float[Array, "R *N"], Float[Array, "R *N"], tuple[Distances, ...] | None]:
+) -> tuple[Float[Array, "R *N"], Float[Array, "R *N"], LayerState | None]:
     """A layer of neurons, `neurons.lif`, with this backward pass.
 
     Args:
       current, neuron, time_steps, leak, self_weight, noise: as for `lif`. Gradients of the rate
         leave the connection of neurons with themselves out, and `Relu` the noise too.
       backward: the backward pass.
-      statistics: for `AdaptiveSharpness`, those of earlier iterations, one element per time step.
+      statistics: for `AdaptiveSharpness`, those of earlier iterations, one element per time step;
+        for `RandomWidth`, the key of this iteration's widths.
 
     Returns:
       Spikes and membrane potentials, R = T, or for `Relu` its activations twice, R = S; and
-      for `AdaptiveSharpness` the statistics updated with this iteration.
+      for `AdaptiveSharpness` the statistics updated with this iteration, for `RandomWidth` the
+      key of the next one.
 
     Raises:
       InputError: a rate-based backward pass for neurons without a `rate_gain`.
@@ -163,6 +223,13 @@ def lif_with_backward(
         case AdaptiveSharpness():
             before = statistics or backward.initial_state(time_steps, current.shape[1:])
             return _adaptive(run, backward, before)
+        case RandomWidth():
+            key: Any = jax.random.key(0) if statistics is None else statistics
+            key_next, key_widths = jax.random.split(key)
+            widths = backward.draw(key_widths, current.shape[1:])
+            return *run(partial(_spike_at, widths, backward.name)), key_next
+        case SoftSpike():
+            return *run(partial(_soft_spike, backward.width)), None
     tau = neuron.membrane_tau if leak is None else 1 / stop_gradient(leak)
     gain = neuron.rate_gain(tau)
     x = current.astype(jnp.float32)
@@ -201,6 +268,14 @@ def _rate_derivative(backward, mean, spikes, retention):
     g = 0.2
     slope = jnp.where(mean < 1 - retention, g, (1 - g + g * retention) / (retention + 1))
     return jnp.where((mean >= 0) & (mean <= 2), slope, 0.0)
+
+
+def _spike_at(widths, name, v, t):
+    return spike_of_width(v, widths, name)
+
+
+def _soft_spike(width, v, t):
+    return jax.nn.sigmoid(4 * v / width)
 
 
 def _straight_spike(v, t):

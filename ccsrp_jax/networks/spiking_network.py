@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ccsrp_jax.networks.architecture import Architecture, live_at
 from ccsrp_jax.networks.gradients import (
     Backward,
-    Distances,
+    LayerState,
     Surrogate,
     SurrogateState,
     lif_with_backward,
@@ -35,7 +35,7 @@ class Activity(NamedTuple):
 
     spikes: Values  # after masking
     potentials: Values  # before the reset, without masking
-    surrogate_state: SurrogateState  # for `gradients.AdaptiveSharpness` only
+    surrogate_state: SurrogateState  # for `gradients.AdaptiveSharpness` and `RandomWidth` only
 
 
 class SpikingNetwork(nn.Module):
@@ -80,13 +80,13 @@ class SpikingNetwork(nn.Module):
         Args:
           images: NHWC in [0, 1], before normalization.
           masks: as in `masks`; groups and kernels without a mask are not masked.
-          surrogate: the backward pass; only `gradients.Relu` changes the output.
+          surrogate: the backward pass; only `gradients.Relu` and `SoftSpike` change the output.
           train: batch norm uses batch statistics (and updates its running averages, with
             `mutable=["batch_stats"]`), and dropout is active.
           activity: also return the spikes and potentials of every LIF layer.
           per_step: return the logits of every step, (T, B, K), instead of their mean.
           key: for a stochastic encoding or stochastic neurons, and for dropout in training.
-          surrogate_state: of `gradients.AdaptiveSharpness`, from the previous iteration.
+          surrogate_state: of a stateful backward pass, from the previous iteration.
         """
         values, active = self.walk(
             self.encode(images, key),
@@ -210,9 +210,9 @@ class SpikingNetwork(nn.Module):
         x: Float[Array, "S B *N"],
         masks: MaskTree,
         surrogate: Backward,
-        statistics: Sequence[Distances] | None,
+        statistics: LayerState | None,
         key: Array | None,
-    ) -> tuple[Array, Array, tuple[Distances, ...] | None]:
+    ) -> tuple[Array, Array, LayerState | None]:
         """`lif_with_backward` of a `Spike` node, with its spikes gated by the masks."""
         neuron, time_steps = self.architecture.neuron, self.architecture.time_steps
         own, noise = LayerValues(), None

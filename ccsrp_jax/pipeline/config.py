@@ -91,14 +91,14 @@ class Attack:
         images.
       test_restarts: random starts of that attack.
       suite: attack suite for the dense and the chosen network on the test images: `quick`;
-        `standard`, which takes many times as long; or `pgd` only, for trial runs.
+        `standard` or `thorough`, which take many times as long; or `pgd` only, for trial runs.
     """
 
     eps: float = 1 / 16
     search_steps: int = 10
     test_steps: int = 20
     test_restarts: int = 1
-    suite: Literal["pgd", "quick", "standard"] = "quick"
+    suite: Literal["pgd", "quick", "standard", "thorough"] = "quick"
 
     def __post_init__(self) -> None:
         check_fields(

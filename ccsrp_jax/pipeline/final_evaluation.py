@@ -25,7 +25,9 @@ SUITE_CAVEAT = {
     "pgd": SHORT_PGD_CAVEAT,
     "quick": "An upper bound on robust accuracy and a first opinion: the standard suite can "
     "break more images.",
-    "standard": "An upper bound on robust accuracy: an attack yet unknown can break more images.",
+    "standard": "An upper bound on robust accuracy: more restarts and queries, as in the thorough "
+    "suite, or an attack yet unknown can break more images.",
+    "thorough": "An upper bound on robust accuracy: an attack yet unknown can break more images.",
 }
 
 

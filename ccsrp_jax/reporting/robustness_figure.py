@@ -38,7 +38,7 @@ from ccsrp_jax.utils.stats import wilson_interval
 # Networks differ by color and by line style, kinds of attacks by marker.
 COLORS = (BLUE, VERMILION, GREEN, INK)
 DASHES = ("-", "--", "-.", ":")
-MARKERS = {"noise": "P", "white box": "o", "transfer": "^", "black box": "s"}
+MARKERS = {"noise": "P", "white box": "o", "transfer": "^", "black box": "s", "seeded": "D"}
 ALONE: dict[str, Any] = {
     "linestyle": "none",
     "markersize": 8,

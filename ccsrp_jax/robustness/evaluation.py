@@ -143,7 +143,7 @@ def evaluate(
       eps: radius in pixel units, where images span [0, 1].
       key: for all random draws.
       suite: `pgd` (for which the audit uses only the network's own gradient), `quick`,
-        `standard`, or a list of attacks.
+        `standard`, `thorough`, or a list of attacks.
       norm: `linf` or `l2`.
       others: other networks by name, for transfer attacks.
       samples: draws over which a stochastic network's gradient is averaged; by default 10 for
@@ -208,10 +208,12 @@ def gradient_samples(specs: Sequence[AttackSpec]) -> int:
 
 
 def default_corruptions(preset: str, split: Split) -> list[tuple[str, int]]:
-    """Corruptions of severity 3: all for the standard suite, else two kinds of noise."""
+    """Corruptions of severity 3: all for `standard` and `thorough`, else two kinds of noise."""
     _, height, width, channels = split.images.shape
     everything = names(channels, max(height, width))
-    chosen = everything if preset == "standard" else ("gaussian_noise", "impulse_noise")
+    chosen = (
+        everything if preset in ("standard", "thorough") else ("gaussian_noise", "impulse_noise")
+    )
     return [(name, 3) for name in chosen]
 
 

@@ -1,6 +1,6 @@
 """Gradient sources: the classifiers that gradient attacks on a network may differentiate.
 
-Besides the network itself these are copies of it with other surrogate gradients, a copy with ReLU
+Besides the network itself these are copies of it with other surrogate gradients, copies with smooth
 units in place of spikes, and other networks; the last two give transfer attacks.
 """
 
@@ -11,8 +11,10 @@ from ccsrp_jax.networks.gradients import (
     AdaptiveSharpness,
     Backward,
     Hart,
+    RandomWidth,
     RateGradient,
     Relu,
+    SoftSpike,
     StraightThrough,
     Surrogate,
 )
@@ -26,7 +28,9 @@ class GradientSource(NamedTuple):
 
 
 OWN = "own"  # the network itself, with its own surrogate gradient
-RELU = "relu"
+RELU, SOFT = "relu", "soft"
+TWINS = (RELU, SOFT)  # networks of the same weights whose gradient needs no surrogate
+RANDOM = "random"  # widths drawn anew in every iteration of an attack
 
 BACKWARDS: dict[str, Backward] = {
     "assg": AdaptiveSharpness(),
@@ -36,7 +40,9 @@ BACKWARDS: dict[str, Backward] = {
     "hart:0.5": Hart(Surrogate("triangle", 0.5)),
     "hart:2": Hart(Surrogate("triangle", 2.0)),
     "straight": StraightThrough(),
+    RANDOM: RandomWidth(),
     RELU: Relu(),
+    SOFT: SoftSpike(),
 } | {
     f"{name}:{width:g}": Surrogate(name, width)
     for name in ("atan", "triangle", "rectangle", "sigmoid")
@@ -58,4 +64,4 @@ def gradient_sources(classifier: Any, network_state: Any) -> dict[str, GradientS
 
 def is_transfer(source: str) -> bool:
     """Whether a source computes another function than the attacked network."""
-    return source == RELU or source not in (OWN, *BACKWARDS)
+    return source in TWINS or source not in (OWN, *BACKWARDS)

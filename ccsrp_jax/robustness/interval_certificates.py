@@ -18,7 +18,7 @@ from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks import interval_bounds
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
-from ccsrp_jax.networks.gradients import Relu
+from ccsrp_jax.networks.gradients import Relu, SoftSpike
 from ccsrp_jax.networks.inputs import checked_inputs
 from ccsrp_jax.utils.errors import InputError, check_number
 
@@ -50,7 +50,7 @@ def certified(
         used.
     """
     split = checked_inputs(classifier, network_state, split)
-    if not isinstance(classifier, Classifier) or isinstance(classifier.surrogate, Relu):
+    if not isinstance(classifier, Classifier) or isinstance(classifier.surrogate, Relu | SoftSpike):
         raise InputError(
             f"{type(classifier).__name__} has no spiking network to bound: give a "
             "Classifier(architecture) with a surrogate that keeps its spikes."

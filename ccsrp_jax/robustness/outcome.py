@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from ccsrp_jax.attacks.threat_model import ThreatModel
+from ccsrp_jax.robustness.best_found import BestFound
 from ccsrp_jax.robustness.suites import AttackSpec
 
 
@@ -22,6 +23,7 @@ class Attempt(NamedTuple):
       max_violation: largest distance of an adversarial image to the ball and the box.
       seconds: duration, including compilation.
       not_finite: (N,) those of them with a logit that is not finite, which count as wrong.
+      best: the best perturbations after it; None if they were not kept.
     """
 
     attacked: Bool[np.ndarray, "N"]
@@ -31,6 +33,7 @@ class Attempt(NamedTuple):
     max_violation: float
     seconds: float
     not_finite: Bool[np.ndarray, "N"] | None = None
+    best: BestFound | None = None
 
 
 class AttackResult(NamedTuple):
@@ -74,6 +77,7 @@ class Outcome:
       max_violation: largest distance of an adversarial image to the ball and the box.
       not_finite: (N,) images with a logit that is not finite, without or after an attack; None if
         that was not recorded.
+      best: each image's best perturbation so far; None if no later attack starts from it.
     """
 
     threat: ThreatModel
@@ -82,6 +86,7 @@ class Outcome:
     results: tuple[AttackResult, ...] = ()
     max_violation: float = 0.0
     not_finite: Bool[np.ndarray, "N"] | None = None
+    best: BestFound | None = None
 
     @property
     def robust(self) -> Bool[np.ndarray, "N"]:
@@ -139,4 +144,5 @@ class Outcome:
             broken_by=broken_by,
             results=(*self.results, result),
             max_violation=max(self.max_violation, attempt.max_violation),
+            best=attempt.best,
         )

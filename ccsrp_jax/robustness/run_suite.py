@@ -1,10 +1,12 @@
 """Runs a suite of attacks on a network.
 
 White-box attacks are run first, then transfers and black-box attacks, so that what the latter add
-is visible. An image that one attack broke is not attacked again; only reference attacks are run
+is visible, and last the attacks that go on from the best perturbation which those before them found
+for each image. An image that one attack broke is not attacked again; only reference attacks are run
 on all images, so that their accuracy can be reported by itself.
 """
 
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -23,10 +25,11 @@ from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.classifier import NO_CLASS
 from ccsrp_jax.networks.inputs import number_of_classes
 from ccsrp_jax.robustness.accuracy import Evaluator
+from ccsrp_jax.robustness.best_found import BestFound, margins_of
 from ccsrp_jax.robustness.gradient_sources import OWN, GradientSource
 from ccsrp_jax.robustness.outcome import Attempt, Outcome
 from ccsrp_jax.robustness.suite_record import fingerprint, load_progress, save_progress
-from ccsrp_jax.robustness.suites import AttackSpec
+from ccsrp_jax.robustness.suites import EOT_SAMPLES, PRESETS, AttackSpec, price
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.io import as_path
@@ -69,6 +72,10 @@ def attack_all(
         clean = classes == np.asarray(evaluator.split.labels)
         not_finite = classes == NO_CLASS
         outcome = Outcome(threat, clean, np.full(len(clean), -1), not_finite=not_finite)
+    if terminal and len(outcome.results) < len(specs):
+        terminal.line(_price_line(evaluator, specs, sources, outcome))
+    if outcome.best is None and any(takes_start(spec.attack) for spec in specs):
+        outcome = dataclasses.replace(outcome, best=BestFound.none_yet(evaluator.split.images))
     for number in range(len(outcome.results), len(specs)):
         spec, key_attack = specs[number], jax.random.fold_in(key_attacks, number)
         attempt = run_attack(evaluator, spec, sources, outcome, key_attack, terminal)
@@ -76,6 +83,17 @@ def attack_all(
         if record is not None:
             save_progress(record, about, outcome)
     return outcome
+
+
+def _price_line(evaluator, specs, sources, outcome):
+    """What the suite may cost, said before it is run."""
+    samples = EOT_SAMPLES["quick"] if evaluator.stochastic else 1
+    cost, quick = price(specs), price(PRESETS["quick"](outcome.threat, sources, samples))
+    return (
+        f"{len(specs)} attacks: at most {cost.gradients:,} gradients and {cost.queries:,} queries "
+        f"for each of {int(outcome.clean.sum())} images, {cost.passes / quick.passes:.2g} times "
+        "the quick suite; less for images that break early"
+    )
 
 
 def run_attack(
@@ -91,7 +109,7 @@ def run_attack(
     parts = getattr(spec.attack, "parts", (spec.attack,))
     attacked = outcome.clean if spec.run_on_all else outcome.robust
     robust, gradients, queries, max_violation = attacked.copy(), 0, 0, 0.0
-    not_finite = np.zeros_like(robust)
+    not_finite, best = np.zeros_like(robust), outcome.best
     title = spec.name if spec.source == OWN else f"{spec.name} {spec.source}"
     with _progress(terminal, title, int(attacked.sum()) * len(parts)) as advance:
         for number, part in enumerate(parts):
@@ -102,26 +120,32 @@ def run_attack(
             queries += len(places) * getattr(part, "queries", 0)
             key_part = jax.random.fold_in(key, number)
             size = balanced_batch_size(len(robust), evaluator.batch_size)
+            found = []
             for batch, (chunk, real) in enumerate(_chunks(places, size)):
                 key_batch = jax.random.fold_in(key_part, batch)
                 judged = _attack_batch(
-                    evaluator, part, sources[spec.source], chunk, key_batch, outcome.threat
+                    evaluator, part, sources[spec.source], chunk, key_batch, outcome.threat, best
                 )
                 robust[chunk[:real]] = judged.hits[:real]
                 not_finite[chunk[:real]] |= judged.not_finite[:real]
                 max_violation = max(max_violation, judged.violation)
+                found.append((chunk[:real], judged.images[:real], judged.margins[:real]))
                 advance(real)
+            if best is not None:
+                best = best.updated(*map(np.concatenate, zip(*found, strict=True)))
     seconds = time.perf_counter() - started
-    return Attempt(attacked, robust, gradients, queries, max_violation, seconds, not_finite)
+    return Attempt(attacked, robust, gradients, queries, max_violation, seconds, not_finite, best)
 
 
 class _Judged(NamedTuple):
-    """Adversarial images of a batch: which are correct, which have a logit that is not finite, and
-    the largest violation of the ball."""
+    """Adversarial images of a batch: which are correct, which have a logit that is not finite, the
+    largest violation of the ball, and the margins, where they are asked for."""
 
+    images: np.ndarray  # (B, H, W, C)
     hits: np.ndarray  # (B,)
     not_finite: np.ndarray  # (B,)
     violation: float
+    margins: np.ndarray  # (B,)
 
 
 def _attack_batch(
@@ -131,8 +155,9 @@ def _attack_batch(
     places: Int[np.ndarray, "B"],
     key: Array,
     threat: ThreatModel,
+    best: BestFound | None,
 ) -> _Judged:
-    """Attacks a batch of images and judges the result.
+    """Attacks a batch of images, from the best found so far if it takes a start, and judges it.
 
     For a stochastic network an image counts as broken only if a second vote of four times as
     many passes also misclassifies it.
@@ -140,13 +165,26 @@ def _attack_batch(
     key_attack, key_votes = jax.random.split(key)
     images = to_unit_range(jnp.asarray(evaluator.split.images[places]))
     labels, votes = np.asarray(evaluator.split.labels[places]), evaluator.votes
-    adversarial = unchecked(attack)(*source, images, jnp.asarray(labels), key_attack)
+    options = {}
+    if takes_start(attack) and best is not None and np.isfinite(best.margins[places]).all():
+        options["start"] = jnp.asarray(best.images[places])
+    adversarial = unchecked(attack)(*source, images, jnp.asarray(labels), key_attack, **options)
     classes = evaluator.predict(adversarial, key_votes, votes)
     hits, not_finite = classes == labels, classes == NO_CLASS
     if evaluator.stochastic and not hits.all():
         key_again = jax.random.fold_in(key_votes, votes)
         hits |= evaluator.predict(adversarial, key_again, 4 * votes) == labels
-    return _Judged(hits, not_finite & ~hits, float(threat.max_violation(adversarial, images)))
+    margins = np.zeros(len(labels), np.float32)
+    if best is not None:
+        network = evaluator.network_state, adversarial, jnp.asarray(labels), key_votes
+        margins = np.asarray(margins_of(evaluator.classifier, votes, *network))
+    violation = float(threat.max_violation(adversarial, images))
+    return _Judged(np.asarray(adversarial), hits, not_finite & ~hits, violation, margins)
+
+
+def takes_start(attack: Attack) -> bool:
+    """Whether a call of the attack takes images to begin at, see `attacks.base`."""
+    return getattr(attack, "takes_start", False)
 
 
 def _chunks(places: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from ccsrp_jax.attacks.threat_model import ThreatModel
 from ccsrp_jax.robustness.accuracy import Evaluator
+from ccsrp_jax.robustness.best_found import BestFound
 from ccsrp_jax.robustness.gradient_sources import GradientSource
 from ccsrp_jax.robustness.outcome import AttackResult, Outcome
 from ccsrp_jax.robustness.suites import AttackSpec
@@ -69,6 +70,8 @@ def save_progress(path: Path, about: str, outcome: Outcome) -> None:
     }
     if outcome.not_finite is not None and outcome.not_finite.any():
         record["not_finite"] = outcome.not_finite.tolist()
+    if outcome.best is not None:
+        record["best"] = outcome.best.record()
     record["sha256"] = sha256_json(record)
     write_atomic(path, (json.dumps(record) + "\n").encode())
 
@@ -101,4 +104,5 @@ def load_progress(path: Path | None, about: str, threat: ThreatModel) -> Outcome
         tuple(AttackResult(*row) for row in record["rows"]),
         record["overstep"],
         np.array(record.get("not_finite", np.zeros(len(record["clean"]), bool))),
+        BestFound.from_record(record["best"]) if "best" in record else None,
     )

@@ -2,20 +2,24 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from ccsrp_jax.attacks.apgd import APGD
 from ccsrp_jax.attacks.base import Attack
+from ccsrp_jax.attacks.mifgsm import MIFGSM
 from ccsrp_jax.attacks.noise import Noise
 from ccsrp_jax.attacks.pgd import PGD, fgsm
+from ccsrp_jax.attacks.rays import RayS
 from ccsrp_jax.attacks.registry import named_attack
 from ccsrp_jax.attacks.sapgd import SAPGD
+from ccsrp_jax.attacks.seeded_search import SeededSearch
 from ccsrp_jax.attacks.square import Square
 from ccsrp_jax.attacks.threat_model import ThreatModel
 from ccsrp_jax.robustness.gradient_sources import (
     BACKWARDS,
     OWN,
-    RELU,
+    RANDOM,
+    TWINS,
     GradientSource,
     gradient_sources,
     is_transfer,
@@ -31,9 +35,10 @@ __all__ = [
     "build_suite",
     "gradient_sources",
     "parse_attack",
+    "price",
 ]
 
-Kind = Literal["noise", "white box", "transfer", "black box"]
+Kind = Literal["noise", "white box", "transfer", "black box", "seeded"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which a suite runs them
 
 
@@ -114,8 +119,29 @@ def standard(threat: ThreatModel, sources: Sources, samples: int) -> list[Attack
     suite += [AttackSpec("APGD-DLR 100 x 9", apgd_dlr, name) for name in reversed(main)]
     suite += _transfers(threat, 40, sources, samples)
     if norm == "linf":
+        suite += _random_widths(threat, 10, sources, samples)
         suite.append(AttackSpec("Square 5000", Square(eps, samples=samples)))
+        suite += _searches(threat, 1000, 4, samples)
     return suite
+
+
+def thorough(threat: ThreatModel, sources: Sources, samples: int) -> list[AttackSpec]:
+    """For figures that others will try to lower: `standard`, and several times its budget of
+    the attacks that go on breaking images with more of it."""
+    eps, norm = threat.eps, threat.norm
+    suite = [
+        spec for spec in standard(threat, sources, samples) if not spec.name.startswith(REPEATED)
+    ]
+    again = APGD(eps, 100, 5, loss="margin", norm=norm, samples=samples)
+    names = {spec.source for spec in _margin_attacks(threat, 100, sources, samples)}
+    suite += [AttackSpec("APGD-margin 100 x 5", again, name) for name in sorted(names)]
+    if norm == "linf":
+        suite += _random_widths(threat, 50, sources, samples)
+        suite += _searches(threat, 2000, 10, samples)
+    return suite
+
+
+REPEATED = ("MI-FGSM", "RayS", "seeded search")  # which `thorough` runs at budgets of its own
 
 
 def _noise(threat):
@@ -148,18 +174,70 @@ def _ensemble(sources):
     return [name for name in names if name in sources]
 
 
+def _random_widths(threat, restarts, sources, samples):
+    """MI-FGSM on the margin and towards every class, through surrogates of random widths."""
+    if RANDOM not in sources:
+        return []
+    margin = MIFGSM(threat.eps, 40, restarts, samples=samples)
+    targeted = MIFGSM(
+        threat.eps, 40, max(restarts // 10, 1), loss="margin_targeted", samples=samples
+    )
+    return [
+        AttackSpec(f"MI-FGSM 40 x {restarts}", margin, RANDOM),
+        AttackSpec("MI-FGSM-T 40 x 9", targeted, RANDOM),
+    ]
+
+
+def _searches(threat, budget, rounds, samples):
+    """A decision-based attack, then a search from the best perturbations so far."""
+    decisions = RayS(threat.eps, budget, samples=samples)
+    search = SeededSearch(threat.eps, budget, rounds, samples)
+    return [
+        AttackSpec(f"RayS {budget}", decisions),
+        AttackSpec(f"seeded search {rounds} x {budget}", search),
+    ]
+
+
 def _transfers(threat, steps, sources, samples):
-    """PGD on the ReLU network and on every other network that was given."""
+    """PGD on networks of the same weights with smooth units, and on others that were given."""
     others = [name for name in sources if name != OWN and name not in BACKWARDS]
     attack = PGD(threat.eps, steps, norm=threat.norm, samples=samples)
-    names = [name for name in (RELU,) if name in sources] + others
+    names = [name for name in TWINS if name in sources] + others
     return [AttackSpec(f"PGD {steps}", attack, name) for name in names]
 
 
-PRESETS: dict[str, Preset] = {"pgd": pgd, "quick": quick, "standard": standard}
+PRESETS: dict[str, Preset] = {
+    "pgd": pgd,
+    "quick": quick,
+    "standard": standard,
+    "thorough": thorough,
+}
 
 # Draws over which a stochastic network's gradient is averaged (expectation over transformation).
-EOT_SAMPLES = {"pgd": 10, "quick": 10, "standard": 20}
+EOT_SAMPLES = {"pgd": 10, "quick": 10, "standard": 20, "thorough": 20}
+
+
+GRADIENT_PASSES = 3  # what a gradient costs, in forward passes: the backward pass is about two
+
+
+class Price(NamedTuple):
+    """What a suite computes for an image that none of its attacks breaks."""
+
+    gradients: int
+    queries: int
+
+    @property
+    def passes(self) -> int:
+        """Both together, in forward passes."""
+        return GRADIENT_PASSES * self.gradients + self.queries
+
+
+def price(specs: Sequence[AttackSpec]) -> Price:
+    """The price of a suite; attacks that declare no cost are not in it."""
+    attacks = [spec.attack for spec in specs]
+    return Price(
+        *(sum(getattr(each, cost, 0) for each in attacks) for cost in ("gradients", "queries"))
+    )
 
 
 def parse_attack(text: str, threat: ThreatModel, samples: int = 1) -> AttackSpec:

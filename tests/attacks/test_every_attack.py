@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from ccsrp_jax.attacks.apgd import APGD
 from ccsrp_jax.attacks.gradients import loss_and_gradient
 from ccsrp_jax.attacks.losses import LOSSES, margin
+from ccsrp_jax.attacks.mifgsm import MIFGSM
 from ccsrp_jax.attacks.noise import Noise
 from ccsrp_jax.attacks.pgd import PGD, fgsm
+from ccsrp_jax.attacks.rays import RayS
 from ccsrp_jax.attacks.sapgd import SAPGD
+from ccsrp_jax.attacks.seeded_search import SeededSearch
 from ccsrp_jax.attacks.square import Square
 from ccsrp_jax.attacks.threat_model import ThreatModel, check_norm
 from ccsrp_jax.data.splits import to_unit_range
@@ -34,7 +37,12 @@ ATTACKS = {
     "apgd l2": lambda eps: APGD(eps, 4, norm="l2", loss="dlr"),
     "apgd targeted": lambda eps: APGD(eps, 3, loss="dlr_targeted", targets=2),
     "sa-pgd": lambda eps: SAPGD(eps, 4),
+    "apgd targeted margin": lambda eps: APGD(eps, 3, loss="margin_targeted", targets=2),
+    "mi-fgsm": lambda eps: MIFGSM(eps, 3),
+    "mi-fgsm targeted": lambda eps: MIFGSM(eps, 2, loss="margin_targeted", targets=2),
     "square": lambda eps: Square(eps, 6),
+    "rays": lambda eps: RayS(eps, 8, 2),
+    "seeded search": lambda eps: SeededSearch(eps, 4, 2),
 }
 SHAPES = ((4, 5, 1), (3, 3, 3))
 
@@ -101,7 +109,8 @@ def test_what_an_attack_costs_is_known(name):
     parts = getattr(attack, "parts", (attack,))
     assert attack.gradients == sum(part.gradients for part in parts)
     assert attack.queries == sum(part.queries for part in parts)
-    assert (attack.gradients > 0) == ("square" not in name and "noise" not in name)
+    without = ("square", "noise", "rays", "seeded")
+    assert (attack.gradients > 0) == all(word not in name for word in without)
 
 
 def test_l2_pgd_reaches_the_worst_case_of_a_linear_classifier():
@@ -146,6 +155,7 @@ def test_losses_equal_their_definitions():
             "ce": np.log(np.exp(z[i]).sum()) - own,
             "margin": others.max() - own,
             "dlr": (others.max() - own) / (ordered[0] - ordered[2]),
+            "margin_targeted": z[i, targets[i]] - own,
             "dlr_targeted": (z[i, targets[i]] - own) / (ordered[0] - (ordered[2] + ordered[3]) / 2),
         }
         one = (jnp.asarray(z[i : i + 1], jnp.float32), *map(jnp.asarray, (labels, targets)))
@@ -194,6 +204,11 @@ def test_an_expectation_is_the_mean_of_its_draws():
         (lambda: Square(budget=0), "budget 0"),
         (lambda: APGD(steps=0), "steps 0"),
         (lambda: SAPGD(restarts=0), "restarts 0"),
+        (lambda: MIFGSM(decay=1.5), "decay 1.5"),
+        (lambda: MIFGSM(relative_step=0), "relative_step 0"),
+        (lambda: MIFGSM(loss="hinge"), "attack loss 'hinge'"),
+        (lambda: SeededSearch(budget=0), "budget 0"),
+        (lambda: RayS(budget=0), "budget 0"),
     ),
 )
 def test_impossible_attacks_are_refused(make, message):

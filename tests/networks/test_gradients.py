@@ -19,8 +19,10 @@ from ccsrp_jax.networks.gradients import (
     AdaptiveSharpness,
     Distances,
     Hart,
+    RandomWidth,
     RateGradient,
     Relu,
+    SoftSpike,
     StraightThrough,
     lif_with_backward,
 )
@@ -42,6 +44,7 @@ KEEPING = (
     Hart(Surrogate("sigmoid", 0.5)),
     AdaptiveSharpness(),
     AdaptiveSharpness(0.6, 0.3),
+    RandomWidth(),
 )
 DIALECTS = [
     LIF(3.3, 0.37, reset, decay, detach_reset=detach)
@@ -461,6 +464,91 @@ def test_an_attack_through_adaptive_sharpness_keeps_its_memory():
     assert np.abs(ours - by_hand(False)).max() > 1e-3
 
 
+def test_random_widths_are_bptt_with_each_images_own_width():
+    neuron, backward, key = DIALECTS[0], RandomWidth("sigmoid", 0.1, 2.0), jax.random.key(3)
+    current, d_spikes, d_potentials = question(neuron)
+    v, _ = simulate(neuron, current)
+
+    def run(x):
+        spikes, potentials, after = lif_with_backward(x, neuron, backward, T, key)
+        return (spikes, potentials), after
+
+    _, vjp, after = jax.vjp(run, jnp.asarray(current), has_aux=True)
+    widths = np.asarray(backward.draw(jax.random.split(key)[1], (N,)))
+    slopes = sigmoid(v - neuron.threshold, widths)
+    (ours,) = vjp((jnp.asarray(d_spikes), jnp.asarray(d_potentials)))
+    close(ours, through_time(neuron, current, slopes, d_spikes, d_potentials))
+    assert (jax.random.key_data(after) != jax.random.key_data(key)).any()
+
+
+def test_random_widths_are_log_uniform_and_one_for_an_image():
+    widths = RandomWidth("atan", 0.05, 0.8).draw(jax.random.key(0), (4000, 3, 2))
+    assert widths.shape == (4000, 1, 1)
+    np.testing.assert_allclose(
+        np.quantile(widths, (0.0, 0.25, 0.5, 0.75, 1.0)), 0.05 * 2.0 ** np.arange(5), rtol=0.1
+    )
+
+
+def test_an_attack_draws_widths_anew_in_every_step_and_layer_by_its_key():
+    architecture, variables, _, images = dense_network()
+    params, labels = (variables, None), jnp.asarray(np.arange(6) % 3)
+    random, fixed = (
+        Classifier(architecture, RandomWidth("triangle", low, 3.0)) for low in (0.3, 3.0)
+    )
+    state = random.initial_state(6, jax.random.key(1))
+    logits, after = random.apply_stateful(params, jnp.asarray(images), state)
+    np.testing.assert_allclose(
+        logits, Classifier(architecture)(params, jnp.asarray(images)), atol=1e-6
+    )
+    keys = [jax.random.key_data(key).tobytes() for key in (*state.values(), *after.values())]
+    assert len(set(keys)) == 2 * len(state) == len(keys)
+    attack = PGD(0.3, 4, random_start=False)
+
+    def moved(classifier, seed):
+        return attack(classifier, params, jnp.asarray(images), labels, jax.random.key(seed))
+
+    np.testing.assert_array_equal(moved(random, 0), moved(random, 0))
+    assert (moved(random, 0) != moved(random, 1)).any()  # other widths
+    np.testing.assert_array_equal(moved(fixed, 0), moved(fixed, 1))
+    single = attack(
+        Classifier(architecture, Surrogate("triangle", 3.0)),
+        params,
+        jnp.asarray(images),
+        labels,
+        jax.random.key(0),
+    )
+    np.testing.assert_array_equal(moved(fixed, 0), single)
+
+
+@pytest.mark.parametrize("reset, decay", (("hard", True), ("soft", False)))
+def test_a_soft_spike_has_its_own_gradient_and_becomes_the_spike(reset, decay):
+    neuron = LIF(1.6, 0.7, reset, decay)
+    current, d_spikes, _ = question(neuron)
+
+    @partial(jax.jit, static_argnums=1)
+    def run(x, width):
+        return lif_with_backward(x, neuron, SoftSpike(width), T)[0]
+
+    spikes = lif(jnp.asarray(current), neuron, Surrogate(), T)[0]
+    assert np.abs(run(current, 1e-5) - spikes).max() < 1e-3
+    assert np.abs(run(current, 0.5) - spikes).max() > 0.2
+    way = np.random.default_rng(1).normal(size=current.shape)
+
+    def total(step):
+        v, sum_ = np.zeros(N), 0.0
+        for t in range(T):
+            x = current[t] + step * way[t]
+            v = (1 - 1 / neuron.tau) * v + (x / neuron.tau if decay else x)
+            s = 1 / (1 + np.exp(-4 * (v - neuron.threshold) / 0.5))
+            sum_ += (s * d_spikes[t]).sum()
+            v = v * (1 - s) if reset == "hard" else v - neuron.threshold * s
+        return sum_
+
+    slope = (total(1e-5) - total(-1e-5)) / 2e-5
+    gradient = jax.grad(lambda x: (run(x, 0.5) * d_spikes).sum())(jnp.asarray(current))
+    assert abs(float((gradient * way).sum()) - slope) < 1e-3 * abs(slope)
+
+
 def relu_by_hand(variables, images, gain):
     """A convolution, batch norm, ReLU, average pooling and two dense layers, in numpy."""
     w, moments = variables["params"], variables["batch_stats"]["norm"]
@@ -688,6 +776,9 @@ def test_a_network_that_draws_nothing_is_asked_once(network, images):
         (lambda: AdaptiveSharpness(1.0), "area 1.0 is not between 0 and 1"),
         (lambda: AdaptiveSharpness(0.0), "area 0.0 is not between 0 and 1"),
         (lambda: AdaptiveSharpness(decay=1.5), "decay 1.5 is out of range"),
+        (lambda: RandomWidth(low=0.5, high=0.1), "widths from 0.5 to 0.1"),
+        (lambda: RandomWidth("bell"), "surrogate 'bell'"),
+        (lambda: SoftSpike(0.0), "width 0.0"),
     ),
 )
 def test_impossible_backward_passes_are_refused(make, message):

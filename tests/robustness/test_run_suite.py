@@ -1,6 +1,7 @@
 """Suites: what is run on what, what is left, the record that a suite goes on from."""
 
 import dataclasses
+import io
 import json
 
 import flax.linen as nn
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import linear
+from rich.console import Console
 
 from ccsrp_jax.attacks.noise import Noise
 from ccsrp_jax.attacks.pgd import PGD, fgsm
+from ccsrp_jax.attacks.seeded_search import SeededSearch
 from ccsrp_jax.attacks.square import Square
 from ccsrp_jax.attacks.threat_model import ThreatModel
 from ccsrp_jax.data.splits import Split
@@ -22,7 +25,15 @@ from ccsrp_jax.robustness.evaluation import evaluate
 from ccsrp_jax.robustness.gradient_sources import GradientSource, gradient_sources
 from ccsrp_jax.robustness.run_suite import attack_all
 from ccsrp_jax.robustness.suite_record import settings_text
-from ccsrp_jax.robustness.suites import PRESETS, AttackSpec, build_suite, parse_attack
+from ccsrp_jax.robustness.suites import (
+    GRADIENT_PASSES,
+    PRESETS,
+    AttackSpec,
+    build_suite,
+    parse_attack,
+    price,
+)
+from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError
 
 KEY = jax.random.key(0)
@@ -139,13 +150,14 @@ def test_white_box_goes_first_and_black_box_last(problem):
     _, weights = problem
     sources = {"own": GradientSource(linear, weights), "twin": GradientSource(linear, weights)}
     mixed = [
+        AttackSpec("search", SeededSearch(EPS, 10)),
         AttackSpec("square", Square(EPS, 10)),
         AttackSpec("twin", PGD(EPS, 2), "twin"),
         AttackSpec("pgd", PGD(EPS, 2)),
         AttackSpec("noise", Noise(EPS)),
     ]
     order = [spec.name for spec in build_suite(mixed, BALL, sources)]
-    assert order == ["noise", "pgd", "twin", "square"]
+    assert order == ["noise", "pgd", "twin", "square", "search"]
 
 
 def test_a_transfer_is_made_on_the_other_network_and_judged_on_this_one(problem):
@@ -196,6 +208,96 @@ def test_a_suite_goes_on_after_its_last_attack(problem, tmp_path):
     assert [row[:-1] for row in again.results] == [row[:-1] for row in whole.results]
     finished = run(problem, [*specs[:2], stopped], record=record)  # nothing is left to run
     assert finished.results == again.results
+
+
+@dataclasses.dataclass(frozen=True)
+class Onward:
+    """Moves what it starts from by a step in the first row, and notes what that was."""
+
+    step: float
+    seen: list = dataclasses.field(default_factory=list, hash=False, compare=False, repr=False)
+    kind = "seeded"
+    takes_start = True
+
+    def __call__(self, logits, params, images, labels, key, start=None):
+        self.seen.append(None if start is None else np.asarray(start))
+        return jnp.clip((images if start is None else start).at[:, 0].add(self.step), 0, 1)
+
+
+def test_a_seeded_attack_starts_from_the_largest_margin_of_all_attacks_before(problem):
+    split, weights = problem
+    first, second = Onward(0.0), Onward(0.01)
+    others = [Fixed(0.02), Fixed(-0.02), Fixed(0.01, (1,))]
+    specs = [AttackSpec(f"fixed {n}", attack) for n, attack in enumerate(others)]
+    specs += [AttackSpec("first", first), AttackSpec("second", second)]
+    outcome = run(problem, specs)
+    moved = np.stack(
+        [attack(None, None, jnp.asarray(split.images), None, None) for attack in others]
+    )
+    z = moved.reshape(3, 50, 16) @ np.asarray(weights)
+    own = np.eye(3, dtype=bool)[split.labels]
+    margins = np.where(own, -np.inf, z).max(-1) - np.where(own, z, -np.inf).max(-1)
+    best = moved[margins.argmax(0), np.arange(50)]
+    left = outcome.clean & ~(margins.max(0) > 0)
+    assert 10 < left.sum() < 50 and len(set(margins.argmax(0)[left])) > 1
+    assert len(first.seen) == len(second.seen) == 1
+    count = min(len(first.seen[0]), left.sum())  # the rest fills the batch
+    np.testing.assert_allclose(first.seen[0][:count], best[left], atol=1e-6)
+    gained = outcome.best.margins[left] >= margins.max(0)[left] - 1e-6
+    assert gained.all() and (outcome.best.margins[left] > margins.max(0)[left] + 1e-4).any()
+
+
+def test_without_an_attack_before_it_a_seeded_attack_has_no_start(problem):
+    alone = Onward(0.01)
+    run(problem, [AttackSpec("alone", alone)])
+    assert alone.seen == [None]
+
+
+def test_a_suite_with_a_seeded_attack_goes_on_from_its_record(problem, tmp_path):
+    record = tmp_path / "suite.json"
+    specs = [
+        AttackSpec("pgd", PGD(EPS / 4, 5)),
+        AttackSpec("search", SeededSearch(EPS / 2, 8, 2)),
+        AttackSpec("again", SeededSearch(EPS, 8)),
+    ]
+    whole = run(problem, specs, record=record)
+    for stop in (1, 2):
+        record.unlink()
+        failing = dataclasses.replace(specs[stop], attack=Fails(specs[stop].attack))
+        with pytest.raises(KeyboardInterrupt):
+            run(problem, [*specs[:stop], failing, *specs[stop + 1 :]], record=record)
+        again = run(problem, specs, record=record)
+        np.testing.assert_array_equal(again.best.images, whole.best.images)
+        np.testing.assert_array_equal(again.best.margins, whole.best.margins)
+        assert [row[:-1] for row in again.results] == [row[:-1] for row in whole.results]
+
+
+class Fails:
+    """Stops a suite; for the record the attack that it stands for."""
+
+    def __init__(self, attack):
+        self.attack, self.takes_start, self.kind = attack, True, "seeded"
+
+    def __repr__(self):
+        return repr(self.attack)
+
+    def __call__(self, *args, **options):
+        raise KeyboardInterrupt
+
+
+def test_the_price_of_a_suite_is_known_before_it_and_never_exceeded(problem):
+    sources = {"own": GradientSource(linear, problem[1])}
+    prices = [price(build_suite(name, BALL, sources)) for name in ("pgd", "quick", "standard")]
+    assert [each.passes for each in prices] == sorted(each.passes for each in prices)
+    assert price(build_suite("thorough", BALL, sources)).passes > 2 * prices[-1].passes
+    specs = [AttackSpec("pgd", PGD(EPS, 3, 2)), AttackSpec("square", Square(EPS, 7))]
+    assert price(specs) == (6, 7) and price(specs).passes == 6 * GRADIENT_PASSES + 7
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    outcome = run(problem, specs, terminal=Terminal(console))
+    said = console.file.getvalue()
+    assert "6 gradients and 7 queries" in said.split("\n")[0]
+    assert sum(row.gradients for row in outcome.results) <= 6 * 50
+    assert sum(row.queries for row in outcome.results) <= 7 * 50
 
 
 @pytest.mark.parametrize("change", ("images", "weights", "suite", "source", "batch", "damage"))
