@@ -64,14 +64,17 @@ def save(
       InputError: the variables are not those of the architecture, or are not finite.
     """
     path = as_path(path)
+    if not path.name:
+        raise InputError(f"{shown(str(path))} names no file: give the path of one.")
     if not isinstance(variables, Mapping):
         raise InputError(f"the variables are {shown(variables)}: give those of `init` or `train`.")
-    flat = traverse_util.flatten_dict(dict(variables), sep="/")
+    paths = traverse_util.flatten_dict(dict(variables))
+    flat = {"/".join(map(str, path)): value for path, value in paths.items()}
     tensors = {name: _float32(name, value) for name, value in flat.items()}
     check_variables("the network to save", architecture, tensors)
     metadata = {ARCHITECTURE: architecture.to_json()}
     if provenance is not None:
-        metadata[PROVENANCE] = json.dumps(dict(provenance), sort_keys=True)
+        metadata[PROVENANCE] = _as_json(provenance)
     metadata[DIGEST] = _digest(metadata, tensors)
     write_atomic(path, _in_order(serialize(tensors, metadata)))
 
@@ -197,6 +200,15 @@ def _provenance(metadata: Mapping[str, str]) -> dict[str, Any] | None:
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"what it was trained on is no JSON ({reason(error)}): use a copy of the file."
+        ) from error
+
+
+def _as_json(provenance: Any) -> str:
+    try:  # arrays and numbers of NumPy have `tolist`
+        return json.dumps(dict(provenance), sort_keys=True, default=lambda each: each.tolist())
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"provenance {shown(provenance)} is no JSON object: give one of `data.provenance`."
         ) from error
 
 

@@ -304,3 +304,24 @@ def test_the_same_network_gives_the_same_bytes(tmp_path):
         serialization.save(path, architecture, variables, {"name": "ä", "seed": 0})
     assert len({path.read_bytes() for path in paths}) == 1
     assert serialization.load_with_provenance(paths[0]).provenance == {"name": "ä", "seed": 0}
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("origin", ("text", [1], {"seed": object()}, {"seed": {1, 2}}))
+def test_a_provenance_that_is_no_json_object_is_refused_before_writing(tmp_path, origin):
+    architecture = zoo.plain((2,), (4, 4, 1), 2)
+    variables = zoo.init(jax.random.key(0), architecture)
+    with pytest.raises(InputError, match="is no JSON object"):
+        serialization.save(tmp_path / "net", architecture, variables, origin)
+    with pytest.raises(InputError, match="names no file"):
+        serialization.save("", architecture, variables)
+    with pytest.raises(InputError, match="lacks the tensors"):
+        serialization.save(tmp_path / "net", architecture, {1: variables["params"]})
+    assert not list(tmp_path.iterdir())
+    serialization.save(
+        tmp_path / "net", architecture, variables, {"seed": np.int64(3), "kept": np.arange(2)}
+    )
+    assert serialization.load_with_provenance(tmp_path / "net").provenance == {
+        "seed": 3,
+        "kept": [0, 1],
+    }
