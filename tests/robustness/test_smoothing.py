@@ -180,7 +180,12 @@ def naive_votes(classifier, params, image, number, sigma, draws):
 
 
 @pytest.mark.parametrize(
-    "changes", ({}, {"encoding": "poisson"}, {"neuron": StochasticLIF(membrane_noise=0.005, firing_noise=0.005)})
+    "changes",
+    (
+        {},
+        {"encoding": "poisson"},
+        {"neuron": StochasticLIF(membrane_noise=0.005, firing_noise=0.005)},
+    ),
 )
 def test_a_spiking_networks_certificates_equal_a_naive_loop(network, images, changes):
     architecture, variables = network
