@@ -181,6 +181,7 @@ def test_every_value_has_its_own_draw_which_follows_its_channel():
     for part in noise:
         assert part.shape == (3, 4, 5, 5, 6)
         assert len(np.unique(part)) > 0.99 * part.size
+    assert abs(np.corrcoef(*(np.ravel(part) for part in noise))[0, 1]) < 0.1
     # a channel keeps its draws where others are removed, and a number that is not quite whole
     kept = draw_noise(neuron, KEY, filters[np.array([1, 4])] + 0.01, (3, 4, 5, 5, 2))
     chex.assert_trees_all_equal(kept, jax.tree.map(lambda part: part[..., (1, 4)], noise))
