@@ -16,7 +16,14 @@ from jaxtyping import Array, Float, Int
 
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution.racing import Racing
-from ccsrp_jax.coevolution.scoring import attack_members, score_attacked, score_members, score_pairs
+from ccsrp_jax.coevolution.scoring import (
+    CertifiedBall,
+    attack_members,
+    score_attacked,
+    score_certified,
+    score_members,
+    score_pairs,
+)
 from ccsrp_jax.coevolution.task import Batch, Task
 from ccsrp_jax.utils import devices
 from ccsrp_jax.utils.errors import InputError
@@ -218,9 +225,18 @@ def _score_shared(task: Task, batch: Batch, chunks: list[Array]) -> list[Array]:
     ]
 
 
-def _score_attacked(task: Task, attack: PGD, batch: Batch, chunks: list[Array]) -> list[Array]:
-    """Values of members that are each attacked on the images."""
+def _score_attacked(
+    task: Task, attack: PGD | CertifiedBall, batch: Batch, chunks: list[Array]
+) -> list[Array]:
+    """Values of members that are each attacked on the images, or bounded in their balls."""
     network, values = (task.classifier, task.variables), []
+    if isinstance(attack, CertifiedBall):
+        images = devices.put(task.mesh, batch.images)
+        for chunk in chunks:
+            network = task.classifier.architecture, task.variables, task.mask_trees(chunk)
+            part = score_certified(*network, images, batch.labels, attack.eps, mesh=task.mesh)
+            values.append(_limit_pending(task, part))
+        return values
     labels, key = batch.labels, devices.put(task.mesh, batch.key)
     starts = task.repeat_images(batch.images, len(chunks[0]))
     for chunk in chunks:

@@ -6,6 +6,7 @@ multiplies. `shared_prefix` computes everything up to the gate, once per group a
 shared, since each candidate then has its own images: see `attack_members` and `score_attacked`.
 """
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -20,6 +21,7 @@ from ccsrp_jax.attacks.gradients import loss_and_gradient
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.networks.architecture import Architecture, gate_position
 from ccsrp_jax.networks.classifier import Classifier, key_kwargs
+from ccsrp_jax.networks.interval_bounds import ball, margin_bounds, propagate
 from ccsrp_jax.networks.masks import MaskTree, gate
 from ccsrp_jax.networks.spiking_network import SpikingNetwork, Values
 from ccsrp_jax.utils.devices import DEVICES, replicate
@@ -177,6 +179,38 @@ def score_attacked(
         return error_and_loss(logits, labels)
 
     return replicate(jax.vmap(score_one, out_axes=1)(members, images), mesh)
+
+
+@dataclass(frozen=True)
+class CertifiedBall:
+    """In place of an attack: robust scores by interval bounds in an L-infinity ball.
+
+    Attributes:
+      eps: radius in pixel units.
+    """
+
+    eps: float
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="mesh")
+def score_certified(
+    architecture: Architecture,
+    variables: dict,
+    members: MaskTree,
+    images: Float[Array, "B H W C"],
+    labels: Int[Array, "B"],
+    eps: Float[Array, ""] | float,
+    *,
+    mesh: Mesh | None = None,
+) -> Float[Array, "2 M B"]:
+    """As `score_attacked`, for the worst logits in the ball: an image that is not certified is an
+    error."""
+
+    def score_one(masks):
+        bounds = propagate(architecture, variables, ball(images, eps), masks)
+        return error_and_loss(margin_bounds(architecture, variables, bounds, labels, masks), labels)
+
+    return replicate(jax.vmap(score_one, out_axes=1)(members), mesh)
 
 
 def error_and_loss(logits: Float[Array, "B K"], labels: Int[Array, "B"]) -> Float[Array, "2 B"]:

@@ -21,6 +21,7 @@ from jaxtyping import Array
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution import fitness
 from ccsrp_jax.coevolution.racing import rank_eliminated_last
+from ccsrp_jax.coevolution.scoring import CertifiedBall
 from ccsrp_jax.coevolution.settings import Search
 from ccsrp_jax.coevolution.shared_set import shared_adversarial_sets
 from ccsrp_jax.coevolution.subpopulation import GroupResult, OnGeneration, search_group
@@ -32,6 +33,7 @@ from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.inputs import checked_inputs
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.utils.aliases import keyword_aliases
+from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.execution import Execution
 from ccsrp_jax.utils.keys import checked_key
 
@@ -167,7 +169,9 @@ def _scoring_task(this_round: _Round, key: Array, group: str, shared: Split | No
     """The sub-problem of a group; for a race its images are in random order."""
     search, clean, attack = this_round.search, this_round.clean, None
     key_task, key_order = jax.random.split(key)
-    if search.white_box_steps:
+    if search.certified:
+        attack = _ball(this_round.attack)
+    elif search.white_box_steps:
         attack = replace(this_round.attack, steps=search.white_box_steps)
     if search.racing:
         order = np.asarray(jax.random.permutation(key_order, len(clean.labels)))
@@ -185,6 +189,20 @@ def _scoring_task(this_round: _Round, key: Array, group: str, shared: Split | No
         key=key_task,
     )
     return fitness.with_reference(task) if search.objective == "change" else task
+
+
+def _ball(attack: PGD) -> CertifiedBall:
+    """The ball of an attack.
+
+    Raises:
+      InputError: it is not of L-infinity.
+    """
+    if attack.norm != "linf":
+        raise InputError(
+            f"the attack's norm is {attack.norm}, and certificates are of an L-infinity ball: give "
+            "an attack of norm linf, or search without `certified`."
+        )
+    return CertifiedBall(attack.eps)
 
 
 def _reordered(split: Split, order: np.ndarray) -> Split:

@@ -64,6 +64,9 @@ class Search:
       white_box_steps: if above 0, every candidate is attacked itself, with this many PGD steps, in
         place of the shared set (ours). A candidate then costs 2 to 3 passes of the whole network
         per step instead of a part of one pass.
+      certified: the robust objective is of interval bounds in the attack's L-infinity ball: a
+        candidate's error is 1 - its certified accuracy, its loss that of the worst logits (ours).
+        There is no shared set; a candidate costs two passes of the whole network.
       residual_streams: also prune groups coupled by additions, all layers that write into a
         residual stream at once (ours); CCEP does not prune them.
       racing: eliminate candidates that are significantly worse before they have seen all
@@ -95,6 +98,7 @@ class Search:
     macs_weight: float = 0.0
     shared_set: SharedSet = "pooled"
     white_box_steps: int = 0
+    certified: bool = False
     residual_streams: bool = False
     racing: bool = False
     racing_confidence: float = 0.95
@@ -112,6 +116,11 @@ class Search:
             )
         self._check_strategy()
         self._check_racing()
+        if self.white_box_steps and self.certified:
+            raise InputError(
+                f"white_box_steps {self.white_box_steps} and certified are two robust objectives: "
+                "choose one."
+            )
 
     def _check_strategy(self) -> None:
         if self.selection == "nsga2" and self.strategy in USE_EARLIER_FITNESS:

@@ -34,7 +34,8 @@ def shared_adversarial_sets(
 
     Returns:
       By group: one set for all if `pooled`; a set of its own, from as many variants, if
-      `per_layer`; nothing if candidates are attacked themselves (`search.white_box_steps`).
+      `per_layer`; nothing if candidates are attacked themselves (`search.white_box_steps`) or
+      certified (`search.certified`).
     """
 
     def make(number: int, mutated: list[str]) -> Split:
@@ -43,7 +44,7 @@ def shared_adversarial_sets(
             key_set, classifier, variables, masks, clean, attack, search, mutated
         )
 
-    if search.white_box_steps:
+    if search.white_box_steps or search.certified:
         return {}
     if search.shared_set == "pooled":
         return dict.fromkeys(groups, make(0, list(groups)))

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution.call_size import members_per_call, prefix_bytes
+from ccsrp_jax.coevolution.scoring import CertifiedBall
 from ccsrp_jax.coevolution.task import Batch, Task
 from ccsrp_jax.data.batching import padded_batches
 from ccsrp_jax.data.splits import Split
@@ -38,7 +39,7 @@ def make_task(
     member_chunk: int | None = None,
     memory_limit: int | None = None,
     mesh: Mesh | None = None,
-    attack: PGD | None = None,
+    attack: PGD | CertifiedBall | None = None,
     key: Array | None = None,
 ) -> Task:
     """Prepares the scoring of a group's candidates in the current network.
@@ -61,7 +62,8 @@ def make_task(
       mesh: of `devices.mesh`, over which members are sharded.
       attack: attacks every candidate itself, white-box, from equal random starts. That takes
         `attack.gradients` forward and backward passes of the whole network per image and
-        candidate; the shared set takes one forward pass of what follows the group's gate.
+        candidate; the shared set takes one forward pass of what follows the group's gate. Or a
+        `scoring.CertifiedBall`: robust scores are then those of the worst logits in the ball.
       key: for the attack, or for a stochastic network, which draws once for all candidates.
 
     Raises:
@@ -89,7 +91,7 @@ def prepare_task(
     execution: Execution,
     *,
     population: int,
-    attack: PGD | None = None,
+    attack: PGD | CertifiedBall | None = None,
     key: Array | None = None,
 ) -> Task:
     """As `make_task`, which documents the arguments, with sizes and devices as `Execution`."""
@@ -121,7 +123,9 @@ def prepare_task(
     return task._replace(member_chunk=chunk)
 
 
-def _check_images(clean: Split, adversarial: Split | None, attack: PGD | None) -> None:
+def _check_images(
+    clean: Split, adversarial: Split | None, attack: PGD | CertifiedBall | None
+) -> None:
     if (attack is None) == (adversarial is None):
         raise InputError("scoring needs a shared adversarial set or an attack: give one of them.")
     if adversarial is not None and len(adversarial.labels) != len(clean.labels):

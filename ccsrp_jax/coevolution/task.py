@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ccsrp_jax.attacks.pgd import PGD
-from ccsrp_jax.coevolution.scoring import shared_prefix
+from ccsrp_jax.coevolution.scoring import CertifiedBall, shared_prefix
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.spiking_network import Values
@@ -33,9 +33,9 @@ class Task(NamedTuple):
     masks: MaskTree
     group: str
     clean: list[Batch]
-    adversarial: list[Batch]  # empty if each candidate is attacked itself
+    adversarial: list[Batch]  # empty if each candidate has an attack or bounds of its own
     macs: np.ndarray  # (n + 1,) share of the dense network's MACs, by number of filters kept
-    attack: PGD | None
+    attack: PGD | CertifiedBall | None
     mesh: Mesh | None
     single_device: tuple[dict, MaskTree]  # variables and masks on the device that runs the prefix
     member_chunk: int = 1  # members per call on each device

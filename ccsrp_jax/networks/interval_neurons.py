@@ -33,17 +33,20 @@ class Branch(NamedTuple):
 
 
 def check_monotone(neuron: Neuron) -> None:
-    """Refuses families of neurons that do not say that they are `monotone`.
+    """Refuses families of neurons that do not say that they are `monotone`, or that are connected
+    with themselves.
 
     A class that is derived from another one has to say so itself.
 
     Raises:
       InputError: naming the family.
     """
-    if not vars(type(neuron)).get("monotone", False):
+    declared = vars(type(neuron)).get("monotone", False)
+    if not declared or neuron.stochastic or neuron.initial_self_weight is not None:
         raise InputError(
             f"{type(neuron).__name__} neurons cannot be bounded by intervals: set `monotone = "
-            "True` in the class if its charge and resets are as `Neuron` says."
+            "True` in the class if its charge and resets are as `Neuron` says, and it neither "
+            "draws at random nor has connections with itself."
         )
 
 

@@ -10,6 +10,8 @@ from conftest import busy
 
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution import call_size, fitness, scoring, subproblem
+from ccsrp_jax.coevolution.search import search_round
+from ccsrp_jax.coevolution.settings import Search
 from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks import cost, masks, zoo
 from ccsrp_jax.networks.architecture import Architecture
@@ -18,6 +20,7 @@ from ccsrp_jax.networks.neurons import LIF
 from ccsrp_jax.networks.nodes import Add, Conv, Dense, Flatten, Norm, Spike
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.networks.stochastic_lif import StochasticLIF
+from ccsrp_jax.robustness import certified_accuracy, predict
 from ccsrp_jax.utils.compilation import count_compilations
 from ccsrp_jax.utils.errors import InputError
 
@@ -290,6 +293,37 @@ def test_white_box_scores_equal_an_attack_on_each_network(small, splits, encodin
     np.testing.assert_allclose([alone.error, alone.robust_error], expected, atol=1e-9)
     assert (alone.robust_loss > alone.loss).all()  # the attack is effective
     chex.assert_trees_all_close(together, alone, rtol=1e-4)
+
+
+def test_certified_scores_are_the_certified_accuracy_of_each_network(small, splits):
+    architecture, variables = small
+    current = masks.ones(architecture) | {"conv2": jnp.array([1.0, 0.0, 1.0])}
+    predicted = predict(Classifier(architecture), (variables, current), splits[0].images)
+    split = Split(splits[0].images, np.asarray(predicted))
+    task = subproblem.make_task(
+        *(Classifier(architecture), variables, current, "conv1", split, None),
+        batch_size=8,
+        member_chunk=2,
+        attack=scoring.CertifiedBall(0.001),
+        key=jax.random.key(6),
+    )
+    scores = fitness.score(task, MEMBERS)
+    for i, member in enumerate(MEMBERS):
+        state = variables, current | {"conv1": jnp.asarray(member)}
+        safe = certified_accuracy(Classifier(architecture), state, split, 0.001, batch_size=8)
+        assert scores.robust_error[i] == pytest.approx(1 - safe)
+    assert (scores.robust_loss > scores.loss).all()
+    assert 0 < scores.robust_error.min() < 1 and (scores.robust_error >= scores.error).all()
+
+
+def test_a_certified_search_needs_an_attack_in_linf_and_no_other_robust_objective(small, splits):
+    architecture, variables = small
+    network = (Classifier(architecture), variables, masks.ones(architecture), splits[0])
+    attack = PGD(0.5, 2, norm="l2")
+    with pytest.raises(InputError, match="the attack's norm is l2, and certificates are of"):
+        search_round(jax.random.key(0), *network, attack, Search(certified=True))
+    with pytest.raises(InputError, match="two robust objectives: choose one"):
+        Search(certified=True, white_box_steps=2)
 
 
 def test_the_advised_batch_size_fits_a_white_box_attack(small, splits):

@@ -95,7 +95,10 @@ def bounded(neuron):
         return spikes, found.potentials, margins
 
     network = partial(SpikingNetwork(architecture).apply, activity=True)
-    return architecture, busy(architecture, seed=3), bound, jit(network)
+    variables = busy(architecture, seed=3)
+    scale = variables["params"]["point.norm"]["scale"]
+    variables["params"]["point.norm"]["scale"] = scale * jnp.array([1, -1] * 3)
+    return architecture, variables, bound, jit(network)
 
 
 def check_inside(found, logits, active, labels, copies):
