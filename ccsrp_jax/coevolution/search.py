@@ -114,6 +114,8 @@ def search_round(
     groups = search.prunable(classifier.architecture, masks)
     if keep_counts is not None:
         groups = [group for group in groups if keep_counts[group] < int(masks[group].sum())]
+    if not groups:  # nothing to search
+        return RoundResult(masks, {}, {}, {})
     network = classifier, variables, masks
     shared_sets = shared_adversarial_sets(key_shared, *network, clean, attack, search, groups)
     execution = Execution(batch_size, member_chunk, mesh=mesh)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -12,7 +12,9 @@ from jaxtyping import Array
 
 from ccsrp_jax.coevolution.search import RoundResult
 from ccsrp_jax.networks import masks
+from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.pipeline.archive import Archive
+from ccsrp_jax.pipeline.config import Config
 from ccsrp_jax.pipeline.stages import (
     Run,
     State,
@@ -24,11 +26,34 @@ from ccsrp_jax.pipeline.stages import (
 from ccsrp_jax.pruning import METHODS, Callbacks, Target
 from ccsrp_jax.pruning.methods.ccsrp import RoundKeys, RoundState
 from ccsrp_jax.pruning.problem import timed
+from ccsrp_jax.pruning.registry import check_reachable
 from ccsrp_jax.robustness.accuracy import correct
 from ccsrp_jax.training.batches import steps_per_epoch
 from ccsrp_jax.training.trainer import Epoch
 
 NO_TARGET = 1e-9  # share of the MACs that no network gets down to
+
+
+def check_target(config: Config, architecture: Architecture, warn: Callable[[str], None]) -> None:
+    """Checks that the method of the settings can meet their target, before a network is trained.
+
+    Args:
+      warn: told if the rounds of `METHODS["rounds"]` cannot prune anything.
+
+    Raises:
+      InputError: it cannot.
+    """
+    if config.method != "rounds":
+        check_reachable(config.method, architecture, Target("macs", config.target_macs))
+    elif config.rounds and config.search.splice == "price":
+        target = Target("macs", config.target_macs)
+        check_reachable("rounds", architecture, target, config.search)
+    elif config.rounds and not config.search.prunable(architecture, masks.ones(architecture)):
+        warn(
+            "the search can remove nothing from this network, which stays as it is: every group "
+            f"that it prunes keeps {config.search.width_multiple} filters; give a larger width or "
+            "another model"
+        )
 
 
 def prune(job: Run, state: State, archive: Archive, done: int) -> None:

@@ -17,7 +17,7 @@ from ccsrp_jax.pipeline import final_evaluation, run_dir
 from ccsrp_jax.pipeline.archive import Archive, network_file, verify_networks
 from ccsrp_jax.pipeline.checkpoints import Checkpoints, check_settings
 from ccsrp_jax.pipeline.config import Config, run_folder, settings
-from ccsrp_jax.pipeline.pruning_stage import prune
+from ccsrp_jax.pipeline.pruning_stage import check_target, prune
 from ccsrp_jax.pipeline.sizes import check_sizes
 from ccsrp_jax.pipeline.stages import (
     Run,
@@ -50,7 +50,8 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
     strategies.make_strategy(
         config.search.strategy, config.search.population, 8
     )  # refuses it early
-    data = data_of(config, warn=lambda text: terminal.line(f"warning: {text}"))
+    warn = lambda text: terminal.line(f"warning: {text}")  # noqa: E731
+    data = data_of(config, warn=warn)
     mesh = devices.mesh(config.devices)
     if data.encoding != "direct" and config.encoding != "direct":
         raise InputError(
@@ -62,6 +63,7 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
         architecture, trained, origin = load_dense(config, data, terminal)
     else:
         architecture = _build(config, data)
+    check_target(config, architecture, warn)
     check_sizes(config, data, architecture, mesh)
     if config.tensorboard:
         summary_writer()  # refuses it early

@@ -6,7 +6,8 @@ ranking; with `uniform_ranking` every layer loses the same share, with `proporti
 given one.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +15,12 @@ from jaxtyping import Array, Float
 
 from ccsrp_jax.networks import cost
 from ccsrp_jax.networks.architecture import Architecture
-from ccsrp_jax.networks.masks import MaskTree
+from ccsrp_jax.networks.masks import KERNEL, MaskTree
 from ccsrp_jax.utils.errors import InputError, unknown
 from ccsrp_jax.utils.fields import Limits, check_fields
 
 MEASURES = ("macs", "params", "synops")
+UNITS = {"macs": "MACs", "params": "parameters", "synops": "SynOps"}
 
 Scores = Mapping[str, np.ndarray | Array]  # filters or weights of low scores are removed first
 Cost = Callable[[MaskTree], float]
@@ -70,6 +72,59 @@ def cost_of(
     if variables is None or images is None:
         raise InputError("SynOps depend on weights and images: give variables and images.")
     return lambda masks: sum(cost.synops(architecture, variables, images, masks, key=key).values())
+
+
+def check_reachable(
+    dense: MaskTree,
+    cost_of: Cost | None,
+    fraction: float,
+    *,
+    unit: str,
+    fixed: Collection[str] = (),
+) -> None:
+    """Checks that a target can be met, before anything is computed.
+
+    Args:
+      dense: masks of ones: of all filters that can be pruned, by group, or of weights.
+      cost_of: the cost of masks; None if it depends on which filters or weights are kept, as SynOps
+        do. Then only whether there is anything to remove is checked.
+      fraction: the target, as a share of the dense cost.
+      unit: of the cost, for the message.
+      fixed: names of masks from which nothing is removed.
+
+    Raises:
+      InputError: there is nothing to remove, or one filter (or weight) in every mask costs more
+        than the target.
+    """
+    single = all(name.endswith(KERNEL) for name in dense)
+    if not dense:
+        raise InputError(
+            "this method has nothing to prune in this network, which lacks groups of filters that "
+            "layers read behind spiking neurons, or layers of weights before the classifier: give "
+            "another network or another method."
+        )
+    fewest, removable = {}, 0
+    for name, mask in dense.items():
+        fewest[name] = np.ones(np.shape(mask), np.float32)
+        if name not in fixed:
+            fewest[name].flat[1:] = 0
+            removable += np.size(mask) - 1
+    whole = cost_of(dense) if cost_of else 1.0
+    least = cost_of(fewest) if cost_of else float(not removable)
+    if least <= fraction * whole:
+        return
+    unreached = f"a target of {fraction:g} of the {unit} cannot be reached: "
+    part, parts = ("weight", "layer") if single else ("filter", "group")
+    share = math.ceil(1000 * least / whole) / 1000
+    if not removable:
+        raise InputError(
+            f"{unreached}there is nothing to remove, as no {parts} can lose a {part}; give a wider "
+            "network."
+        )
+    raise InputError(
+        f"{unreached}{share:g} of them are left where every {parts} that can be pruned keeps one "
+        f"{part}; give a target of at least {share:g}, or a wider network."
+    )
 
 
 class _Removal:
@@ -138,6 +193,13 @@ def prune_to_budget(
     Raises:
       InputError: removing all that may be removed is not enough, or a score is not finite.
     """
+    if not scores and cost_of({}) > limit:
+        raise InputError(
+            f"a cost of {limit:g} cannot be reached: {cost_of({}):g} are left and nothing can be "
+            "removed; raise the target."
+        )
+    if not scores:
+        return {}
     removal = _Removal(scores, least, before)
     low, high = 0, len(removal)
     fewest = cost_of(removal.masks(high))

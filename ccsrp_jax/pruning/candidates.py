@@ -117,6 +117,7 @@ def best_of(
     """
     key_draw, key_candidates, key_train = jax.random.split(key, 3)
     dense, passes, scored = masking.ones(problem.architecture), Passes(), []
+    problem.check_reachable(dense)
     for number in range(candidates):
         key_score = jax.random.fold_in(key_draw, number)
         scores, spent = criterion(key_score, problem, problem.variables, dense)

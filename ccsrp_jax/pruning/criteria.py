@@ -68,12 +68,13 @@ def by_score(
       early: epochs after every round but the last; by default all rounds have equal shares.
 
     Raises:
-      InputError: unknown allocation, or fewer epochs than rounds.
+      InputError: the target cannot be met, unknown allocation, or fewer epochs than rounds.
     """
     given = isinstance(allocation, Mapping)
     if not given and allocation not in ("uniform", "global", "sensitivity"):
         raise unknown("allocation", allocation, ("uniform", "global", "sensitivity"))
     variables, masks, search = problem.variables, masking.ones(problem.architecture), Passes()
+    problem.check_reachable(masks)
     for number, epochs in enumerate(epochs_per_round(problem.recipe.epochs, rounds, early)):
         key_score, key_layers, key_train = jax.random.split(jax.random.fold_in(key, number), 3)
         scores, passes = criterion(key_score, problem, variables, masks)
@@ -108,6 +109,7 @@ def magnitude(key: Array, problem: Problem, *, rounds: int = 1, early: int | Non
     (or to SynOps).
     """
     variables, masks = problem.variables, weight_masks(problem)
+    problem.check_reachable(masks)
     measure = problem.weight_measure
     for number, epochs in enumerate(epochs_per_round(problem.recipe.epochs, rounds, early)):
         scores = {name: np.abs(masking.masked_kernel(variables, name)) for name in masks}

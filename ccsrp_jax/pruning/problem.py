@@ -7,7 +7,7 @@ search, and is counted in forward and backward passes.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -137,13 +137,53 @@ class Problem:
         """
         return self.target.fraction**share * self.cost(measure)(masking.ones(self.architecture))
 
+    def check_reachable(
+        self,
+        dense: MaskTree,
+        *,
+        fixed: Collection[str] = (),
+        cost_of: budget.Cost | None = None,
+    ) -> None:
+        """Checks that the target can be met at all; methods call it first.
+
+        Args:
+          dense: masks of ones of all that the method may remove: filters, by group, or weights.
+          fixed: names of masks from which it removes nothing.
+          cost_of: the cost of masks, if it is not the target's.
+
+        Raises:
+          InputError: as `budget.check_reachable`.
+        """
+        check_reachable(self.architecture, self.target, dense, fixed=fixed, cost_of=cost_of)
+
     @property
     def weight_measure(self) -> str:
-        """The target's measure for methods that remove single weights.
+        """The target's measure for methods that remove single weights; see `measure_of`."""
+        return measure_of(self.target, weights=True)
 
-        Parameters instead of MACs, as single weights save no MACs on dense hardware.
-        """
-        return "params" if self.target.measure == "macs" else self.target.measure
+
+def measure_of(target: Target, *, weights: bool) -> str:
+    """The target's measure; parameters instead of MACs for methods that remove single weights,
+    as these save no MACs on dense hardware."""
+    return "params" if weights and target.measure == "macs" else target.measure
+
+
+def check_reachable(
+    architecture: Architecture,
+    target: Target,
+    dense: MaskTree,
+    *,
+    fixed: Collection[str] = (),
+    cost_of: budget.Cost | None = None,
+) -> None:
+    """`Problem.check_reachable` where there is no trained network yet."""
+    measure = measure_of(target, weights=all(name.endswith(masking.KERNEL) for name in dense))
+    if measure == "synops":  # they depend on which filters or weights are kept
+        cost_of = None
+    elif cost_of is None:
+        cost_of = budget.cost_of(architecture, measure)
+    unit = budget.UNITS[measure]
+    budget.check_reachable(dense, cost_of, target.fraction, unit=unit, fixed=fixed)
 
 
 class Pruned(NamedTuple):
@@ -239,7 +279,14 @@ def epochs_per_round(epochs: int, rounds: int, early: int | None = None) -> list
 
 def weight_masks(problem: Problem) -> MaskTree:
     """Masks that keep all weights of every layer but the classifier."""
-    *layers, _ = kernel_shapes(problem.architecture).items()
+    return kernel_masks(problem.architecture, classifier=False)
+
+
+def kernel_masks(architecture: Architecture, *, classifier: bool = True) -> MaskTree:
+    """Masks that keep all weights, of every layer or of all but the classifier."""
+    layers = list(kernel_shapes(architecture).items())
+    if not classifier:
+        layers = layers[:-1]
     return {masking.kernel(name): jnp.ones(shape) for name, shape in layers}
 
 

@@ -26,10 +26,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from ccsrp_jax.coevolution.settings import PRESETS
-from ccsrp_jax.pruning import criteria
+from ccsrp_jax.coevolution.settings import PRESETS, Search
+from ccsrp_jax.networks import masks
+from ccsrp_jax.networks.architecture import Architecture
+from ccsrp_jax.pruning import criteria, problem
+from ccsrp_jax.pruning.budget import Target
 from ccsrp_jax.pruning.criteria import by_score, magnitude
-from ccsrp_jax.pruning.methods.ccsrp import ccsrp
+from ccsrp_jax.pruning.methods.ccsrp import ccsrp, fixed_groups
 from ccsrp_jax.pruning.methods.ccsrp_widths import ccsrp_widths
 from ccsrp_jax.pruning.methods.criticality import criticality, criticality_weights
 from ccsrp_jax.pruning.methods.cyclical import cyclical
@@ -39,7 +42,7 @@ from ccsrp_jax.pruning.methods.lottery import lottery, u_ticket
 from ccsrp_jax.pruning.methods.nm import nm
 from ccsrp_jax.pruning.methods.sca import sca
 from ccsrp_jax.pruning.methods.sdsnn import sdsnn
-from ccsrp_jax.pruning.problem import Pruned
+from ccsrp_jax.pruning.problem import Pruned, kernel_masks
 
 Method = Callable[..., Pruned]
 
@@ -89,3 +92,32 @@ WEIGHT_METHODS: dict[str, Method] = {
 }
 
 METHODS = FILTER_METHODS | WEIGHT_METHODS
+
+
+def check_reachable(
+    name: str, architecture: Architecture, target: Target, search: Search | None = None
+) -> None:
+    """Checks that a method can meet a target on a network that is not trained yet.
+
+    Methods check that first themselves; this is for those who train the network before. A method
+    that was registered from outside is not checked.
+
+    Args:
+      name: in `METHODS`.
+      architecture, target: of the problem.
+      search: settings of the method's search, if they are not those that are registered.
+
+    Raises:
+      InputError: as `budget.check_reachable`.
+    """
+    method = METHODS[name]
+    if name in WEIGHT_METHODS:
+        all_layers = getattr(method, "func", method) is criticality_weights
+        dense, fixed = kernel_masks(architecture, classifier=all_layers), frozenset()
+    elif name in FILTER_METHODS:
+        search = search or getattr(method, "keywords", {}).get("search")
+        fixed = fixed_groups(architecture, search) if search else frozenset()
+        dense = masks.ones(architecture)
+    else:
+        return
+    problem.check_reachable(architecture, target, dense, fixed=fixed)

@@ -92,7 +92,7 @@ def fit_to_budget(
     Raises:
       InputError: the limit cannot be met.
     """
-    ranks = _ranked(key, before, importance)
+    ranks = _ranked(key, before, importance) if importance else {}
     scores = {name: np.asarray(after[name]) + rank for name, rank in ranks.items()}
     others = {name: mask for name, mask in after.items() if name not in scores}
 

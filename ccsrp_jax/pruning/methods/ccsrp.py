@@ -14,12 +14,14 @@ from jaxtyping import Array
 from ccsrp_jax.coevolution.search import RoundResult, search_round
 from ccsrp_jax.coevolution.settings import PRESETS, Search
 from ccsrp_jax.networks import masks as masking
+from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.pruning.budget import Cost, Scores
 from ccsrp_jax.pruning.criteria import Criterion
 from ccsrp_jax.pruning.problem import Passes, Problem, Pruned, epochs_per_round, finetune
 from ccsrp_jax.pruning.splicing import fit_to_budget, splice_by_lagrangian
 from ccsrp_jax.training.recipe import Recipe
+from ccsrp_jax.utils.errors import InputError
 
 
 class RoundKeys(NamedTuple):
@@ -101,6 +103,9 @@ def ccsrp(
     Raises:
       InputError: the target cannot be met, or there are fewer epochs than rounds.
     """
+    if exact or search.splice == "price":  # otherwise it stops early
+        whole = masking.ones(problem.architecture)
+        problem.check_reachable(whole, fixed=fixed_groups(problem.architecture, search))
     if rounds is None:
         rounds = rounds_needed(problem, search)
     if epochs is None:
@@ -118,6 +123,13 @@ def ccsrp(
         cost_of = problem.cost(variables=variables)
         if not exact and _is_done(problem, search, cost_of, masks):
             break
+        stuck = not search.prunable(problem.architecture, masks)
+        if stuck and cost_of(masks) > problem.limit():
+            raise InputError(
+                f"the target cannot be met: after {number - 1} rounds no group has more than the "
+                f"{search.width_multiple} filters that the search leaves in each; give a smaller "
+                "multiple, or a higher target."
+            )
         key_search, key_splice, key_train = keys(key, number)
         importance = None
         if criterion:
@@ -137,6 +149,12 @@ def ccsrp(
         if reached:
             break
     return Pruned(variables, masks, passes)
+
+
+def fixed_groups(architecture: Architecture, search: Search) -> frozenset[str]:
+    """Groups from which a search removes nothing, even in the dense network."""
+    whole = masking.ones(architecture)
+    return frozenset(whole) - frozenset(search.prunable(architecture, whole))
 
 
 def rounds_needed(problem: Problem, search: Search) -> int:

@@ -64,12 +64,13 @@ def ccsrp_widths(
       epochs: of a candidate's fine-tuning; by default all of the problem's recipe.
 
     Raises:
-      InputError: `orders` is empty.
+      InputError: `orders` is empty, or the target cannot be met.
     """
     if not orders:
         raise InputError("ccsrp_widths has no orders: give one criterion or more.")
     key_score, key_candidates, key_search, key_train = jax.random.split(key, 4)
     dense = masking.ones(problem.architecture)
+    problem.check_reachable(dense)
     scores, passes = [], Passes()
     for number, criterion in enumerate(orders):
         key_order = jax.random.fold_in(key_score, number)

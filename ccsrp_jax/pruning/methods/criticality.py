@@ -15,7 +15,14 @@ from ccsrp_jax.networks.nodes import IMAGE, Norm
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.pruning.budget import Scores
 from ccsrp_jax.pruning.criteria import gamma, l1
-from ccsrp_jax.pruning.problem import Passes, Problem, Pruned, batches, finetune
+from ccsrp_jax.pruning.problem import (
+    Passes,
+    Problem,
+    Pruned,
+    batches,
+    finetune,
+    kernel_masks,
+)
 from ccsrp_jax.pruning.regrowth import event_epochs, prune_and_regrow
 from ccsrp_jax.training.batches import steps_per_epoch
 from ccsrp_jax.training.recipe import learning_rate
@@ -72,6 +79,7 @@ def criticality(
     check_number("slimming", slimming, 0, 1)
     key_sparse, key_score, key_train = jax.random.split(key, 3)
     variables, masks, search = problem.variables, masking.ones(problem.architecture), Passes()
+    problem.check_reachable(masks)
     epochs = round(slimming * problem.recipe.epochs)
     if epochs:
         shrink = partial(proximal_step, problem, epochs, penalty)
@@ -128,7 +136,7 @@ def criticality_weights(
       regenerate: if False, magnitude pruning with the same schedule and counts.
 
     Raises:
-      InputError: the recipe has no epochs, or a setting is out of range.
+      InputError: the target cannot be met, the recipe has no epochs, or a setting is out of range.
 
     References:
       As for `criticality`.
@@ -137,7 +145,8 @@ def criticality_weights(
     check_score(score)
     when = event_epochs(problem.recipe.epochs, prune_share, events)
     shapes = kernel_shapes(problem.architecture)
-    masks = {masking.kernel(layer): jnp.ones(shape) for layer, shape in shapes.items()}
+    masks = kernel_masks(problem.architecture)
+    problem.check_reachable(masks)
     measure, search = problem.weight_measure, Passes()
     segments = channel_groups(problem.architecture)
     cost, dense = problem.cost(measure), problem.limit(0.0, measure)

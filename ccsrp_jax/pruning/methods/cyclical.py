@@ -32,7 +32,7 @@ def cyclical(
         the cycle has two or more. A cycle of one epoch prunes only before training.
 
     Raises:
-      InputError: more cycles than epochs.
+      InputError: the target cannot be met, or more cycles than epochs.
 
     References:
       Srinivas et al., Cyclical Pruning for Sparse Neural Networks, CVPR Workshops 2022,
@@ -40,6 +40,7 @@ def cyclical(
       schedule.
     """
     check_number("frozen", frozen, 0, 1)
+    problem.check_reachable(weight_masks(problem))
     if cycles is None:
         cycles = min(3, max(problem.recipe.epochs // 2, 1))
     restored = problem.variables

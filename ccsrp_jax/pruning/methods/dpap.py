@@ -228,7 +228,7 @@ def dpap(
       images for every event.
 
     Raises:
-      InputError: a setting is out of range, or the recipe has no epochs.
+      InputError: the target cannot be met, a setting is out of range, or the recipe has no epochs.
 
     References:
       Han et al., IEEE TPAMI, arXiv 2211.12714.
@@ -252,6 +252,7 @@ def dpap(
         if synapses and link.kind == "dense":
             kinds[masking.kernel(name)] = "dense"
             masks[masking.kernel(name)] = jnp.ones(shapes[name])
+    problem.check_reachable(masks)
     statistics = Statistics(
         {name: jnp.zeros(shapes[name][-2:]) for name in layers},
         {name: jnp.zeros(shapes[name][-1]) for name in layers},

@@ -90,6 +90,7 @@ def hydra_weights(key: Array, problem: Problem, *, search: ScoreSearch = ScoreSe
 def _hydra(
     key: Array, problem: Problem, dense: MaskTree, measure: str, search: ScoreSearch
 ) -> Pruned:
+    problem.check_reachable(dense)
     key_search, key_train = jax.random.split(key)
     cost, limit = problem.cost(measure), problem.limit(measure=measure)
 

@@ -4,7 +4,7 @@ Weights are rewound to the trained network that all methods are given (late rewi
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
@@ -54,7 +54,7 @@ def lottery(
       structured: remove filters, by their mean absolute weight, instead of weights (ours).
 
     Raises:
-      InputError: more rounds than epochs.
+      InputError: the target cannot be met, or more rounds than epochs.
 
     References:
       Kim et al., Exploring Lottery Ticket Hypothesis in Spiking Neural Networks, ECCV 2022,
@@ -102,27 +102,27 @@ def u_ticket(
         for node in nodes
         if node.opens_group and len(shapes[node.name]) == 4 and node.input != IMAGE
     ]
-    cost = problem.cost(problem.weight_measure)
+    cost, whole = problem.cost(problem.weight_measure), weight_masks(problem)
+    names = [masking.kernel(layer) for layer in convs]
+
+    def balanced(masks: MaskTree, noise: Mapping[str, np.ndarray]) -> MaskTree:
+        changed = {
+            name: balance(masks[name], draws, grouping=grouping, n_pe=n_pe)
+            for name, draws in noise.items()
+        }
+        return {**masks, **changed}
 
     def prune(key: Array, scores: Scores, limit: float) -> MaskTree:
-        names = map(masking.kernel, convs)
         noise = {
             name: np.asarray(jax.random.uniform(each, scores[name].shape))
-            for name, each in zip(names, jax.random.split(key, len(convs)), strict=True)
+            for name, each in zip(names, jax.random.split(key, len(names)), strict=True)
         }
+        cost_with = lambda masks: cost(balanced(masks, noise))  # noqa: E731
+        return balanced(budget.prune_to_budget(scores, cost_with, limit), noise)
 
-        def balanced(masks: MaskTree) -> MaskTree:
-            balanced = {
-                name: balance(masks[name], draws, grouping=grouping, n_pe=n_pe)
-                for name, draws in noise.items()
-            }
-            return {**masks, **balanced}
-
-        return balanced(budget.prune_to_budget(scores, lambda masks: cost(balanced(masks)), limit))
-
-    return _prune_and_rewind(
-        key, problem, weight_masks(problem), problem.weight_measure, prune, rounds, last
-    )
+    same = {name: np.zeros(np.shape(whole[name])) for name in names}  # draws do not change counts
+    problem.check_reachable(whole, cost_of=lambda masks: cost(balanced(masks, same)))
+    return _prune_and_rewind(key, problem, whole, problem.weight_measure, prune, rounds, last)
 
 
 def _prune_and_rewind(
@@ -135,6 +135,7 @@ def _prune_and_rewind(
     last: float,
 ) -> Pruned:
     check_number("last", last, 0, 1)
+    problem.check_reachable(masks)
     total = problem.recipe.epochs
     final = min(max(round(last * total), 1), total)
     if rounds is None:

@@ -80,6 +80,7 @@ def nm(
     check_number("robust", robust, 0, 1)
     key_search, key_train = jax.random.split(key)
     variables, whole, measure = problem.variables, weight_masks(problem), problem.weight_measure
+    problem.check_reachable(whole)
     cost, limit = problem.cost(measure), problem.limit(measure=measure)
     logits = {name: _initial_logits(masked_kernel(variables, name), m, prior) for name in whole}
     candidates = patterns(whole, m, mixed)

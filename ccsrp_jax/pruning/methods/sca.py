@@ -51,7 +51,7 @@ def sca(
       share: of the budget's epochs, after which the last event takes place.
 
     Raises:
-      InputError: the recipe has no epochs, or a setting is out of range.
+      InputError: the target cannot be met, the recipe has no epochs, or a setting is out of range.
 
     References:
       Li et al., Towards efficient deep spiking neural networks construction with spiking activity
@@ -60,6 +60,7 @@ def sca(
     check_number("regrow", regrow, 0, 1)
     when = event_epochs(problem.recipe.epochs, share, events)
     masks, cost, search = masking.ones(problem.architecture), problem.cost(), Passes()
+    problem.check_reachable(masks)
     exchanged = int(regrow * sum(mask.size for mask in masks.values()))
     key_train, key_events = jax.random.split(key)
 

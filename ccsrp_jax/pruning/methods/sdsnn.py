@@ -15,7 +15,7 @@ from jaxtyping import Array
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import Architecture, group_of, groups
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.pruning.budget import Cost, prune_to_budget, uniform_ranking
+from ccsrp_jax.pruning.budget import Cost, check_reachable, prune_to_budget, uniform_ranking
 from ccsrp_jax.pruning.methods.dendritic_spines import (
     RATE_DECAY_EVENTS,
     Neurons,
@@ -150,7 +150,7 @@ def sdsnn(
       Weights, filter masks and weight masks; no passes in addition to training.
 
     Raises:
-      InputError: a setting is out of range, or the recipe has no epochs.
+      InputError: the target cannot be met, a setting is out of range, or the recipe has no epochs.
 
     References:
       Han et al., Information Sciences 689 (2025) 121481, arXiv 2211.12219.
@@ -171,6 +171,7 @@ def sdsnn(
     layers, cost_of = layers_by_group(problem.architecture), problem.cost()
     if measure == "connections":
         cost_of = partial(_remaining_connections, problem)
+    _check_reachable(problem, cost_of, rates, measure)
     dense_cost = cost_of(masking.ones(problem.architecture))
     spine_state = initial_state(problem, layers)
     dense = mask_tree(spine_state, layers)
@@ -242,6 +243,16 @@ def _with_weights(spine_state: SpineState, weights: dict[str, np.ndarray]) -> Sp
         for name, layer in spine_state.layers.items()
     }
     return spine_state._replace(layers=layers)
+
+
+def _check_reachable(problem: Problem, cost_of: Cost, rates: str, measure: str) -> None:
+    whole, fraction = masking.ones(problem.architecture), problem.target.fraction
+    if rates == "paper":  # these ignore the target
+        check_reachable(whole, None, 1.0, unit="connections")
+    elif measure == "connections":
+        check_reachable(whole, cost_of, fraction, unit="connections")
+    else:
+        problem.check_reachable(whole)
 
 
 def _remaining_connections(problem: Problem, masks: MaskTree) -> float:
