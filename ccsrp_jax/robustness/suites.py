@@ -19,6 +19,7 @@ from ccsrp_jax.robustness.gradient_sources import (
     BACKWARDS,
     OWN,
     RANDOM,
+    RELU,
     TWINS,
     GradientSource,
     gradient_sources,
@@ -94,7 +95,7 @@ def quick(threat: ThreatModel, sources: Sources, samples: int) -> list[AttackSpe
     ]
     if norm == "linf":
         suite.append(AttackSpec("Square 80", Square(eps, 80, samples=samples)))
-    return suite + _transfers(threat, 10, sources, samples)
+    return suite + _transfers(threat, 10, (RELU,), sources, samples)
 
 
 def standard(threat: ThreatModel, sources: Sources, samples: int) -> list[AttackSpec]:
@@ -117,7 +118,7 @@ def standard(threat: ThreatModel, sources: Sources, samples: int) -> list[Attack
         suite.append(AttackSpec("SA-PGD 100", SAPGD(eps, 100, samples=samples), main[-1]))
     suite += [AttackSpec("PGD 20", pgd_20, name) for name in _ensemble(sources)]
     suite += [AttackSpec("APGD-DLR 100 x 9", apgd_dlr, name) for name in reversed(main)]
-    suite += _transfers(threat, 40, sources, samples)
+    suite += _transfers(threat, 40, TWINS, sources, samples)
     if norm == "linf":
         suite += _random_widths(threat, 10, sources, samples)
         suite.append(AttackSpec("Square 5000", Square(eps, samples=samples)))
@@ -198,11 +199,11 @@ def _searches(threat, budget, rounds, samples):
     ]
 
 
-def _transfers(threat, steps, sources, samples):
+def _transfers(threat, steps, twins, sources, samples):
     """PGD on networks of the same weights with smooth units, and on others that were given."""
     others = [name for name in sources if name != OWN and name not in BACKWARDS]
     attack = PGD(threat.eps, steps, norm=threat.norm, samples=samples)
-    names = [name for name in TWINS if name in sources] + others
+    names = [name for name in twins if name in sources] + others
     return [AttackSpec(f"PGD {steps}", attack, name) for name in names]
 
 
