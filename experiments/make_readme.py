@@ -126,6 +126,7 @@ def context() -> dict[str, Any]:
                 "attack_speed",
                 "compact_latency",
                 "compare_autoattack",
+                "certified",
                 "compilation",
                 "population",
                 "roofline",

@@ -51,6 +51,23 @@ def test_digits_run_reached_its_targets():
     assert summary["seconds"] <= 180
 
 
+def test_certified_accuracy_is_below_the_worst_case():
+    record = json.loads((RESULTS / "certified.json").read_text())
+    assert record["data"] and record["device"]
+    for found in record["data"].values():
+        assert found["weight"] == max(found["weights"], key=lambda row: row["certified"])["weight"]
+        best = max(found["criteria"], key=lambda row: row["certified"])
+        assert found["criterion"] == best["criterion"]
+        for row in (*found["weights"], *found["criteria"]):
+            assert row["certified"] <= row["pgd"] <= row["accuracy"]
+        for row in found["test"].values():
+            assert row["certified"] <= row["robust_accuracy"] <= row["accuracy"]
+            assert row["certified_and_broken"] == 0
+            curve = [row["accuracy"], *row["certified_curve"].values(), row["certified"]]
+            assert curve == sorted(curve, reverse=True)
+        assert found["test"]["pruned"]["certified"] > 0.5
+
+
 def test_the_standard_suite_is_no_weaker_than_autoattack():
     record = json.loads((RESULTS / "compare_autoattack.json").read_text())
     assert record["networks"] and record["versions"].keys() >= {"jax", "pyautoattack", "torch"}
