@@ -1,6 +1,7 @@
 """What a classifier is called with: the check for public functions that take one."""
 
-from collections.abc import Hashable, Mapping
+import inspect
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier, key_kwargs
 from ccsrp_jax.networks.masks import check_fit
-from ccsrp_jax.utils.errors import InputError
+from ccsrp_jax.utils.errors import InputError, reason
 
 
 class Interface(NamedTuple):
@@ -55,17 +56,9 @@ def _declared(classifier: Any, network_state: Any) -> Interface:
     """What the classifier's architecture says, after a check of its type and its state's."""
     if isinstance(classifier, Architecture):
         raise InputError("an Architecture is no classifier: give Classifier(architecture).")
-    if not callable(classifier):
-        raise InputError(
-            f"the classifier is a {type(classifier).__name__}: give a Classifier, or a function "
-            "of a state and images that returns logits."
-        )
-    if not isinstance(classifier, Hashable):
-        raise InputError(
-            f"the classifier {type(classifier).__name__} is not hashable: make it a function or "
-            "a frozen dataclass."
-        )
+    _check_function(classifier)
     if not isinstance(classifier, Classifier):
+        _check_state(network_state)
         return Interface(None, None)
     architecture = classifier.architecture
     paired = isinstance(network_state, tuple | list) and len(network_state) == 2
@@ -83,16 +76,97 @@ def _declared(classifier: Any, network_state: Any) -> Interface:
     return Interface(tuple(architecture.input_shape), architecture.classes)
 
 
+def _check_function(classifier: Any) -> None:
+    """Raises InputError for what is no hashable function of a state and images."""
+    name = type(classifier).__name__
+    if _is_module(classifier, "flax.linen"):
+        raise InputError(
+            f"the flax module {name} is no classifier: give a function such as "
+            "lambda variables, images: module.apply(variables, images), and variables as the state."
+        )
+    if _is_module(classifier, "flax.nnx"):
+        raise InputError(
+            f"the NNX module {name} is no classifier: split it (graph, state = nnx.split(module)) "
+            "and give the function lambda state, images: nnx.merge(graph, state)(images)."
+        )
+    if not callable(classifier):
+        raise InputError(
+            f"the classifier is a {name}: give a Classifier, or a function of a state and images "
+            "that returns logits."
+        )
+    try:
+        hash(classifier)
+    except TypeError as error:
+        raise InputError(
+            f"the classifier {name} is not hashable ({reason(error)}): make it a function or a "
+            "frozen dataclass of hashable fields, and give arrays as the state."
+        ) from error
+
+
+def _is_module(value: Any, library: str) -> bool:
+    """Whether it is a module of a library, which need not be imported for that."""
+    bases = type(value).__mro__
+    return any(base.__name__ == "Module" and base.__module__.startswith(library) for base in bases)
+
+
+def _check_state(network_state: Any) -> None:
+    """Raises InputError for a state with leaves that `jit` does not take, such as modules."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(network_state):
+        is_array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+        if not is_array and not isinstance(leaf, bool | int | float | complex):
+            where = f" at {jax.tree_util.keystr(path)}" if path else ""
+            raise InputError(
+                f"the state of the network holds a {type(leaf).__name__}{where}: give arrays only, "
+                "such as the parameters of a module, and leave the rest to the classifier."
+            )
+
+
 def _traced_classes(classifier: Any, network_state: Any, images: Any) -> int:
     """Number of classes of any function, which is traced for it."""
     one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
     key_argument = key_kwargs(classifier, jax.random.key(0))
+    _check_signature(classifier, network_state, one, key_argument)
     logits = jax.eval_shape(
         lambda state, images: classifier(state, images, **key_argument), network_state, one
     )
-    if getattr(logits, "ndim", None) != 2:
+    return checked_logits(logits, 1).shape[-1]
+
+
+def _check_signature(classifier: Any, network_state: Any, images: Any, keywords: dict) -> None:
+    """Raises InputError for a function that cannot be called as a classifier is."""
+    try:
+        signature = inspect.signature(classifier)
+    except (TypeError, ValueError):  # of a built-in function, which has none
+        return
+    try:
+        signature.bind(network_state, images, **keywords)
+    except TypeError as error:
+        call = ", ".join(["network_state", "images", *(f"{name}=..." for name in keywords)])
         raise InputError(
-            f"the classifier returns {getattr(logits, 'shape', type(logits).__name__)} for one "
-            "image: return logits of shape (images, classes)."
+            f"the classifier cannot be called with ({call}): {reason(error)}; give a function of "
+            "these arguments that returns logits."
+        ) from error
+
+
+def checked_logits(logits: Any, images: int) -> Any:
+    """What a classifier returned for so many images: logits (images, classes) of a float type.
+
+    Raises:
+      InputError: it is something else.
+    """
+    what = "one image" if images == 1 else f"{images} images"
+    if isinstance(logits, Mapping | tuple | list):
+        raise InputError(
+            f"the classifier returns a {type(logits).__name__} of {len(logits)} for {what}: return "
+            "its logits of shape (images, classes) alone."
         )
-    return logits.shape[-1]
+    shape = getattr(logits, "shape", type(logits).__name__)
+    if getattr(logits, "ndim", None) != 2 or shape[0] != images:
+        raise InputError(
+            f"the classifier returns {shape} for {what}: return logits of shape (images, classes)."
+        )
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise InputError(
+            f"the classifier returns logits of type {logits.dtype}: return floating-point numbers."
+        )
+    return logits

@@ -31,7 +31,7 @@ from ccsrp_jax.reporting.figure_style import (
     spaced_labels,
     style_axes,
 )
-from ccsrp_jax.reporting.run_summary import Row, format_number, number
+from ccsrp_jax.reporting.run_summary import Row, conclusion, format_number, number
 from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.stats import wilson_interval
 
@@ -254,7 +254,7 @@ def _plot_ends(ax: Axes, record: Row, ends: list[float], limits: Point, color: s
         ax.plot(share, y, **mark | style)
         text = f"{share:.3f}"
         if key == "robust_accuracy" and not record["reliable"]:
-            text += " unreliable"
+            text += f" {conclusion(record)}"
         on_left = interval[0] - limits[0] > limits[1] - interval[1]
         place, offset = (interval[0], -5) if on_left else (interval[1], 5)
         side: dict[str, Any] = {"ha": "right" if on_left else "left", "va": "center_baseline"}

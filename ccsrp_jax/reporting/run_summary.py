@@ -50,6 +50,11 @@ def robustness_records(summary: Row) -> dict[str, Row]:
     return {name: found[name] for name in names if found.get(name)}
 
 
+def conclusion(record: Row) -> str:
+    """What the audit says of a robust accuracy: `reliable`, `not established` or `unreliable`."""
+    return record.get("conclusion") or ("reliable" if record["reliable"] else "unreliable")
+
+
 def test_attack(summary: Row) -> Row:
     """The attack on the test images: a suite, or one attack if the run used no suite."""
     return summary.get("attack") or {}
@@ -107,7 +112,8 @@ def finding(summary: Row) -> str:
 
 def _warnings(summary: Row) -> str:
     return "".join(
-        f"The robust accuracy of the {name} network is unreliable: {'; '.join(record['reasons'])}. "
+        f"The robust accuracy of the {name} network is {conclusion(record)}: "
+        f"{'; '.join(record['reasons'])}. "
         for name, record in robustness_records(summary).items()
         if not record["reliable"]
     )

@@ -29,6 +29,7 @@ from ccsrp_jax.reporting.run_summary import (
     Row,
     attack_text,
     chosen_first,
+    conclusion,
     number,
     ratio,
     remaining_macs,
@@ -70,7 +71,7 @@ def tradeoff_figure(archive: list[Row], summary: Row) -> Figure:
     """Accuracy and robust accuracy against the remaining MACs, on search and on test images.
 
     Lines show the search images; stars show the test images, beside their MACs rather than at
-    them, and are hollow where the audit found the robust accuracy unreliable.
+    them, and are hollow where the audit did not find the robust accuracy reliable.
 
     Args:
       archive: rows of archive.jsonl in the order of their rounds, the dense network first.
@@ -84,14 +85,15 @@ def tradeoff_figure(archive: list[Row], summary: Row) -> Figure:
     axes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
     _style_macs_axis(axes[1], low, high)
     records = robustness_records(summary)
-    unreliable = {name for name, record in records.items() if not record["reliable"]}
+    said = {name: conclusion(record) for name, record in records.items()}
     keys, colors = ("accuracy", "robust_accuracy"), (BLUE, VERMILION)
     for ax, key, color in zip(axes, keys, colors, strict=True):
         style_axes(ax, "Accuracy" if key == "accuracy" else _robust_title(summary))
         heights = _plot_archive(ax, archive, macs, key, color)
         for star in stars:
-            hollow = key == "robust_accuracy" and star.network in unreliable
-            heights += _plot_star(ax, star, key, summary, hollow)
+            verdict = said.get(star.network, "reliable")
+            doubt = "" if key == "accuracy" or verdict == "reliable" else verdict
+            heights += _plot_star(ax, star, key, summary, doubt)
         bottom, top = finite_range(heights)
         span = max(top - bottom, 0.1)  # so that a difference of one image stays small
         set_share_limits(ax, "y", (bottom - 0.36 * span, min(top + 0.12 * span, 1.01)))
@@ -149,8 +151,9 @@ def _plot_archive(
     return values + shared
 
 
-def _plot_star(ax: Axes, star: Star, key: str, summary: Row, hollow: bool) -> list[float]:
-    """Draws a network on the test images; returns the values that have to be visible."""
+def _plot_star(ax: Axes, star: Star, key: str, summary: Row, doubt: str) -> list[float]:
+    """Draws a network on the test images, with any doubt of its robust accuracy; returns the
+    values that have to be visible."""
     share = number((summary.get(star.network) or {}).get(key))
     if not math.isfinite(star.macs + share):
         return []
@@ -160,9 +163,9 @@ def _plot_star(ax: Axes, star: Star, key: str, summary: Row, hollow: bool) -> li
     x = [star.macs, star.macs]
     ax.plot(x, [low, high], color=INK, linewidth=1, **aside)
     ax.plot(x, [-1, share], color=GREY, linewidth=0.7, linestyle=":", **aside)
-    ax.plot(star.macs, share, **HOLLOW_STAR if hollow else STAR, **aside)
+    ax.plot(star.macs, share, **HOLLOW_STAR if doubt else STAR, **aside)
     place = {"xycoords": ax.get_xaxis_transform(), "ha": "center", "color": INK}
-    text = f"{star.label}, test\n{share:.3f}" + " unreliable" * hollow
+    text = f"{star.label}, test\n{share:.3f} {doubt}".rstrip()
     annotate(ax, text, (star.macs, 0), (star.offset, 3), **place)  # below all points
     return [share, low, high]
 

@@ -19,7 +19,7 @@ from ccsrp_jax.networks.classifier import (
     is_stochastic,
     predicted_classes,
 )
-from ccsrp_jax.networks.inputs import checked_batch, checked_inputs
+from ccsrp_jax.networks.inputs import checked_batch, checked_inputs, checked_logits
 from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.fields import SIZE, Limits, integer
 from ccsrp_jax.utils.keys import checked_key
@@ -73,14 +73,14 @@ def _predict(classifier, network_state, images, key, votes):
 
 @partial(jax.jit, static_argnums=0)
 def _classes(classifier, network_state, images):
-    return predicted_classes(classifier(network_state, images))
+    return predicted_classes(checked_logits(classifier(network_state, images), len(images)))
 
 
 @partial(jax.jit, static_argnums=0)
 def _one_pass(classifier, network_state, images, key):
     """The predicted class as a one-hot vector, and the probabilities; zeros where a logit is not
     finite."""
-    z = classifier(network_state, images, key=key)
+    z = checked_logits(classifier(network_state, images, key=key), len(images))
     probabilities = jnp.where(jnp.isfinite(z).all(-1, keepdims=True), jax.nn.softmax(z), 0)
     return jax.nn.one_hot(predicted_classes(z), z.shape[-1]), probabilities
 

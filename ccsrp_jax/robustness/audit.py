@@ -7,9 +7,9 @@ are ours: they separate honestly trained networks from constructed failures on t
 have not been tried on large networks.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Array
@@ -25,6 +25,14 @@ ROUNDING = 1e-6  # distance to the ball that float32 explains
 MIN_DRAWS = 10  # over which a stochastic network's gradient should be averaged
 
 MIN_IMAGES = 50  # with fewer, a single image exceeds the limits
+
+WIDTH = "the surrogate's width matters little"
+
+# Checks without which nothing is established, and what is said where they were left out.
+REQUIRED = {
+    WIDTH: "no surrogate gradient of another width was tried, and finite differences do not "
+    "confirm this one",
+}
 
 
 class Check(NamedTuple):
@@ -42,6 +50,9 @@ class Check(NamedTuple):
     figure: float
     limit: float
     reason: str
+
+
+Conclusion = Literal["reliable", "not established", "unreliable"]
 
 
 @dataclass(frozen=True)
@@ -63,14 +74,22 @@ class Verdict:
     width_curve: tuple[tuple[str, float], ...]
 
     @property
+    def conclusion(self) -> Conclusion:
+        """`unreliable` if a check failed, `not established` if a required one was left out."""
+        if any(check.passed is False for check in self.checks):
+            return "unreliable"
+        return "not established" if self.reasons else "reliable"
+
+    @property
     def reliable(self) -> bool:
-        """Whether no check failed."""
-        return not self.reasons
+        """Whether no check failed, and none was left out that must not be."""
+        return self.conclusion == "reliable"
 
     @property
     def reasons(self) -> list[str]:
-        """What the failed checks mean."""
-        return [check.reason for check in self.checks if check.passed is False]
+        """What failed checks mean, and those that were left out and must not be."""
+        failed = [check.reason for check in self.checks if check.passed is False]
+        return failed + [REQUIRED[name] for name in self.unchecked if name in REQUIRED]
 
     @property
     def unchecked(self) -> list[str]:
@@ -111,10 +130,11 @@ def audit(
 
 def zero_radius(sweeps: Sweeps, outcome: Outcome) -> Check:
     """An attack of radius 0 must not change a prediction, except by a stochastic network's draw."""
-    return _at_most(
+    return _few(
         "eps 0 is clean accuracy",
-        float((sweeps.at_zero != sweeps.clean).mean()),
-        sweeps.slack if sweeps.stochastic else 0.0,
+        int((sweeps.at_zero != sweeps.clean).sum()),
+        sweeps.slack if sweeps.stochastic else 0,
+        sweeps.images,
         "an attack of radius 0 changes answers",
     )
 
@@ -132,14 +152,13 @@ def largest_radius(sweeps: Sweeps, outcome: Outcome) -> Check:
 
 def monotone_in_eps(sweeps: Sweeps, outcome: Outcome) -> Check:
     """A larger ball contains the smaller one."""
-    rise = largest_rise([accuracy for _, accuracy in sweeps.by_eps])
-    return _at_most("never rises with eps", rise, sweeps.slack, "larger balls seem safer")
+    return _rise("never rises with eps", sweeps, sweeps.by_eps, "larger balls seem safer")
 
 
 def monotone_in_steps(sweeps: Sweeps, outcome: Outcome) -> Check:
     """More gradient steps should not be weaker."""
-    rise = largest_rise([accuracy for _, accuracy in sweeps.by_steps])
-    return _at_most("never rises with steps", rise, sweeps.slack, "more steps break fewer images")
+    reason = "more steps break fewer images"
+    return _rise("never rises with steps", sweeps, sweeps.by_steps, reason)
 
 
 def black_box(sweeps: Sweeps, outcome: Outcome) -> Check:
@@ -157,10 +176,11 @@ def black_box(sweeps: Sweeps, outcome: Outcome) -> Check:
 def noise(sweeps: Sweeps, outcome: Outcome) -> Check:
     """Random noise should break less than PGD."""
     _, accuracy = sweeps.by_steps[-1]
-    return _at_most(
+    return _few(
         "noise is weaker",
-        accuracy - sweeps.noise,
+        sweeps.count(accuracy) - sweeps.count(sweeps.noise),
         sweeps.slack,
+        sweeps.images,
         "random noise breaks more than the gradient's direction does",
     )
 
@@ -176,15 +196,20 @@ def vanishing_gradients(sweeps: Sweeps, outcome: Outcome) -> Check:
 
 
 def surrogate_width(sweeps: Sweeps, outcome: Outcome) -> Check:
-    """Of what the best width breaks, the network's own gradient should break a third or more."""
-    accuracies = [accuracy for _, accuracy in sweeps.by_width]
-    best, missed = sweeps.accuracy - min(accuracies), accuracies[0] - min(accuracies)
+    """Of what the best width breaks, the network's own gradient should break a third or more.
+
+    Where no surrogates of other widths are there to be compared, finite differences may show that
+    the gradient is no surrogate.
+    """
+    left = [sweeps.count(accuracy) for _, accuracy in sweeps.by_width]
+    best, missed = int(sweeps.clean.sum()) - min(left), left[0] - min(left)
+    probes = sweeps.probes
     return _at_most(
-        "the surrogate's width matters little",
+        WIDTH,
         missed / best if best > sweeps.slack else 0.0,
         2 / 3,
         "through a surrogate of another width the same attack breaks three times as many",
-        applies=len(accuracies) > 1,
+        applies=bool(probes.widths_differ) or probes.unconfirmed <= 0.1,
     )
 
 
@@ -226,6 +251,72 @@ def finite_logits(sweeps: Sweeps, outcome: Outcome) -> Check:
     )
 
 
+def same_answers(sweeps: Sweeps, outcome: Outcome) -> Check:
+    """An image and a key must have one answer: again, traced anew, and after the attacks."""
+    changed = 0.0
+    if outcome.results and not sweeps.stochastic:
+        changed = float((outcome.clean[sweeps.places] != sweeps.clean).mean())
+    retraced = float(sweeps.probes.retraced)
+    return _at_most(
+        "answers stay the same",
+        max(sweeps.probes.repeated, changed, retraced),
+        _two_images(sweeps),
+        "the same image has another answer when it is asked again, traced again or asked after "
+        "the attacks",
+    )
+
+
+def alone(sweeps: Sweeps, outcome: Outcome) -> Check:
+    """What else is in the batch must not matter: batch norm in training mode makes it matter."""
+    return _at_most(
+        "answers do not depend on the batch",
+        sweeps.probes.company,
+        _two_images(sweeps),
+        "answers depend on the other images of the batch, on their order or on its size",
+    )
+
+
+def tiny_changes(sweeps: Sweeps, outcome: Outcome) -> Check:
+    """Changes far below a level of 8 bits must not matter, as they do to a hash of the image."""
+    return _at_most(
+        "tiny changes do not matter",
+        sweeps.probes.tiny,
+        2 * _two_images(sweeps),
+        "changes of a tenth of an 8-bit level, or of the last bit, change answers",
+    )
+
+
+def differentiated(sweeps: Sweeps, outcome: Outcome) -> Check:
+    """What an attack differentiates must be what is judged."""
+    return _at_most(
+        "the same answers while differentiated",
+        sweeps.probes.differentiated,
+        _two_images(sweeps),
+        "attacks that differentiate the network see other answers than it gives",
+    )
+
+
+def flat_logits(sweeps: Sweeps, outcome: Outcome) -> Check:
+    """Logits should change inside the ball, or no search has anything to follow."""
+    return _at_most(
+        "logits change inside the ball",
+        sweeps.probes.flat,
+        0.5,
+        "for most images the logits are the same all over the ball, as those of a table or of "
+        "one-hot answers are: searches have nothing to follow",
+    )
+
+
+def cliff(sweeps: Sweeps, outcome: Outcome) -> Check:
+    """The margin should shrink before the class changes, or searches on it are blind."""
+    return _at_most(
+        "margins shrink before the class changes",
+        sweeps.probes.cliff,
+        0.8,
+        "the logits do not show how near another class is: searches that follow them are blind",
+    )
+
+
 def enough_images(sweeps: Sweeps, outcome: Outcome) -> Check:
     """The limits assume that one image weighs little."""
     return _at_least(
@@ -249,12 +340,34 @@ CHECKS: tuple[Callable[[Sweeps, Outcome], Check], ...] = (
     inside_ball,
     finite_logits,
     enough_images,
+    same_answers,
+    alone,
+    tiny_changes,
+    differentiated,
+    flat_logits,
+    cliff,
 )
 
 
-def largest_rise(accuracies: list[float]) -> float:
+def largest_rise(values: Sequence[float] | Sequence[int]) -> float:
     """Largest rise of a curve above any earlier value."""
-    return float((np.array(accuracies) - np.minimum.accumulate(accuracies)).max())
+    return float((np.array(values) - np.minimum.accumulate(values)).max())
+
+
+def _rise(name, sweeps, curve, reason) -> Check:
+    """How far a curve of accuracies rises, in whole images: shares of them are rounded."""
+    rise = int(largest_rise([sweeps.count(accuracy) for _, accuracy in curve]))
+    return _few(name, rise, sweeps.slack, sweeps.images, reason)
+
+
+def _few(name: str, found: int, most: int, images: int, reason: str) -> Check:
+    """At most so many of the images; the quotients compare as the numbers do."""
+    return _at_most(name, found / images, most / images, reason)
+
+
+def _two_images(sweeps: Sweeps) -> float:
+    """A share that chance explains: two of the probed images, and at least 0.05."""
+    return max(0.05, 2 / max(sweeps.probes.images, 1))
 
 
 def _at_most(name: str, figure: float, limit: float, reason: str, *, applies: bool = True) -> Check:

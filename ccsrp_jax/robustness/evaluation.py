@@ -14,11 +14,13 @@ from jaxtyping import Array
 from ccsrp_jax.attacks.threat_model import Norm, ThreatModel
 from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks.classifier import ClassifierFn
+from ccsrp_jax.networks.inputs import checked_inputs
 from ccsrp_jax.robustness.accuracy import VOTES, Evaluator
 from ccsrp_jax.robustness.audit import Verdict, audit
 from ccsrp_jax.robustness.corruption_error import mean_corruption_error
 from ccsrp_jax.robustness.corruptions import apply, check_corruption, names
 from ccsrp_jax.robustness.gradient_sources import BACKWARDS, OWN, GradientSource, gradient_sources
+from ccsrp_jax.robustness.identity import identified
 from ccsrp_jax.robustness.outcome import Outcome
 from ccsrp_jax.robustness.run_suite import attack_all
 from ccsrp_jax.robustness.suites import EOT_SAMPLES, AttackSpec, build_suite
@@ -60,7 +62,7 @@ class Assessment:
             figure += f"; not checked: {', '.join(self.verdict.unchecked)}"
         if self.verdict.reliable:
             return figure
-        return f"unreliable: {'; '.join(self.verdict.reasons)} ({figure})"
+        return f"{self.verdict.conclusion}: {'; '.join(self.verdict.reasons)} ({figure})"
 
     def record(self) -> dict:
         """All of it as JSON-able data."""
@@ -72,6 +74,7 @@ class Assessment:
         return {
             "headline": self.headline,
             "reliable": verdict.reliable,
+            "conclusion": verdict.conclusion,
             "reasons": verdict.reasons,
             "eps": outcome.threat.eps,
             "norm": outcome.threat.norm,
@@ -134,7 +137,8 @@ def evaluate(
     """Attacks a classifier with a suite, audits the result, and measures natural robustness.
 
     It needs only a hashable, differentiable `classifier(network_state, images)` on images in
-    [0, 1]; `networks.classifier` says what else it may have.
+    [0, 1]; `networks.classifier` says what else it may have. A function that has changed since
+    it was evaluated before, or that equals another without computing the same, is compiled anew.
 
     Args:
       classifier: returns logits (B, K).
@@ -162,9 +166,11 @@ def evaluate(
     """
     threat = ThreatModel(norm, eps)
     audit_images = integer("audit_images", audit_images, Limits(1))
-    check_names(others or {})
     key = checked_key(key)
     evaluator = Evaluator(classifier, network_state, split, batch_size, votes)
+    classifier = identified(classifier, network_state, evaluator.split.images)
+    evaluator = replace(evaluator, classifier=classifier)
+    others = _checked_others(others or {}, evaluator.split)
     reference = None if baseline is None else replace(evaluator, **baseline._asdict())
     preset = suite if isinstance(suite, str) else "custom"
     corruptions = default_corruptions(preset, evaluator.split) if natural is None else natural
@@ -175,7 +181,7 @@ def evaluate(
     draws = EOT_SAMPLES.get(preset, EOT_SAMPLES["standard"])
     if samples is not None:
         draws = integer("samples", samples, SIZE)
-    sources = gradient_sources(classifier, network_state) | dict(others or {})
+    sources = gradient_sources(classifier, network_state) | others
     if preset == "pgd":
         sources = {OWN: sources[OWN]}
     specs = build_suite(suite, threat, sources, samples=draws if evaluator.stochastic else 1)
@@ -192,13 +198,33 @@ def evaluate(
     return Assessment(outcome, verdict, accuracies, relative_to)
 
 
-def check_names(others: Mapping[str, GradientSource]) -> None:
-    """Raises InputError for another network with the name of a gradient source of this one."""
+def _checked_others(
+    others: Mapping[str, GradientSource], split: Split
+) -> dict[str, GradientSource]:
+    """Other networks for transfer attacks, identified as the evaluated one is.
+
+    Raises:
+      InputError: one has the name of a gradient source of this network, or cannot be used.
+    """
     if taken := {OWN, *BACKWARDS} & set(others):
         raise InputError(
             f"another network is called {min(taken)!r}, which is a gradient source of this one: "
             "give it another name."
         )
+    checked = {}
+    for name, other in others.items():
+        if not (isinstance(other, tuple) and len(other) == 2):
+            raise InputError(
+                f"the other network {name!r} is a {type(other).__name__}: give "
+                "GradientSource(classifier, network_state)."
+            )
+        try:
+            checked_inputs(*other, split)
+            function = identified(*other, split.images)
+        except InputError as error:
+            raise InputError(f"the other network {name!r} cannot be used: {error}") from error
+        checked[name] = GradientSource(function, other[1])
+    return checked
 
 
 def gradient_samples(specs: Sequence[AttackSpec]) -> int:

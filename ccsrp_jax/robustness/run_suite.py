@@ -64,7 +64,7 @@ def attack_all(
     check_images(evaluator)
     key, record = checked_key(key), None if record is None else as_path(record)
     used = {spec.source: sources[spec.source] for spec in specs}
-    about = fingerprint(evaluator, specs, used, threat, key)
+    about = "" if record is None else fingerprint(evaluator, specs, used, threat, key)
     key_clean, key_attacks = jax.random.split(key)
     outcome = load_progress(record, about, threat)
     if outcome is None:

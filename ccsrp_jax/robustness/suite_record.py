@@ -14,6 +14,7 @@ from ccsrp_jax.attacks.threat_model import ThreatModel
 from ccsrp_jax.robustness.accuracy import Evaluator
 from ccsrp_jax.robustness.best_found import BestFound
 from ccsrp_jax.robustness.gradient_sources import GradientSource
+from ccsrp_jax.robustness.identity import Identified, answers
 from ccsrp_jax.robustness.outcome import AttackResult, Outcome
 from ccsrp_jax.robustness.suites import AttackSpec
 from ccsrp_jax.utils.digests import sha256_json
@@ -28,7 +29,11 @@ def fingerprint(
     threat: ThreatModel,
     key: Array,
 ) -> str:
-    """Digest of everything that determines a suite's outcome; equal in every process."""
+    """Digest of everything that determines a suite's outcome; equal in every process.
+
+    Functions that are no `Classifier` count by their answers too: their names and the state do
+    not tell what they have captured.
+    """
     e = evaluator
     settings = (e.classifier, sources, specs, threat.eps, threat.norm, e.batch_size, e.votes)
     arrays = [*e.split, jax.random.key_data(key), e.network_state, sources]
@@ -37,6 +42,8 @@ def fingerprint(
         if hasattr(leaf, "shape"):
             digest.update(f"{leaf.shape}{leaf.dtype}".encode())
             digest.update(np.ascontiguousarray(leaf).tobytes())
+    for network in ((e.classifier, e.network_state), *sources.values()):
+        digest.update((answers(*network, e.split.images) or "").encode())
     return digest.hexdigest()
 
 
@@ -45,6 +52,8 @@ def settings_text(value: Any) -> str:
     match value:
         case GradientSource(classifier=classifier):
             return settings_text(classifier)
+        case Identified(function=function):
+            return settings_text(function)
         case dict():
             return str({name: settings_text(each) for name, each in sorted(value.items())})
         case tuple() | list():

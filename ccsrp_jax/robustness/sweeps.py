@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from ccsrp_jax.attacks.base import Attack, unchecked
 from ccsrp_jax.attacks.gradients import loss_and_gradient
@@ -14,10 +14,12 @@ from ccsrp_jax.attacks.noise import Noise
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.attacks.threat_model import ThreatModel
 from ccsrp_jax.data.batching import padded_batches
-from ccsrp_jax.data.splits import Split, to_unit_range
-from ccsrp_jax.networks.classifier import initial_state, key_kwargs
+from ccsrp_jax.data.splits import Split
+from ccsrp_jax.networks.classifier import initial_state
 from ccsrp_jax.robustness.accuracy import Evaluator
 from ccsrp_jax.robustness.gradient_sources import OWN, GradientSource
+from ccsrp_jax.robustness.identity import logits
+from ccsrp_jax.robustness.probes import Probes, run_probes
 
 STEPS = (1, 5, 20)
 EPS_FACTORS = (0.5, 1.0, 2.0, 4.0)  # besides them, the largest radius there is
@@ -33,6 +35,7 @@ class Sweeps:
 
     Attributes:
       images: number of images.
+      places: (N,) their places in the split.
       clean: (N,) whether an image is classified correctly without an attack.
       at_zero: (N,) the same after an attack of radius 0.
       noise: accuracy under random noise of radius eps.
@@ -44,9 +47,11 @@ class Sweeps:
         largest logit.
       samples: draws over which a stochastic network's gradient was averaged.
       stochastic: whether two passes of the network may differ.
+      probes: the network asked in other ways.
     """
 
     images: int
+    places: Int[np.ndarray, "N"]
     clean: Bool[np.ndarray, "N"]
     at_zero: Bool[np.ndarray, "N"]
     noise: float
@@ -57,6 +62,7 @@ class Sweeps:
     pass_difference: float
     samples: int
     stochastic: bool
+    probes: Probes
 
     @property
     def accuracy(self) -> float:
@@ -64,9 +70,13 @@ class Sweeps:
         return float(self.clean.mean())
 
     @property
-    def slack(self) -> float:
-        """Difference of accuracies that is no trend: four images, and at least 0.02."""
-        return max(0.02, 4 / self.images)
+    def slack(self) -> int:
+        """Number of images whose answers may change by chance: four, and at least 0.02 of all."""
+        return max(4, self.images // 50)
+
+    def count(self, accuracy: float) -> int:
+        """The number of images that an accuracy is of."""
+        return round(accuracy * self.images)
 
 
 @dataclass(frozen=True)
@@ -102,11 +112,10 @@ class ShortAttacks:
         return PGD(eps, steps, random_start=False, norm=self.threat.norm, samples=self.samples)
 
 
-def subset(split: Split, count: int) -> Split:
-    """At most `count` images, evenly spaced over the split."""
-    count = min(count, len(split.labels))
-    places = np.arange(count) * len(split.labels) // count
-    return Split(split.images[places], split.labels[places])
+def spaced_places(total: int, count: int) -> Int[np.ndarray, "N"]:
+    """At most `count` places, evenly spaced over so many."""
+    count = min(count, total)
+    return np.arange(count) * total // count
 
 
 def run_sweeps(
@@ -128,12 +137,15 @@ def run_sweeps(
       images: number of images.
       samples: draws over which a stochastic network's gradient is averaged.
     """
-    evaluator = replace(evaluator, split=subset(evaluator.split, images))
+    split = evaluator.split
+    places = spaced_places(len(split.labels), images)
+    evaluator = replace(evaluator, split=Split(split.images[places], split.labels[places]))
     key_clean, key_attack, key_gradient, key_passes = jax.random.split(key, 4)
     attacks = ShortAttacks(evaluator, threat, samples, key_attack)
     clean = evaluator.correct(key_clean)
     return Sweeps(
         images=len(clean),
+        places=places,
         clean=clean,
         at_zero=attacks.correct(attacks.pgd(2, eps=0.0), key=key_clean),
         noise=_share(clean, attacks.correct(Noise(threat.eps, threat.norm))),
@@ -146,6 +158,7 @@ def run_sweeps(
         pass_difference=_pass_difference(evaluator, key_passes),
         samples=samples,
         stochastic=evaluator.stochastic,
+        probes=run_probes(evaluator, threat, sources, WIDTHS, jax.random.fold_in(key_passes, 1)),
     )
 
 
@@ -209,13 +222,8 @@ def _vanished_share(attacks, clean, key) -> float:
 def _pass_difference(evaluator, key) -> float:
     """Largest difference between the logits of two passes, relative to the largest logit."""
     images, _, _ = next(padded_batches(evaluator.split, evaluator.batch_size))
-    classify = jax.jit(evaluator.classifier)
     first, second = (
-        classify(
-            evaluator.network_state,
-            to_unit_range(images),
-            **key_kwargs(evaluator.classifier, key_pass),
-        )
+        logits(evaluator.classifier, evaluator.network_state, images, key_pass)
         for key_pass in jax.random.split(key)
     )
     finite = jnp.isfinite(first) & jnp.isfinite(second)  # others are a symptom of their own

@@ -30,3 +30,17 @@ def test_finding_says_first_which_robust_accuracy_is_unreliable():
         "accuracy 0.650 under the quick suite of 5 attacks (linf, eps 0.1); no pruned one was "
         "chosen."
     )
+
+
+def test_finding_says_where_robustness_is_not_established():
+    records = {
+        name: record | {"reliable": False, "conclusion": "not established", "reasons": ["no width"]}
+        for name, record in ASSESSED["robustness"].items()
+        if isinstance(record, dict)
+    }
+    finding = run_summary.finding(ASSESSED | {"robustness": records})
+    assert finding.startswith(
+        "The robust accuracy of the dense network is not established: no width. "
+    )
+    old = {"reliable": True}, {"reliable": False}  # records of earlier versions
+    assert [run_summary.conclusion(record) for record in old] == ["reliable", "unreliable"]

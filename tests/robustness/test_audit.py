@@ -15,11 +15,18 @@ from ccsrp_jax.networks import zoo
 from ccsrp_jax.networks.classifier import Classifier, is_stochastic
 from ccsrp_jax.networks.neurons import Surrogate
 from ccsrp_jax.robustness.accuracy import Evaluator
-from ccsrp_jax.robustness.audit import audit, largest_rise
+from ccsrp_jax.robustness.audit import (
+    audit,
+    largest_rise,
+    monotone_in_eps,
+    monotone_in_steps,
+    noise,
+)
 from ccsrp_jax.robustness.evaluation import evaluate
 from ccsrp_jax.robustness.gradient_sources import gradient_sources
 from ccsrp_jax.robustness.outcome import Outcome
-from ccsrp_jax.robustness.sweeps import EPS_FACTORS, STEPS, WIDTHS
+from ccsrp_jax.robustness.probes import Probes
+from ccsrp_jax.robustness.sweeps import EPS_FACTORS, STEPS, WIDTHS, Sweeps
 from ccsrp_jax.training import trainer
 
 EPS = 1 / 16
@@ -232,3 +239,44 @@ def test_steps_outside_of_the_ball_are_caught(trained, images):
     evaluator = Evaluator(classifier, network_state, images)
     verdict = audit(evaluator, outcome, sources, jax.random.key(0))
     assert failed(verdict) == {"inside ball and box"}
+
+
+@pytest.mark.parametrize("check", (monotone_in_eps, monotone_in_steps, noise))
+def test_four_images_are_no_trend_at_any_number_of_images(check):
+    # a difference of quotients, such as 24 / 55 - 20 / 55, can be above 4 / 55
+    for count in range(50, 200):
+        for rise in (4, 5):
+            curve = ((1, 20 / count), (2, (20 + rise) / count))
+            sweeps = sweeps_of(count, by_eps=curve, by_steps=curve, noise=20 / count)
+            outcome = Outcome(ThreatModel("linf", EPS), sweeps.clean, np.full(count, -1))
+            assert check(sweeps, outcome).passed == (rise == 4)
+
+
+def sweeps_of(count, **changes):
+    """Sweeps over so many images, all of them correct, that show no symptom."""
+    sound = Probes(count, False, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, None)
+    right, flat = np.ones(count, bool), ((0.1, 0.5),)
+    options = {"by_eps": flat, "by_steps": flat, "by_width": (("own", 0.5),), "noise": 1.0}
+    return Sweeps(
+        **{"images": count, "places": np.arange(count), "clean": right, "at_zero": right}
+        | {"vanished": 0.0, "pass_difference": 0.0, "samples": 1, "stochastic": False}
+        | {"probes": sound}
+        | options
+        | changes
+    )
+
+
+def test_nothing_is_established_without_another_width(trained, images):
+    architecture, variables = trained
+
+    def foreign(network_state, x):
+        return Classifier(architecture)(network_state, x)
+
+    found = evaluate(
+        foreign, (variables, None), images, eps=EPS, key=jax.random.key(0), suite="pgd", natural=()
+    )
+    assert found.verdict.conclusion == "not established" and not found.verdict.reliable
+    assert found.headline.startswith("not established: no surrogate gradient of another width")
+    record = found.record()
+    assert record["conclusion"] == "not established" and not record["reliable"]
+    assert record["reasons"] == found.verdict.reasons != []
