@@ -238,6 +238,7 @@ def _unconfirmed(asked, gradient) -> float:
     for step in STEPS:
         moved = jnp.clip(asked.images + step * jnp.sign(gradient), 0, 1)
         predicted = np.asarray((gradient * (moved - asked.images)).sum((1, 2, 3)))
-        found = -asked.margins(asked.ask(moved)) - before
-        agree |= (predicted > 0) & (np.abs(found - predicted) <= AGREEMENT * predicted)
+        with np.errstate(invalid="ignore"):
+            found = -asked.margins(asked.ask(moved)) - before
+            agree |= (predicted > 0) & (np.abs(found - predicted) <= AGREEMENT * predicted)
     return asked.share([~agree])

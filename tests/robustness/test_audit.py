@@ -246,8 +246,9 @@ def test_four_images_are_no_trend_at_any_number_of_images(check):
     # a difference of quotients, such as 24 / 55 - 20 / 55, can be above 4 / 55
     for count in range(50, 200):
         for rise in (4, 5):
-            curve = ((1, 20 / count), (2, (20 + rise) / count))
-            sweeps = sweeps_of(count, by_eps=curve, by_steps=curve, noise=20 / count)
+            by_steps = ((1, 20 / count), (2, (20 + rise) / count))
+            by_eps = tuple((float(eps), accuracy) for eps, accuracy in by_steps)
+            sweeps = sweeps_of(count, by_eps=by_eps, by_steps=by_steps, noise=20 / count)
             outcome = Outcome(ThreatModel("linf", EPS), sweeps.clean, np.full(count, -1))
             assert check(sweeps, outcome).passed == (rise == 4)
 
