@@ -106,12 +106,16 @@ def standard(threat: ThreatModel, sources: Sources, samples: int) -> list[Attack
     apgd_ce = APGD(eps, 100, norm=norm, samples=samples)
     apgd_dlr = APGD(eps, 100, loss="dlr_targeted", targets=9, norm=norm, samples=samples)
     pgd_20 = PGD(eps, 20, norm=norm, samples=samples)
+    on_margin = _margin_attacks(threat, 100, sources, samples)
+    again = APGD(eps, 100, 2, loss="margin", norm=norm, samples=samples)
     suite = [
         _noise(threat),
         _reference(threat, samples),
         AttackSpec("FGSM", fgsm(eps, norm=norm, samples=samples)),
         AttackSpec("R-FGSM", fgsm(eps, random_start=True, norm=norm, samples=samples)),
-        *_margin_attacks(threat, 100, sources, samples),
+        *on_margin,
+        # restarts of this one break most for their price: experiments/results/attack_strength.json
+        AttackSpec("APGD-margin 100 x 2", again, on_margin[0].source),
         *(AttackSpec("APGD-CE 100", apgd_ce, name) for name in main),
     ]
     if norm == "linf":
