@@ -137,16 +137,12 @@ NEURONS = {
     "IF": LIF(tau=float("inf"), decay_input=False),
     "CubaLIF": CubaLIF(),
 }
+DIGITS = {"input_shape": (8, 8, 1), "classes": 10, "mean": (0.3,), "std": (0.4,)}
+EAGER = LIF(threshold=0.5, decay_input=False)
 NETWORKS = {
-    name: zoo.plain(
-        (6, "A", 5), (8, 8, 1), 10, time_steps=3, neuron=neuron, mean=(0.3,), std=(0.4,)
-    )
+    name: zoo.plain((6, "A", 5), time_steps=3, neuron=neuron, **DIGITS)
     for name, neuron in NEURONS.items()
-} | {
-    "residual": zoo.residual(
-        ((6, 1, 1),), (8, 8, 1), 10, stem=6, time_steps=2, mean=(0.3,), std=(0.4,)
-    )
-}
+} | {"residual": zoo.residual(((6, 1, 1),), stem=6, time_steps=4, neuron=EAGER, **DIGITS)}
 
 
 def judged(function, state, images):
@@ -165,7 +161,11 @@ def test_honest_functions_are_not_flagged(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_honest_spiking_networks_are_not_flagged(name, digits):
     architecture = NETWORKS[name]
-    network = Classifier(architecture), (busy(architecture, seed=0), None)
+    variables = busy(architecture, seed=0)
+    if name == "residual":  # behind global pooling one class prevails
+        z = jax.jit(Classifier(architecture))((variables, None), digits.test.images[:64])
+        variables["params"]["classifier"]["bias"] -= z.mean(0)
+    network = Classifier(architecture), (variables, None)
     split = judged(*network, digits.test.images[:64])
     found = assess(*network, split, 1 / 32)
     assert found.verdict.reliable, found.headline
