@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ccsrp_jax.attacks.losses import LOWEST, margin
+from ccsrp_jax.attacks.losses import LOWEST, infinite_where_not_finite, margin
 from ccsrp_jax.attacks.threat_model import per_image
 from ccsrp_jax.networks.classifier import ClassifierFn, is_stochastic, predicted_classes
 
@@ -42,7 +42,7 @@ class BestQuery(NamedTuple):
           stochastic: one draw that misclassifies does not stop the search.
           equal: accept images of the same margin too.
         """
-        gain = jnp.where(jnp.isfinite(logits).all(-1), margin(logits, labels), jnp.inf)
+        gain = infinite_where_not_finite(margin(logits, labels), logits)
         broken = predicted_classes(logits) != labels
         if stochastic:
             broken = jnp.zeros_like(broken)
