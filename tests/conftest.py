@@ -1,13 +1,18 @@
-"""Shared small networks and data; JAX's caches are dropped between modules to bound memory."""
+"""Shared small networks and data; memory is bounded, since caches are dropped between modules."""
 
 import importlib.util
 import os
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")  # what earlier runs kept is not tested
+# Programs that several files need are compiled once by each worker; what earlier runs kept is not
+# tested.
+PROGRAMS = tempfile.TemporaryDirectory(prefix="programs-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # tests mostly compile, and run what they compiled once: a third less time in all
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
