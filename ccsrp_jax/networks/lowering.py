@@ -35,6 +35,8 @@ from ccsrp_jax.networks.nodes import (
 )
 from ccsrp_jax.utils.errors import InputError
 
+NORM_MOMENTUM = 0.9  # share of the running statistics that a training step keeps
+
 
 class Run(NamedTuple):
     """What a lowering may know about the run of the network that it is part of."""
@@ -132,7 +134,7 @@ def _dense(node: Dense, run: Run, x: Array) -> Array:
 def _norm(node: Norm, run: Run, x: Array) -> Array:
     layer = nn.BatchNorm(
         use_running_average=not run.train,
-        momentum=0.9,
+        momentum=NORM_MOMENTUM,
         dtype=run.dtype,
         scale_init=nn.initializers.constant(node.scale),
         axis_name=run.axis,

@@ -40,12 +40,26 @@ class Assessment:
       verdict: whether they are reliable.
       natural: accuracy under corruptions, by name and severity.
       natural_baseline: that of the baseline, if one was given.
+      chance: accuracy of always answering the most frequent class of these images; 0 if they are
+        of one class, where it says nothing.
     """
 
     outcome: Outcome
     verdict: Verdict
     natural: dict[str, float]
     natural_baseline: dict[str, float] | None = None
+    chance: float = 0.0
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether the network is not significantly better than one answer to all images."""
+        low, _ = wilson_interval(self.outcome.accuracy, len(self.outcome.clean))
+        return low <= self.chance
+
+    @property
+    def conclusion(self) -> str:
+        """`at chance`, or that of the verdict."""
+        return "at chance" if self.at_chance else self.verdict.conclusion
 
     @property
     def headline(self) -> str:
@@ -60,9 +74,13 @@ class Assessment:
         )
         if self.verdict.unchecked:
             figure += f"; not checked: {', '.join(self.verdict.unchecked)}"
-        if self.verdict.reliable:
+        reasons = self.verdict.reasons
+        if self.at_chance:
+            accuracy = f"accuracy {outcome.accuracy:.3f} where one answer to all images has"
+            reasons = [f"{accuracy} {self.chance:.3f}", *reasons]
+        elif self.verdict.reliable:
             return figure
-        return f"{self.verdict.conclusion}: {'; '.join(self.verdict.reasons)} ({figure})"
+        return f"{self.conclusion}: {'; '.join(reasons)} ({figure})"
 
     def record(self) -> dict:
         """All of it as JSON-able data."""
@@ -74,7 +92,7 @@ class Assessment:
         return {
             "headline": self.headline,
             "reliable": verdict.reliable,
-            "conclusion": verdict.conclusion,
+            "conclusion": self.conclusion,
             "reasons": verdict.reasons,
             "eps": outcome.threat.eps,
             "norm": outcome.threat.norm,
@@ -192,10 +210,15 @@ def evaluate(
     options = {"images": audit_images, "samples": gradient_samples(specs)}
     verdict = audit(evaluator, outcome, sources, key_audit, **options)
     accuracies = natural_accuracies(evaluator, corruptions, key_natural)
-    if reference is None:
-        return Assessment(outcome, verdict, accuracies)
-    relative_to = natural_accuracies(reference, corruptions, key_natural)
-    return Assessment(outcome, verdict, accuracies, relative_to)
+    relative_to = reference and natural_accuracies(reference, corruptions, key_natural)
+    chance = most_frequent_share(evaluator.split.labels)
+    return Assessment(outcome, verdict, accuracies, relative_to, chance)
+
+
+def most_frequent_share(labels: np.ndarray | Array) -> float:
+    """Share of the most frequent class; 0 if there is one class only."""
+    counts = np.bincount(np.asarray(labels))
+    return float(counts.max() / counts.sum()) if (counts > 0).sum() > 1 else 0.0
 
 
 def _checked_others(

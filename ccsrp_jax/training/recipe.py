@@ -56,6 +56,9 @@ class BaseRecipe:
         then returns; 0 disables it. Its bias towards the start is corrected as in Adam.
       precision: compute type of convolutions and dense layers, in the attack too; weights,
         optimizer moments, batch statistics and membrane potentials are float32.
+      precise_bn: whether training ends by replacing the running statistics of batch norm by exact
+        averages over batches (`batch_statistics`): `auto`, if the steps are too few for them to
+        have forgotten where they began; `on`; or `off`.
       remat: rematerialization in the backward pass, in the attack too, which saves a GPU's memory
         at the cost of time: `none` stores all activations; `time` stores the outputs of layers
         and the spikes; `layers` stores the spikes only. Has no effect on CPUs, where XLA merges
@@ -93,6 +96,7 @@ class BaseRecipe:
     tet_weight: float = 0.05
     ema: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
+    precise_bn: Literal["auto", "on", "off"] = "auto"
     remat: Literal["none", "time", "layers"] = "none"
     trades: float = 0.0
     trades_temperature: float = 1.0
@@ -186,6 +190,7 @@ def compiled_part(recipe: Recipe, epoch: int) -> Recipe:
         adversarial=PGD(),
         clean_epochs=0,
         clean_weight=0.0,
+        precise_bn="auto",
         certified=float(recipe.certifies(epoch)),
         certified_eps=0.0,
         certified_ramp=0.0,

@@ -1,5 +1,6 @@
 """Surrogate-gradient training, clean or adversarial: epochs in Python, steps jitted."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from ccsrp_jax.networks.inputs import checked_inputs
 from ccsrp_jax.networks.interval_bounds import check_bounded
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.neurons import Surrogate
+from ccsrp_jax.training.batch_statistics import BATCHES, averaged, cleared, reestimates
 from ccsrp_jax.training.batches import Batch, full_batch, shuffled_batches, steps_per_epoch
 from ccsrp_jax.training.parallel import ParallelClassifier
 from ccsrp_jax.training.recipe import (
@@ -129,6 +131,9 @@ def train(
         on_epoch(record)  # logged before the state that a resumed run goes on from
         on_checkpoint(epoch + 1, state)
     trained = state.variables if state.ema is None else state.ema
+    steps = recipe.epochs * steps_per_epoch(recipe, len(split.labels))
+    if reestimates(recipe, classifier.architecture, steps):
+        trained = _with_exact_statistics(training, trained, kept)
     # off the mesh, for code that runs on one device
     return trained if mesh is None else jax.tree.map(jnp.asarray, jax.device_get(trained))
 
@@ -181,6 +186,25 @@ def _train_epoch(
     step_ms = 1e3 * (time.perf_counter() - began) / max(steps - 1, 1)
     images_per_second = 1e3 * full_batch(recipe, count) / step_ms
     return state, Epoch(epoch, loss, accuracy, rate, step_ms, images_per_second)
+
+
+def _with_exact_statistics(training: _Training, variables: dict, masks: MaskTree) -> dict:
+    """The network with statistics of batches like those of the last epoch.
+
+    They are those of training steps that do not move the weights: no other program is compiled.
+    """
+    classifier, recipe, last = training.classifier, training.recipe, training.recipe.epochs - 1
+    batches = shuffled_batches(training.key, recipe, len(training.labels), recipe.epochs)
+
+    def steps():
+        for batch in itertools.islice(batches, BATCHES):
+            inputs = _step_inputs(training, last, batch, (variables, masks))
+            state = start_state(recipe, cleared(variables))
+            still = inputs._replace(learning_rate=0.0)
+            state, *_ = train_step(classifier, compiled_part(recipe, last), state, masks, still)
+            yield jax.block_until_ready(state.variables)
+
+    return averaged(variables, steps())
 
 
 def _step_inputs(
