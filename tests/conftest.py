@@ -8,11 +8,6 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-# Programs that several files need are compiled once by each worker; what earlier runs kept is not
-# tested.
-PROGRAMS = tempfile.TemporaryDirectory(prefix="programs-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # tests mostly compile, and run what they compiled once: a third less time in all
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
@@ -65,6 +60,19 @@ def enlarged(images: jax.Array, architecture: Architecture) -> jax.Array:
     """The images with every pixel repeated, as large as the network wants them."""
     times = architecture.input_shape[0] // images.shape[1]
     return images.repeat(times, 1).repeat(times, 2)
+
+
+def pytest_configure(config):
+    """Programs that several files need are compiled once by each worker.
+
+    What earlier sessions compiled is not tested.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="programs-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name  # for processes that tests start
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    jax.config.update("jax_compilation_cache_dir", folder.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def pytest_collection_modifyitems(items):

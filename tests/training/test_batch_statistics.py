@@ -1,4 +1,4 @@
-"""After training the running statistics of batch norm are those of the data, however short it is."""
+"""Running statistics of batch norm are those of the data, however short the training was."""
 
 import dataclasses
 
