@@ -133,7 +133,7 @@ def test_warnings_reach_the_log_by_default(tmp_path, caplog):
 def test_a_run_says_a_warning_in_one_line(tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr(Terminal, "line", lambda self, text: lines.append(text))
-    monkeypatch.setattr("ccsrp_jax.pipeline.run._execute", lambda job, started: {})
+    monkeypatch.setattr("ccsrp_jax.pipeline.run._execute", lambda *args: {})
     flags = ["--dataset", write_npz(tmp_path, x_test=x), "--run-dir", str(tmp_path / "run")]
     run(parse(flags))
     assert sum(line.startswith("warning: mine: 60 of 60 test images") for line in lines) == 1
