@@ -114,7 +114,7 @@ LIMITS = {
     "width": POSITIVE,
     "noise": Limits(0),
     "seed": Limits(0, 2**32 - 1),
-    "rounds": COUNT,
+    **dict.fromkeys(("rounds", "profile"), COUNT),
 }
 
 
@@ -168,6 +168,8 @@ class Config:
       run_dir: output directory; by default a new runs/DATASET-MODEL-TIME, or with --resume the
         latest run there.
       tensorboard: also write the metrics for TensorBoard, in the run's directory.
+      profile: number of training steps of which a trace is written into the run's directory, for
+        TensorBoard's or Perfetto's viewer; 0 writes none.
       resume: continue the run from its last checkpoint.
       preset: initial search settings, `snes` or `faithful` (the search of CCEP), which the flags
         of `search` change.
@@ -198,6 +200,7 @@ class Config:
     latency_batch: int = 256
     run_dir: str | None = None
     tensorboard: bool = False
+    profile: int = 0
     resume: bool = False
     preset: str = "snes"
     config: str | None = None
@@ -266,7 +269,10 @@ LATEST = "runs/latest"  # symbolic link to the newest run
 
 # Settings that say where data lie and how work is executed, and do not change the results. A
 # resumed run may have others.
-EXECUTION = ("data_dir", "run_dir", "resume", "config", "member_chunk", "devices", "tensorboard")
+EXECUTION = (
+    *("data_dir", "run_dir", "resume", "config", "member_chunk", "devices", "tensorboard"),
+    "profile",
+)
 
 
 def settings(config: Config) -> dict:

@@ -19,6 +19,7 @@ from ccsrp_jax.pipeline.stages import (
     Run,
     State,
     accuracies,
+    epoch_line,
     epoch_note,
     problem_of,
     training_stage,
@@ -30,6 +31,7 @@ from ccsrp_jax.pruning.registry import check_reachable
 from ccsrp_jax.robustness.accuracy import correct
 from ccsrp_jax.training.batches import steps_per_epoch
 from ccsrp_jax.training.trainer import Epoch
+from ccsrp_jax.utils.console import duration
 
 NO_TARGET = 1e-9  # share of the MACs that no network gets down to
 
@@ -179,6 +181,11 @@ class RoundObserver:
         }
         self._job.log({"stage": "round", "round": done.number} | row)
         self._archive.add(done.number, State(done.variables, done.masks), self._estimate)
+        self._job.terminal.progress(
+            f"round {done.number} of at most {self._job.config.rounds}: "
+            f"{row['evaluations']} candidates in {duration(row['search_seconds'])}, "
+            f"{duration(row['seconds'])} with fine-tuning"
+        )
         self._masks, self._number = done.masks, done.number + 1
 
 
@@ -199,6 +206,9 @@ def prune_at_once(job: Run, state: State) -> State:
             advance(0, note=epoch_note(epoch))
             row = epoch._asdict() | {"epoch": epochs, "seconds": sum(training_seconds)}
             epochs += 1
+            each = (time.perf_counter() - started) / epochs
+            line = epoch_line(config.method, epoch, epochs, problem.recipe.epochs, each)
+            job.terminal.progress(line)
             job.log({"stage": "finetune", "round": 1} | row)
 
         def on_candidate(loss: float, kept: dict[str, int]) -> None:

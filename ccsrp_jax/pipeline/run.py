@@ -1,6 +1,7 @@
 """The main job: from a data set to a compact, robust spiking network and a report."""
 
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -35,8 +36,17 @@ from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError
 
 
-def run(config: Config, terminal: Terminal | None = None) -> dict:
+def run(
+    config: Config,
+    terminal: Terminal | None = None,
+    on_metrics: Callable[[dict], object] = lambda row: None,
+) -> dict:
     """Runs or resumes the job and returns its summary.
+
+    Args:
+      config: its settings.
+      terminal: for its output, by default standard output.
+      on_metrics: called with every row that is appended to metrics.jsonl, for other trackers.
 
     Raises:
       InputError: settings, data or the run's directory cannot be used.
@@ -71,7 +81,7 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
     with compilation.count_compilations() as compiled:
         job = Run(
             *(config, data, classifier, trained, key, folder, terminal, mesh, None),
-            *(compiled, origin),
+            *(compiled, origin, on_metrics),
         )
         state = _dense_state(job)
         if not config.resume:
@@ -85,12 +95,17 @@ def run(config: Config, terminal: Terminal | None = None) -> dict:
             inputs=_inputs(config, data),
             say=terminal.line,
         ) as folder:
-            tensorboard = TensorBoardWriter(folder) if config.tensorboard else None
+            tensorboard = _tensorboard(config, folder) if config.tensorboard else None
             job = job._replace(folder=folder, tensorboard=tensorboard)
             if by_default and (why := run_dir.link_latest(folder)):
                 link = folder.parent / "latest"
                 terminal.line(f"{link} {why}: to resume this run, give --run-dir {folder}")
             return _execute(job, state, started)
+
+
+def _tensorboard(config: Config, folder: Path) -> TensorBoardWriter:
+    epochs, generations = config.training.finetune_epochs, config.search.generations
+    return TensorBoardWriter(folder, {"finetune": epochs, "search": generations})
 
 
 def _inputs(config: Config, data: Dataset) -> dict[str, str]:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +32,8 @@ from ccsrp_jax.training import throughput, trainer
 from ccsrp_jax.training.batches import steps_per_epoch
 from ccsrp_jax.training.recipe import Recipe
 from ccsrp_jax.utils import compilation, io
-from ccsrp_jax.utils.console import Terminal
+from ccsrp_jax.utils.console import Terminal, duration
+from ccsrp_jax.utils.profiling import StepProfile
 
 
 class State(NamedTuple):
@@ -56,6 +57,7 @@ class Run(NamedTuple):
     tensorboard: TensorBoardWriter | None
     compiled: compilation.CompilationLog  # so far, in this process
     provenance: dict | None  # what its networks are trained on; None where that is not known
+    on_metrics: Callable[[dict], object]  # gets every row of metrics.jsonl
 
     def log(self, row: dict) -> None:
         """Appends a row to metrics.jsonl, and its numbers to TensorBoard's.
@@ -67,6 +69,7 @@ class Run(NamedTuple):
         io.append_row(self.folder / METRICS, row)
         if self.tensorboard:
             self.tensorboard.add(row)
+        self.on_metrics(dict(row))
 
 
 def train_dense(job: Run, state: State, started: float) -> tuple[State, float]:
@@ -83,6 +86,7 @@ def train_dense(job: Run, state: State, started: float) -> tuple[State, float]:
     if start:
         job.terminal.line(f"resumed training after epoch {done}")
 
+    profile = StepProfile(job.folder / "profile", job.config.profile)
     unsaved: list[tuple[int, trainer.TrainState, float]] = []  # of the last epoch
 
     def save(done: int, state: trainer.TrainState, elapsed: float) -> None:
@@ -100,6 +104,7 @@ def train_dense(job: Run, state: State, started: float) -> tuple[State, float]:
     with (
         _saving_when_interrupted(lambda: [save(*each) for each in unsaved]),
         training_stage(job, recipe, "training", {"stage": "train"}) as (on_epoch, on_step),
+        closing(profile),
     ):
         variables = trainer.train(
             jax.random.fold_in(job.key, 1),
@@ -110,7 +115,7 @@ def train_dense(job: Run, state: State, started: float) -> tuple[State, float]:
             recipe,
             augmentation=augmentation_of(job.config, job.data),
             on_epoch=on_epoch,
-            on_step=on_step,
+            on_step=lambda: (profile.step(), on_step()),
             start=start,
             first_epoch=done,
             on_checkpoint=checkpoint,
@@ -135,16 +140,23 @@ def training_stage(
 ) -> Iterator[tuple[Callable[[trainer.Epoch], None], Callable[[], None]]]:
     """A progress bar for a training, and callbacks after its epochs, to log them, and its steps.
 
+    Without a terminal, a line is printed after every epoch.
+
     Args:
       tags: what all rows of the log have in common.
     """
     began, architecture = time.perf_counter(), job.classifier.architecture
     steps = steps_per_epoch(recipe, len(job.data.train.labels))
     peak = throughput.peak_macs(recipe.precision, job.mesh)
+    done = 0
     with job.terminal.stage(title, recipe.epochs * steps) as advance:
 
         def on_epoch(epoch: trainer.Epoch) -> None:
+            nonlocal done
+            done += 1
             advance(0, note=epoch_note(epoch))
+            each = (time.perf_counter() - began) / done
+            job.terminal.progress(epoch_line(title, epoch, epoch.epoch + 1, recipe.epochs, each))
             macs = throughput.training_macs(architecture, recipe, epoch.epoch)
             share = {"share_of_peak": macs * epoch.images_per_second / peak}
             job.log(tags | epoch._asdict() | share | {"seconds": time.perf_counter() - began})
@@ -155,6 +167,22 @@ def training_stage(
 def epoch_note(epoch: trainer.Epoch) -> str:
     """What a progress bar says of an epoch."""
     return f"loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}"
+
+
+def epoch_line(title: str, epoch: trainer.Epoch, number: int, epochs: int, seconds: float) -> str:
+    """What is printed of an epoch where there is no progress bar.
+
+    Args:
+      title: of the training.
+      epoch: its record.
+      number, epochs: which one of how many it is.
+      seconds: that an epoch takes.
+    """
+    left = f", {duration((epochs - number) * seconds)} left" if number < epochs else ""
+    return (
+        f"{title}: epoch {number} of {epochs}, {epoch_note(epoch)}, "
+        f"{epoch.images_per_second:.0f} images a second{left}"
+    )
 
 
 def check_memory(job: Run, state: State) -> None:

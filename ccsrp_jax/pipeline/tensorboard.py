@@ -1,10 +1,9 @@
 """TensorBoard writer (optional dependency)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ccsrp_jax.utils.errors import InputError
-
-STEPS_PER_ROUND = 100_000  # a row's step: its round times this, plus its epoch or generation
 
 
 def summary_writer() -> type:
@@ -30,14 +29,24 @@ class TensorBoardWriter:
       InputError: tensorboardX is not installed.
     """
 
-    def __init__(self, run_dir: Path):
+    def __init__(self, run_dir: Path, per_round: Mapping[str, int]):
+        """Writes for a run.
+
+        Args:
+          run_dir: its directory.
+          per_round: epochs or generations of a round, by stage; the steps of a curve go on from
+            one round to the next.
+        """
         self._writer = summary_writer()(str(run_dir / "tensorboard"))
+        self._per_round = dict(per_round)
 
     def add(self, row: dict) -> None:
         """Writes the numbers of one row, under the name of its stage."""
         row = dict(row)
-        stage, step = row.pop("stage"), STEPS_PER_ROUND * row.pop("round", 0)
-        step += row.pop("epoch", row.pop("generation", 0))
+        stage, number = row.pop("stage"), row.pop("round", 0)
+        within = row.pop("epoch", row.pop("generation", None))
+        before = max(number - 1, 0) * self._per_round.get(stage, 1)
+        step = number if within is None else before + within
         stage = "/".join([stage, *[row.pop(name) for name in ("group",) if name in row]])
         for name, value in row.items():
             if not isinstance(value, int | float):

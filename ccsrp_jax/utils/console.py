@@ -32,6 +32,19 @@ def escape_what_cannot_be_encoded(*streams: Any) -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def duration(seconds: float) -> str:
+    """A time in words of two units: `1 h 05 min`, `3 min 20 s`, `12 s`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 60
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
+
+
 class Terminal:
     """Output with progress bars on a terminal, and as plain text elsewhere."""
 
@@ -48,6 +61,11 @@ class Terminal:
     def line(self, text: str) -> None:
         """Prints a line of text."""
         self.console.print(one_line(text))
+
+    def progress(self, text: str) -> None:
+        """Prints a line about progress, where there are no progress bars that show it."""
+        if not self.console.is_terminal:
+            self.line(text)
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Callable[..., None]]:

@@ -215,7 +215,7 @@ def test_all_methods_are_functions_of_key_and_problem():
 
 
 def test_tensorboard_shows_the_numbers_of_a_methods_rows(tmp_path):
-    board = TensorBoardWriter(tmp_path)
+    board = TensorBoardWriter(tmp_path, {})
     board.add({"stage": "search", "round": 1, "generation": 2, "kept": {"conv1": 3}, "loss": 0.5})
     board.add({"stage": "round", "round": 1, "method": "ccsrp", "search_seconds": 2})
     board._writer.close()  # it writes in a thread

@@ -76,7 +76,8 @@ def rows(path: Path) -> list[dict]:
 def finished(tmp_path_factory):
     """One uninterrupted run: its directory and the compilation cache that it filled."""
     folder = tmp_path_factory.mktemp("job")
-    process = start(folder / "whole", folder / "cache", "--tensorboard")
+    flags = "--tensorboard", "--profile", "1"
+    process = start(folder / "whole", folder / "cache", *flags)
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     return folder / "whole", folder / "cache", output
@@ -238,10 +239,13 @@ def test_an_interrupted_run_is_checkpointed_and_goes_on_as_if_it_had_not_been(fi
     assert_same(run_dir, whole)
 
 
+VARYING = ("tensorboard", "profile", "checkpoints/")
+
+
 def _names(run_dir: Path) -> set[str]:
     paths = (path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*"))
     # names in there are drawn
-    return {path for path in paths if not path.startswith(("tensorboard", "checkpoints/"))} | {
+    return {path for path in paths if not path.startswith(VARYING)} | {
         path.name for path in (run_dir / "checkpoints").iterdir()
     }
 
@@ -279,6 +283,23 @@ def test_metrics_say_how_fast_training_went(finished):
         assert row["images_per_second"] == pytest.approx(32e3 / row["step_ms"])
         assert row["share_of_peak"] > 0
     assert [path for path in (finished[0] / "tensorboard").iterdir() if path.stat().st_size > 500]
+
+
+def test_without_a_terminal_a_line_an_epoch_and_a_round_says_how_far_it_is(finished):
+    output = finished[2]
+    for number in (1, 2):
+        found = re.findall(
+            rf"training: epoch {number} of 2, loss [\d.]+ .*images a second.*", output
+        )
+        assert len(found) == 1 and (" left" in found[0]) == (number == 1)
+        assert output.count(f"round {number}: fine-tuning: epoch 1 of 1") == 1
+        assert (
+            len(re.findall(rf"round {number} of at most 2: \d+ candidates in \d+ s", output)) == 1
+        )
+
+
+def test_a_profile_of_some_steps_is_written(finished):
+    assert list((finished[0] / "profile").rglob("*.xplane.pb"))
 
 
 def test_latest_points_at_the_newest_run(tmp_path):
