@@ -70,8 +70,8 @@ def test_the_line_of_an_epoch_says_how_much_time_is_left():
         (0.2, "0 s"),
         (59.4, "59 s"),
         (59.6, "1 min 00 s"),
-        (3599, "59 min 59 s"),
-        (3660, "1 h 01 min"),
+        (3599.0, "59 min 59 s"),
+        (3660.0, "1 h 01 min"),
     ],
 )
 def test_times_are_said_in_two_units(seconds, text):
@@ -82,11 +82,12 @@ def test_times_are_said_in_two_units(seconds, text):
 def test_a_trace_begins_after_compilation_and_ends_with_its_steps(
     steps, total, traced, monkeypatch, tmp_path
 ):
-    done, calls = 0, []
-    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append(done))
-    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(done))
+    done, calls = [], []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append(len(done)))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(len(done)))
     profile = StepProfile(tmp_path, steps)
-    for done in range(1, total + 1):
+    for _ in range(total):
+        done.append("a step")
         profile.step()
     profile.close()
     assert calls == list(traced or ())

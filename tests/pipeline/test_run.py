@@ -288,14 +288,10 @@ def test_metrics_say_how_fast_training_went(finished):
 def test_without_a_terminal_a_line_an_epoch_and_a_round_says_how_far_it_is(finished):
     output = finished[2]
     for number in (1, 2):
-        found = re.findall(
-            rf"training: epoch {number} of 2, loss [\d.]+ .*images a second.*", output
-        )
+        found = re.findall(rf"training: epoch {number} of 2, loss .*images a second.*", output)
         assert len(found) == 1 and (" left" in found[0]) == (number == 1)
         assert output.count(f"round {number}: fine-tuning: epoch 1 of 1") == 1
-        assert (
-            len(re.findall(rf"round {number} of at most 2: \d+ candidates in \d+ s", output)) == 1
-        )
+        assert len(re.findall(rf"round {number} of at most 2: \d+ candidates in", output)) == 1
 
 
 def test_a_profile_of_some_steps_is_written(finished):
