@@ -30,7 +30,7 @@ from ccsrp_jax.coevolution.task import Task
 from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.classifier import Classifier
-from ccsrp_jax.networks.inputs import checked_inputs
+from ccsrp_jax.networks.inputs import checked_network
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.utils.aliases import keyword_aliases
 from ccsrp_jax.utils.errors import InputError
@@ -104,13 +104,10 @@ def search_round(
     Raises:
       InputError: the images, labels or key cannot be used, or as `search_group` and `make_task` do.
     """
-    clean = checked_inputs(classifier, (variables, masks), clean)
+    masks, clean = checked_network(classifier, variables, masks, clean)
     key_shared, key_search = jax.random.split(checked_key(key))
     # in the architecture's order, from which a restored mask tree may differ
-    masks = {
-        **masking.ones(classifier.architecture),
-        **masking.as_floats(classifier.architecture, masks),
-    }
+    masks = {**masking.ones(classifier.architecture), **masks}
     groups = search.prunable(classifier.architecture, masks)
     if keep_counts is not None:
         groups = [group for group in groups if keep_counts[group] < int(masks[group].sum())]

@@ -17,8 +17,8 @@ from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks import cost
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
-from ccsrp_jax.networks.inputs import checked_inputs
-from ccsrp_jax.networks.masks import MaskTree, as_floats
+from ccsrp_jax.networks.inputs import checked_inputs, checked_network
+from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.utils import devices
 from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.execution import Execution
@@ -72,11 +72,11 @@ def make_task(
         does not fit into memory, with the largest that does.
     """
     execution = Execution(batch_size, member_chunk, memory_limit, mesh)
-    clean = checked_inputs(classifier, (variables, masks), clean)
+    masks, clean = checked_network(classifier, variables, masks, clean)
     if adversarial is not None:
         adversarial = checked_inputs(classifier, (variables, masks), adversarial)
     key = None if key is None else checked_key(key)
-    network = classifier, variables, as_floats(classifier.architecture, masks)
+    network = classifier, variables, masks
     options = {"population": population, "attack": attack, "key": key}
     return prepare_task(*network, group, clean, adversarial, execution, **options)
 

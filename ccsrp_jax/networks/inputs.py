@@ -11,7 +11,7 @@ from ccsrp_jax.data.checks import checked_images, checked_labels, checked_split
 from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier, key_kwargs
-from ccsrp_jax.networks.masks import check_fit
+from ccsrp_jax.networks.masks import MaskTree, as_floats, check_fit
 from ccsrp_jax.utils.errors import InputError, reason
 
 
@@ -50,6 +50,15 @@ def number_of_classes(classifier: Any, network_state: Any, images: Any) -> int:
     """Number of logits that a classifier returns for each of these images."""
     classes = _declared(classifier, network_state).classes
     return classes or _traced_classes(classifier, network_state, images)
+
+
+def checked_network(
+    classifier: Any, variables: Any, masks: Any, split: Any
+) -> tuple[MaskTree, Split]:
+    """As `checked_inputs`, for masks that may be lists too; also returns them as float32 arrays."""
+    if isinstance(classifier, Classifier) and (masks is None or isinstance(masks, Mapping)):
+        masks = as_floats(classifier.architecture, masks or {})
+    return masks, checked_inputs(classifier, (variables, masks), split)
 
 
 def _declared(classifier: Any, network_state: Any) -> Interface:

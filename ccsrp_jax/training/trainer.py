@@ -21,7 +21,7 @@ from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
-from ccsrp_jax.networks.inputs import checked_inputs
+from ccsrp_jax.networks.inputs import checked_network
 from ccsrp_jax.networks.interval_bounds import check_bounded
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.neurons import Surrogate
@@ -103,8 +103,8 @@ def train(
         the recipe does not go with the surrogate, or the batch size is no multiple of the number
         of devices.
     """
-    key, split = checked_key(key), checked_inputs(classifier, (variables, masks), split)
-    kept = masking.as_floats(classifier.architecture, masks or {})
+    key = checked_key(key)
+    kept, split = checked_network(classifier, variables, masks, split)
     _check(classifier, recipe, full_batch(recipe, len(split.labels)), mesh)
     if recipe.orthogonal and start is None:
         variables = zero_pruned_kernels(classifier.architecture, variables, kept)
