@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+from collections.abc import Container, Iterable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -54,6 +55,15 @@ def tiny(name: str, **options) -> Architecture:
     options = {"side": 8, "time_steps": 2, "mean": (0.3,), "std": (0.4,)} | TINY[name] | options
     side = options.pop("side")
     return zoo.build(name, (side, side, 1), 10, **options)
+
+
+def thinned(values: Iterable, kept: Container) -> list:
+    """Parameters of a test: `make test` tries those that are kept, `make test-all` all of them."""
+    rest = partial(pytest.param, marks=pytest.mark.slow)
+    return [
+        value if value in kept else rest(*(value if isinstance(value, tuple) else (value,)))
+        for value in values
+    ]
 
 
 def enlarged(images: jax.Array, architecture: Architecture) -> jax.Array:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import linear
+from conftest import linear, thinned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,7 +64,7 @@ def distance(moved, images, name):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=4)
 @given(
     eps=st.floats(0, 1, width=32),
     shape=st.sampled_from(SHAPES),
@@ -86,7 +86,7 @@ def test_a_ball_of_radius_zero_returns_the_image(name):
     np.testing.assert_array_equal(moved, images)
 
 
-@pytest.mark.parametrize("classes", (1, 2, 3))
+@pytest.mark.parametrize("classes", thinned((1, 2, 3), (1, 2)))
 @pytest.mark.parametrize("name", ATTACKS)
 def test_one_image_and_few_classes_are_enough(name, classes):
     images, labels, weights = problem(SHAPES[1], 1, classes, "uint8", 1)

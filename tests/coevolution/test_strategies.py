@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import thinned
 
 from ccsrp_jax.coevolution import strategies
 from ccsrp_jax.coevolution.settings import Search
@@ -136,13 +137,16 @@ def separable(values, interactions):
 
 @pytest.mark.parametrize(
     ("strategy", "selection"),
-    [
-        ("BitFlip", "weighted_sum"),
-        ("BitFlip", "nsga2"),
-        ("SNES", "weighted_sum"),
-        ("Sep_CMA_ES", "weighted_sum"),
-        ("DifferentialEvolution", "nsga2"),
-    ],
+    thinned(
+        [
+            ("BitFlip", "weighted_sum"),
+            ("BitFlip", "nsga2"),
+            ("SNES", "weighted_sum"),
+            ("Sep_CMA_ES", "weighted_sum"),
+            ("DifferentialEvolution", "nsga2"),
+        ],
+        [("BitFlip", "nsga2"), ("SNES", "weighted_sum")],
+    ),
 )
 def test_search_finds_a_mask_close_to_the_optimum(strategy, selection):
     n, least = 10, 6

@@ -32,6 +32,7 @@ def record(request, tmp_path, monkeypatch, capsys):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", ["scaling"], indirect=True)
 def test_scaling_covers_every_size_and_counts_the_work(record):
     curves = record["curves"]

@@ -102,6 +102,7 @@ def test_candidates_on_frames_score_what_the_masked_network_does():
     assert len(set(errors)) > 1
 
 
+@pytest.mark.slow
 def test_a_network_that_draws_noise_goes_through_the_job(tmp_path, capsys):
     summary, archive = finished(tmp_path / "run", "--encoding", "gaussian", "--noise", "0.2")
     architecture, _ = serialization.load(tmp_path / "run" / "pruned.safetensors")

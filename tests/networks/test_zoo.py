@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import AT_REST, TINY, busy, enlarged, jit, tiny
+from conftest import AT_REST, TINY, busy, enlarged, jit, thinned, tiny
 
 from ccsrp_jax.networks import cost, masks, zoo
 from ccsrp_jax.networks.architecture import Architecture, groups
@@ -171,7 +171,7 @@ def test_bfloat16_gradients_through_sums_of_spikes_and_learned_leaks_are_finite(
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", thinned(TINY, ("small", "medium", "resnet8")))
 def test_every_model_learns_a_batch_by_heart(digits, name):
     architecture = tiny(name)
     images, labels = digits.train.images[:6], digits.train.labels[:6]
