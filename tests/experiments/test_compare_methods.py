@@ -177,6 +177,7 @@ def test_a_method_runs_through_the_main_job(run_dir, tmp_path):
     assert sum(int((leaf == 0).sum()) for leaf in jax.tree.leaves(variables["params"])) > 100
 
 
+@pytest.mark.slow
 def test_rounds_of_the_main_job_splice_at_a_price(run_dir, tmp_path):
     network = str(run_dir / "networks" / "round00.safetensors")
     flags = ["--preset", "priced", "--search.generations", "2", "--search.population", "2"]

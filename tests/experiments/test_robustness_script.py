@@ -50,6 +50,7 @@ def test_attacks_of_ones_own_and_transfers(script, saved, tmp_path, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_the_mean_corruption_error_is_relative_to_a_baseline(
     script, saved, network, tmp_path, monkeypatch, capsys
 ):

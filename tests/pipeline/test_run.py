@@ -479,6 +479,7 @@ def test_resume_needs_no_flag_but_the_place(finished, tmp_path):
     assert settings(again) == settings(parse([*TINY, "--run-dir", str(run_dir)]))
 
 
+@SLOW
 def test_resume_with_other_data_is_refused(capsys, tmp_path, digits):
     data = tmp_path / "own.npz"
     run_dir = tmp_path / "run"
