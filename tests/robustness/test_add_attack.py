@@ -99,7 +99,7 @@ def test_a_line_in_the_registry_gives_an_attack_a_name(problem, monkeypatch):
 
 def test_every_named_attack_declares_a_kind_and_norms_that_it_can_be_built_for():
     for name, named in ATTACKS.items():
-        assert named.kind in ("noise", "white box", "black box")
+        assert named.kind in ("noise", "white box", "black box", "seeded")
         for norm in ("linf", "l2"):
             if norm in named.norms:
                 attack = named.build(ThreatModel(norm, 0.25), samples=3)

@@ -78,7 +78,7 @@ def test_an_evaluation_measures_its_baseline_on_the_same_corrupted_images(monkey
 class Reliable:
     """Stands for the verdict of an audit."""
 
-    reliable, reasons, unchecked, checks, images = True, (), (), (), 0
+    reliable, conclusion, reasons, unchecked, checks, images = True, "reliable", (), (), (), 0
     eps_curve = steps_curve = width_curve = ()
 
 
