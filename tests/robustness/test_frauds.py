@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import busy, curved, curved_weights, linear
+from conftest import busy, curved, curved_weights, linear, thinned
 from frauds import EPS, SPLIT, WEIGHTS
 
 from ccsrp_jax.attacks.threat_model import ThreatModel
@@ -95,7 +95,14 @@ def failed(verdict):
     return {check.name for check in verdict.checks if check.passed is False}
 
 
-@pytest.mark.parametrize("name", FRAUDS)
+LONG = (
+    *("quantised input", "gradient drowned in noise", "wide surrogate", "labels in the key"),
+    *("noise by a hash", "resized by a hash", "undeclared noise", "batch norm in training mode"),
+    *("other widths mislead", "counted calls", "detector and copied answer"),
+)
+
+
+@pytest.mark.parametrize("name", thinned(FRAUDS, FRAUDS.keys() - LONG))
 def test_what_only_looks_robust_is_caught_or_broken(name):
     fraud, truth = FRAUDS[name], frauds.left_of(SPLIT)
     found = assess(fraud.function, fraud.state, SPLIT, EPS)
@@ -158,7 +165,7 @@ def test_honest_functions_are_not_flagged(name):
     assert found.verdict.reliable, found.headline
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", thinned(NETWORKS, ("LIF",)))
 def test_honest_spiking_networks_are_not_flagged(name, digits):
     architecture = NETWORKS[name]
     variables = busy(architecture, seed=0)
