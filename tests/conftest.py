@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Container, Iterable
@@ -75,8 +76,11 @@ def enlarged(images: jax.Array, architecture: Architecture) -> jax.Array:
 def pytest_configure(config):
     """Programs that several files need are compiled once by each worker.
 
-    What earlier sessions compiled is not tested.
+    What earlier sessions compiled is not tested. A session in the background ignores SIGINT, which
+    tests send.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = tempfile.TemporaryDirectory(prefix="programs-")
     config.add_cleanup(folder.cleanup)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name  # for processes that tests start

@@ -183,7 +183,6 @@ def assert_same(run_dir: Path, whole: Path) -> None:
 
 INTERRUPTED = """
 import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 from ccsrp_jax import cli
 from ccsrp_jax.pipeline import checkpoints, stages
 
