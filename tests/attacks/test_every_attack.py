@@ -86,7 +86,7 @@ def test_a_ball_of_radius_zero_returns_the_image(name):
     np.testing.assert_array_equal(moved, images)
 
 
-@pytest.mark.parametrize("classes", thinned((1, 2, 3), (1, 2)))
+@pytest.mark.parametrize("classes", thinned((1, 2, 3), (1,)))
 @pytest.mark.parametrize("name", ATTACKS)
 def test_one_image_and_few_classes_are_enough(name, classes):
     images, labels, weights = problem(SHAPES[1], 1, classes, "uint8", 1)

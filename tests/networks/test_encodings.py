@@ -53,6 +53,7 @@ def recordings(path, count: int = 80) -> None:
     np.savez(path, **events, t=t, offset=offset, label=label, shape=(8, 8), train=count - 16)
 
 
+@pytest.mark.slow
 def test_recordings_of_events_go_through_the_job_as_frames(tmp_path, capsys):
     recordings(tmp_path / "bars.npz")
     flags = ("--dataset", str(tmp_path / "bars.npz"), "--width", "0.75", "--norm", "tdbn")

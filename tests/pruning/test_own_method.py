@@ -71,6 +71,7 @@ def test_a_method_from_outside_takes_part_in_a_comparison(run_dir, tmp_path, mon
     assert not cells["first"]["weights"]
 
 
+@pytest.mark.slow
 def test_a_registered_method_runs_through_the_main_job(run_dir, tmp_path, monkeypatch):
     """Registering is one entry of METHODS; the flag, its check and the summary follow from it."""
     flags = [*FLAGS, "--method", "first", "--run-dir", str(tmp_path / "run")]

@@ -135,7 +135,7 @@ def test_defocus_is_a_smoothed_disk_over_mirrored_borders(grey, side, severity):
 
 
 @pytest.mark.parametrize("side", (8, 32, 64))
-@pytest.mark.parametrize("severity", SEVERITIES)
+@pytest.mark.parametrize("severity", thinned(SEVERITIES, (2, 5)))
 def test_motion_blur_is_a_ray_of_one_angle_per_image(grey, side, severity):
     scale = max(1, side // 32)
     radius, sigma = ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))[severity - 1]
@@ -429,7 +429,7 @@ def test_a_result_depends_on_key_and_index_and_not_on_the_batch(colour, name):
         assert (np.abs(other - batch).max() < 1e-6) == (name in UNDRAWN)
 
 
-@pytest.mark.parametrize("name", sorted(CORRUPTIONS))
+@pytest.mark.parametrize("name", thinned(sorted(CORRUPTIONS), sorted(CORRUPTIONS)[::3]))
 def test_images_of_any_number_of_channels_are_so_many_gray_images(name):
     images = np.random.default_rng(3).uniform(0.1, 0.9, (3, 9, 14, 2)).astype(np.float32)
     images[:, 4, 5] = 1  # the brightest value of every channel, which a fog keeps
@@ -526,6 +526,7 @@ def test_a_signal_is_made_coarser_along_its_length_only():
     )
 
 
+@pytest.mark.slow
 def test_few_at_a_time_is_the_same_as_all_at_once(grey, monkeypatch):
     images = grey[8][:7]
     whole = {name: apply(images, name, 3) for name in ("fog", "gaussian_noise", "elastic")}
