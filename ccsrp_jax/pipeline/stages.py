@@ -106,6 +106,11 @@ def train_dense(job: Run, state: State, started: float) -> tuple[State, float]:
         training_stage(job, recipe, "training", {"stage": "train"}) as (on_epoch, on_step),
         closing(profile),
     ):
+
+        def after_step() -> None:
+            profile.step()
+            on_step()
+
         variables = trainer.train(
             jax.random.fold_in(job.key, 1),
             job.classifier,
@@ -115,7 +120,7 @@ def train_dense(job: Run, state: State, started: float) -> tuple[State, float]:
             recipe,
             augmentation=augmentation_of(job.config, job.data),
             on_epoch=on_epoch,
-            on_step=lambda: (profile.step(), on_step()),
+            on_step=after_step,
             start=start,
             first_epoch=done,
             on_checkpoint=checkpoint,
