@@ -26,7 +26,8 @@ LIMITS = {
     "population": Limits(high=LARGEST_INTEGER),
     **dict.fromkeys(("generations", "multiple"), SIZE),
     **dict.fromkeys(("keep_floor", "mutation_rate", "init_keep", "levels"), SHARE),
-    **dict.fromkeys(("white_box_steps", "robust_weight", "macs_weight"), Limits(0)),
+    **dict.fromkeys(("robust_weight", "macs_weight"), Limits(0)),
+    "white_box_steps": Limits(0, LARGEST_INTEGER),
 }
 
 

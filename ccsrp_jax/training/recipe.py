@@ -13,7 +13,7 @@ from ccsrp_jax.utils.errors import InputError, shown
 from ccsrp_jax.utils.fields import LARGEST_INTEGER, POSITIVE, Limits, check_fields
 
 LIMITS = {
-    "batch_size": Limits(1),
+    "batch_size": Limits(1, LARGEST_INTEGER),
     **dict.fromkeys(("epochs", "clean_epochs"), Limits(0, LARGEST_INTEGER)),
     **dict.fromkeys(("learning_rate", "trades_temperature"), POSITIVE),
     **dict.fromkeys(("weight_decay", "clip_norm", "trades"), Limits(0)),

@@ -34,7 +34,7 @@ def unknown(what: str, name: Any, options: Iterable[str]) -> InputError:
     return InputError(f"unknown {what} {shown(name)}: expected one of {', '.join(options)}; {hint}")
 
 
-def similar(name: str, options: Iterable[str]) -> list[str]:
+def similar(name: Any, options: Iterable[str]) -> list[str]:
     """The most similar ones of `options`, at most three."""
     return difflib.get_close_matches(str(name)[:SHOWN], list(options), n=3, cutoff=0.4)
 
