@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from ccsrp_jax.pipeline import config
 from ccsrp_jax.pipeline import run as job
+from ccsrp_jax.pipeline.parse_config import parse
 from ccsrp_jax.utils import compilation
 from ccsrp_jax.utils.console import Terminal, escape_what_cannot_be_encoded, one_line
 from ccsrp_jax.utils.devices import is_out_of_memory
@@ -20,7 +20,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         compilation.enable_persistent_cache()
-        job.run(config.parse(args), Terminal(on_step=interruption.check))
+        job.run(parse(args), Terminal(on_step=interruption.check))
 
     return guard(run, interruption=interruption)
 

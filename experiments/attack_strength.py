@@ -48,7 +48,6 @@ from ccsrp_jax.training import trainer
 from ccsrp_jax.utils.console import Terminal
 
 SHAPE, CLASSES = (8, 8, 1), 10
-GRADIENT_PASSES = 3  # forward passes that a gradient costs
 KEY = jax.random.key(7)
 
 

@@ -281,7 +281,7 @@ def tested(network: Network, split: Split, eps: float, suite: str, key: jax.Arra
     )
     outcome = assessment.outcome
     radii = [0.25 * eps, 0.5 * eps, 0.75 * eps]
-    problem_cost = {group: [int(np.sum(m)), int(np.size(m))] for group, m in network.masks.items()}
+    kept = {group: [int(np.sum(m)), int(np.size(m))] for group, m in network.masks.items()}
     return {
         "accuracy": outcome.accuracy,
         "certified": float(safe.mean()),
@@ -294,7 +294,7 @@ def tested(network: Network, split: Split, eps: float, suite: str, key: jax.Arra
             f"{radius:.6g}": float(certified(network.classifier, state, split, radius).mean())
             for radius in radii
         },
-        "kept": problem_cost,
+        "kept": kept,
     }
 
 

@@ -49,8 +49,10 @@ from ccsrp_jax.data import provenance, splits
 from ccsrp_jax.networks import compaction, cost, masks, serialization
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
-from ccsrp_jax.pipeline import config, final_evaluation, stages
+from ccsrp_jax.pipeline import final_evaluation, stages
+from ccsrp_jax.pipeline.config import Config
 from ccsrp_jax.pipeline.flags import read_flags
+from ccsrp_jax.pipeline.parse_config import parse
 from ccsrp_jax.pruning import METHODS, WEIGHT_METHODS
 from ccsrp_jax.pruning.budget import Target
 from ccsrp_jax.pruning.problem import Callbacks, timed
@@ -144,7 +146,7 @@ class Stage:
     """The network, data and settings that all cells share."""
 
     settings: Settings
-    job: config.Config
+    job: Config
     data: splits.Dataset
     architecture: Architecture
     variables: dict = field(repr=False)
@@ -205,7 +207,7 @@ def _prepare(settings: Settings) -> Stage:
             f"{run} holds no run of the main job: train a network with "
             f"`python experiments/ccsrp.py --rounds 0 --run-dir {run}` first."
         )
-    job = config.parse(["--config", str(run / "config.json")])
+    job = parse(["--config", str(run / "config.json")])
     dense = run / "networks" / "round00.safetensors"
     architecture, variables, origin = serialization.load_with_provenance(dense)
     loaded = stages.data_of(replace(job, data_dir=settings.data_dir))

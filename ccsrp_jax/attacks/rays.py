@@ -1,5 +1,6 @@
 """RayS: an attack by decisions alone, which flat or misleading logits cannot hide from."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -87,9 +88,8 @@ class RayS(RestartedAttack):
     @property
     def parts(self) -> tuple["RayS", ...]:
         """One attack for every restart."""
-        settings = self.eps, self.budget, 1, self.samples
         return tuple(
-            RayS(*settings, random_start=self.random_start or number > 0)
+            dataclasses.replace(self, restarts=1, random_start=self.random_start or number > 0)
             for number in range(self.restarts)
         )
 
@@ -123,16 +123,16 @@ def _start(direction):
     zeros, integers = (jnp.zeros(len(direction), kind) for kind in (jnp.float32, jnp.int32))
     no = jnp.zeros(len(direction), bool)
     return RaySState(
-        direction,
-        zeros + NONE,
-        direction,
-        no,
-        zeros,
-        zeros,
-        integers - 1,
-        integers,
-        integers,
-        no,
+        direction=direction,
+        radius=zeros + NONE,
+        trial=direction,
+        bisecting=no,
+        low=zeros,
+        high=zeros,
+        level=integers - 1,
+        block=integers,
+        passes=integers,
+        broken=no,
     )
 
 

@@ -89,19 +89,18 @@ class Square(RestartedAttack):
         """One restart; arguments as for a call."""
         images = to_unit_range(images)
         key_moves, key_network = jax.random.split(key)
-        try_ = partial(_query, classifier, self.samples, network_state, labels, key_network)
+        evaluate = partial(_query, classifier, self.samples, network_state, labels, key_network)
         nothing = BestQuery.none_yet(images)
-        best = try_(0, images, nothing)
+        best = evaluate(0, images, nothing)
         stripes = striped(key_moves, images, self.threat)
-        best = try_(
-            1, stripes, best._replace(margin=nothing.margin)
-        )  # accepted even if its margin is less
+        # accepted even if their margin is less
+        best = evaluate(1, stripes, best._replace(margin=nothing.margin))
         for number in range(self.budget - 1):
             if number % CHECK_EVERY == 0 and best.broken.all():
                 break
             side = self.side(number, *images.shape[1:3])
             proposal = _with_square(key_moves, number, side, images, best.images, self.threat)
-            best = try_(number + 2, proposal, best)
+            best = evaluate(number + 2, proposal, best)
         return best.images
 
 

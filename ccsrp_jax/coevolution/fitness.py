@@ -204,6 +204,8 @@ def _score_batch(
     clean, attack = task.clean[number], task.attack
     if attack is None:
         robust = _score_shared(task, task.adversarial[number], chunks)
+    elif isinstance(attack, CertifiedBall):
+        robust = _score_certified(task, attack, clean, chunks)
     else:
         robust = _score_attacked(task, attack, clean, chunks)
     return _score_shared(task, clean, chunks), robust
@@ -225,18 +227,22 @@ def _score_shared(task: Task, batch: Batch, chunks: list[Array]) -> list[Array]:
     ]
 
 
-def _score_attacked(
-    task: Task, attack: PGD | CertifiedBall, batch: Batch, chunks: list[Array]
+def _score_certified(
+    task: Task, ball: CertifiedBall, batch: Batch, chunks: list[Array]
 ) -> list[Array]:
-    """Values of members that are each attacked on the images, or bounded in their balls."""
+    """Values of members that are each bounded in the balls of the images."""
+    network, values = (task.classifier.architecture, task.variables), []
+    images = devices.put(task.mesh, batch.images)
+    for chunk in chunks:
+        trees = task.mask_trees(chunk)
+        part = score_certified(*network, trees, images, batch.labels, ball.eps, mesh=task.mesh)
+        values.append(_limit_pending(task, part))
+    return values
+
+
+def _score_attacked(task: Task, attack: PGD, batch: Batch, chunks: list[Array]) -> list[Array]:
+    """Values of members that are each attacked on the images."""
     network, values = (task.classifier, task.variables), []
-    if isinstance(attack, CertifiedBall):
-        images = devices.put(task.mesh, batch.images)
-        for chunk in chunks:
-            network = task.classifier.architecture, task.variables, task.mask_trees(chunk)
-            part = score_certified(*network, images, batch.labels, attack.eps, mesh=task.mesh)
-            values.append(_limit_pending(task, part))
-        return values
     labels, key = batch.labels, devices.put(task.mesh, batch.key)
     starts = task.repeat_images(batch.images, len(chunks[0]))
     for chunk in chunks:

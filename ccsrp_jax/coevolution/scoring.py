@@ -21,7 +21,7 @@ from ccsrp_jax.attacks.gradients import loss_and_gradient
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.networks.architecture import Architecture, gate_position
 from ccsrp_jax.networks.classifier import Classifier, key_kwargs
-from ccsrp_jax.networks.interval_bounds import ball, margin_bounds, propagate
+from ccsrp_jax.networks.interval_bounds import worst_margins
 from ccsrp_jax.networks.masks import MaskTree, gate
 from ccsrp_jax.networks.spiking_network import SpikingNetwork, Values
 from ccsrp_jax.utils.devices import DEVICES, replicate
@@ -207,8 +207,8 @@ def score_certified(
     error."""
 
     def score_one(masks):
-        bounds = propagate(architecture, variables, ball(images, eps), masks)
-        return error_and_loss(margin_bounds(architecture, variables, bounds, labels, masks), labels)
+        margins = worst_margins(architecture, variables, images, labels, eps, masks)
+        return error_and_loss(margins, labels)
 
     return replicate(jax.vmap(score_one, out_axes=1)(members), mesh)
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from ccsrp_jax.data.division import DRAWN
 from ccsrp_jax.utils.digests import sha256
-from ccsrp_jax.utils.errors import InputError
-from ccsrp_jax.utils.fields import shown
+from ccsrp_jax.utils.errors import InputError, shown
 
 DIGESTS = "train_and_test_sha256"  # of both splits, before any limit on their images
 CARRIED = ("name", "version", "seed", "search_fraction", DIGESTS, "search_sha256")

@@ -22,8 +22,8 @@ from ccsrp_jax.networks.node_base import (
     check_registered,
 )
 from ccsrp_jax.networks.nodes import Dense
-from ccsrp_jax.utils.errors import InputError, reason, unknown
-from ccsrp_jax.utils.fields import POSITIVE, Limits, check_fields, from_object, json_object, shown
+from ccsrp_jax.utils.errors import InputError, reason, shown, unknown
+from ccsrp_jax.utils.fields import POSITIVE, Limits, check_fields, from_object, json_object
 
 LIMITS = {
     "input_shape": Limits(1, 2**16),

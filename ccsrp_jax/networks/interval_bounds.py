@@ -10,7 +10,7 @@ References:
   merged with the difference of classes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +114,32 @@ def propagate(
             run = IntervalRun(leaves, masks.get(kernel(node.name)), unit, split_kernel_gradient)
             bounds.values[node.name] = interval_rule(node)(node, run, *inputs)
     return bounds
+
+
+def worst_margins(
+    architecture: Architecture,
+    variables: dict,
+    images: Float[Array, "B H W C"],
+    labels: Int[Array, "B"],
+    eps: Float[Array, ""] | float | int,
+    masks: MaskTree | None = None,
+    *,
+    unit: float = UNIT,
+    **options: Any,
+) -> Float[Array, "B K"]:
+    """`margin_bounds` in the L-infinity balls of images.
+
+    Args:
+      architecture, variables, masks: the network.
+      images: centres of the balls, in [0, 1].
+      labels: y.
+      eps: radius in pixel units.
+      unit: roundoff, see `intervals`.
+      options: of `propagate`.
+    """
+    balls = ball(images, eps, unit)
+    bounds = propagate(architecture, variables, balls, masks, unit=unit, **options)
+    return margin_bounds(architecture, variables, bounds, labels, masks, unit=unit)
 
 
 def margin_bounds(

@@ -33,7 +33,7 @@ from ccsrp_jax.networks.nodes import (
 )
 from ccsrp_jax.utils.errors import InputError
 
-NORM_EPSILON = 1e-5  # that of nn.BatchNorm
+NORM_EPSILON = 1e-5  # added to the variance
 
 
 class IntervalRun(NamedTuple):

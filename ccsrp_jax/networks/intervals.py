@@ -39,14 +39,6 @@ class Interval(NamedTuple):
         return Interval(self.lower - slack, self.upper + slack)
 
 
-def hull(*intervals: Interval) -> Interval:
-    """The smallest interval that contains all of these."""
-    lower, upper = intervals[0]
-    for each in intervals[1:]:
-        lower, upper = jnp.minimum(lower, each.lower), jnp.maximum(upper, each.upper)
-    return Interval(lower, upper)
-
-
 def linear(
     layer: Callable[[Array, Array], Array],
     x: Interval,

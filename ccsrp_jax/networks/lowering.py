@@ -135,6 +135,7 @@ def _norm(node: Norm, run: Run, x: Array) -> Array:
     layer = nn.BatchNorm(
         use_running_average=not run.train,
         momentum=NORM_MOMENTUM,
+        epsilon=rules.NORM_EPSILON,
         dtype=run.dtype,
         scale_init=nn.initializers.constant(node.scale),
         axis_name=run.axis,

@@ -12,16 +12,6 @@ from jaxtyping import Array, Float
 from ccsrp_jax.networks.neurons import Neuron, Noise
 
 
-class Leak(nn.Module):
-    """A learned 1 / tau: the sigmoid of a parameter, initialized for the given tau."""
-
-    tau: float
-
-    @nn.compact
-    def __call__(self) -> Float[Array, ""]:
-        return _leak(self, self.tau)
-
-
 class LayerValues(NamedTuple):
     """Values of a layer of neurons; None for what its family does not have.
 
@@ -39,9 +29,9 @@ class LayerValues(NamedTuple):
 class NeuronLayer(nn.Module):
     """The variables of a layer of neurons, under the name of its node.
 
-    Parameters are `leak`, (1,), and `self_weight`, (C,). Stochastic neurons have `filter`, (C,),
-    among the batch statistics: 0, 1, ..., of which a compact network keeps those of its filters, so
-    that with one key it draws what the masked network draws.
+    Parameters are `leak`, (1,), whose sigmoid is 1 / tau, and `self_weight`, (C,). Stochastic
+    neurons have `filter`, (C,), among the batch statistics: 0, 1, ..., of which a compact network
+    keeps those of its filters, so that with one key it draws what the masked network draws.
     """
 
     neuron: Neuron
@@ -50,7 +40,8 @@ class NeuronLayer(nn.Module):
     def __call__(self, channels: int) -> LayerValues:
         neuron, leak, weight, filters = self.neuron, None, None, None
         if neuron.learned:
-            leak = _leak(self, neuron.membrane_tau)
+            start = nn.initializers.constant(-math.log(neuron.membrane_tau - 1))
+            leak = nn.sigmoid(self.param("leak", start, (1,)))[0]
         if neuron.initial_self_weight is not None:
             start = nn.initializers.constant(neuron.initial_self_weight)
             weight = self.param("self_weight", start, (channels,))
@@ -58,11 +49,6 @@ class NeuronLayer(nn.Module):
             every = partial(jnp.arange, channels, dtype=jnp.float32)
             filters = self.variable("batch_stats", "filter", every).value
         return LayerValues(leak, weight, filters)
-
-
-def _leak(module: nn.Module, tau: float) -> Float[Array, ""]:
-    start = nn.initializers.constant(-math.log(tau - 1))
-    return nn.sigmoid(module.param("leak", start, (1,)))[0]
 
 
 def draw_noise(

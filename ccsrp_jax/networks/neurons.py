@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ccsrp_jax.utils.errors import InputError, unknown
-from ccsrp_jax.utils.fields import POSITIVE, Limits, check_fields, shown
+from ccsrp_jax.utils.errors import InputError, shown, unknown
+from ccsrp_jax.utils.fields import POSITIVE, Limits, check_fields
 
 # Derivatives of unit area and unit peak: the surrogate of width w is g(v / w) / w.
 SURROGATE_DERIVATIVES = {
@@ -162,23 +162,6 @@ class Neuron:
 RESETS = ("hard", "soft", "soft_delayed")
 
 
-def check_tau(family: str, tau: float, learned: bool) -> None:
-    """Refuses membrane time constants that a family of LIF neurons cannot have.
-
-    Raises:
-      InputError: naming it.
-    """
-    if isinstance(tau, Real) and not tau >= 1:
-        raise InputError(
-            f"{family} tau {shown(tau)} is below 1: give a time constant of at least 1."
-        )
-    if learned and isinstance(tau, Real) and not 1 < tau < math.inf:
-        raise InputError(
-            f"{family} tau {shown(tau)} is where a learned leak starts: give a finite value above "
-            "1."
-        )
-
-
 def leaky(
     v: Float[Array, "*N"],
     x: Float[Array, "*N"],
@@ -193,7 +176,43 @@ def leaky(
 
 
 @dataclass(frozen=True)
-class LIF(Neuron):
+class LeakyNeuron(Neuron):
+    """What `LIF` neurons and those derived from them have in common; see `LIF`."""
+
+    tau: float = 2.0
+    threshold: float = 1.0
+    reset: Literal["hard", "soft", "soft_delayed"] = "hard"
+    decay_input: bool = True
+    detach_reset: bool = False
+    learned: bool = False
+
+    limits: ClassVar[Mapping[str, Limits]] = {"tau": Limits(1, infinite=True)}
+
+    def __post_init__(self) -> None:
+        what = f"{type(self).__name__} tau {shown(self.tau)}"
+        if isinstance(self.tau, Real) and not self.tau >= 1:
+            raise InputError(f"{what} is below 1: give a time constant of at least 1.")
+        super().__post_init__()
+        if self.learned and not 1 < self.tau < math.inf:
+            raise InputError(f"{what} is where a learned leak starts: give a finite value above 1.")
+
+    @property
+    def membrane_tau(self) -> float:
+        return self.tau
+
+    def initial_state(self, shape: tuple[int, ...]) -> MembraneState:
+        return MembraneState(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
+
+    def charge(self, state, x, leak):
+        v = leaky(state.v, x, self.tau, self.decay_input, leak)
+        return state._replace(v=v - state.pending_reset)
+
+    def rate_gain(self, tau):
+        return 1 / (self.threshold * (tau if self.decay_input else 1))
+
+
+@dataclass(frozen=True)
+class LIF(LeakyNeuron):
     """Leaky integrate-and-fire neuron, resting at 0.
 
     It charges by v <- v + (x - v) / tau with `decay_input`, else by v <- (1 - 1/tau) v + x;
@@ -214,34 +233,7 @@ class LIF(Neuron):
         at the given tau (PLIF, Fang et al., ICCV 2021, arXiv 2007.05785).
     """
 
-    tau: float = 2.0
-    threshold: float = 1.0
-    reset: Literal["hard", "soft", "soft_delayed"] = "hard"
-    decay_input: bool = True
-    detach_reset: bool = False
-    learned: bool = False
-
-    limits: ClassVar[Mapping[str, Limits]] = {"tau": Limits(1, infinite=True)}
     monotone: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_tau("LIF", self.tau, False)
-        super().__post_init__()
-        check_tau("LIF", self.tau, self.learned)
-
-    @property
-    def membrane_tau(self) -> float:
-        return self.tau
-
-    def initial_state(self, shape: tuple[int, ...]) -> MembraneState:
-        return MembraneState(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
-
-    def charge(self, state, x, leak):
-        v = leaky(state.v, x, self.tau, self.decay_input, leak)
-        return state._replace(v=v - state.pending_reset)
-
-    def rate_gain(self, tau):
-        return 1 / (self.threshold * (tau if self.decay_input else 1))
 
 
 NEURON_KINDS: dict[str, type[Neuron]] = {}  # by name, as in saved networks

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, NamedTuple
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from ccsrp_jax.utils.errors import InputError
-from ccsrp_jax.utils.fields import SIZE, Limits, check_fields, shown
+from ccsrp_jax.utils.errors import InputError, shown
+from ccsrp_jax.utils.fields import SIZE, Limits, check_fields
 
 IMAGE = "image"  # the name under which the first nodes read the input
 # Names that the Flax module of a network has itself, so that no layer of it can.

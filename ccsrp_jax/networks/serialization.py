@@ -22,8 +22,8 @@ from safetensors.numpy import save as serialize
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.nodes import Shape
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
-from ccsrp_jax.utils.errors import InputError, reason
-from ccsrp_jax.utils.fields import json_object, shown
+from ccsrp_jax.utils.errors import InputError, reason, shown
+from ccsrp_jax.utils.fields import json_object
 from ccsrp_jax.utils.io import as_path, write_atomic
 
 ARCHITECTURE, PROVENANCE, DIGEST = "architecture", "provenance", "sha256"  # keys of the metadata

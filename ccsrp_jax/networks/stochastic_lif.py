@@ -2,24 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 
-from ccsrp_jax.networks.neurons import (
-    MembraneState,
-    Neuron,
-    Noise,
-    check_tau,
-    leaky,
-    register_neuron,
-)
+from ccsrp_jax.networks.neurons import LeakyNeuron, Noise, register_neuron
 from ccsrp_jax.utils.fields import Limits
 
 
 @dataclass(frozen=True)
-class StochasticLIF(Neuron):
+class StochasticLIF(LeakyNeuron):
     """`LIF` with random firing, drawn anew in every step for every neuron.
 
     Two kinds of noise, of which either may be 0:
@@ -49,28 +41,14 @@ class StochasticLIF(Neuron):
       firing_noise: scale of the logistic noise, in units of membrane potential.
     """
 
-    tau: float = 2.0
-    threshold: float = 1.0
-    reset: Literal["hard", "soft", "soft_delayed"] = "hard"
-    decay_input: bool = True
-    detach_reset: bool = False
-    learned: bool = False
     membrane_noise: float = 0.1
     firing_noise: float = 0.1
 
     limits: ClassVar[Mapping[str, Limits]] = {
-        "tau": Limits(1, infinite=True),
+        **LeakyNeuron.limits,
         "membrane_noise": Limits(0),
         "firing_noise": Limits(0),
     }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_tau("StochasticLIF", self.tau, self.learned)
-
-    @property
-    def membrane_tau(self) -> float:
-        return self.tau
 
     @property
     def stochastic(self) -> bool:
@@ -84,16 +62,6 @@ class StochasticLIF(Neuron):
         if self.firing_noise > 0:
             firing = self.firing_noise * jax.random.logistic(key_firing, shape)
         return Noise(membrane, firing)
-
-    def initial_state(self, shape: tuple[int, ...]) -> MembraneState:
-        return MembraneState(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
-
-    def charge(self, state, x, leak):
-        v = leaky(state.v, x, self.tau, self.decay_input, leak)
-        return state._replace(v=v - state.pending_reset)
-
-    def rate_gain(self, tau):
-        return 1 / (self.threshold * (tau if self.decay_input else 1))
 
 
 register_neuron(StochasticLIF)

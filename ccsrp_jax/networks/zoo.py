@@ -26,8 +26,8 @@ from ccsrp_jax.networks.nodes import (
     Spike,
 )
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
-from ccsrp_jax.utils.errors import InputError, unknown
-from ccsrp_jax.utils.fields import POSITIVE, SIZE, converted, integer, real, shown
+from ccsrp_jax.utils.errors import InputError, shown, unknown
+from ccsrp_jax.utils.fields import POSITIVE, SIZE, converted, integer, real
 from ccsrp_jax.utils.keys import checked_key
 
 

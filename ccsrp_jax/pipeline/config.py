@@ -1,30 +1,22 @@
-"""Settings of the main job: frozen dataclasses, and their values from flags and files."""
+"""Settings of the main job, as frozen dataclasses; `parse_config` reads them."""
 
 import dataclasses
-import itertools
 import json
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution.settings import PRESETS, Search
 from ccsrp_jax.data.augmentation import Augmentation
 from ccsrp_jax.data.division import SplitSettings
-from ccsrp_jax.data.paths import user_path
 from ccsrp_jax.networks.neurons import LIF, Surrogate
 from ccsrp_jax.networks.zoo import MODELS
-from ccsrp_jax.pipeline import settings_file
-from ccsrp_jax.pipeline.checkpoint_settings import checkpoint_settings
-from ccsrp_jax.pipeline.flags import read_flags, read_known_flags
 from ccsrp_jax.pruning import METHODS
 from ccsrp_jax.training.recipe import BaseRecipe, Recipe
 from ccsrp_jax.utils.errors import InputError, unknown
 from ccsrp_jax.utils.fields import LARGEST_INTEGER, POSITIVE, SIZE, Limits, check_fields
-from ccsrp_jax.utils.io import read_json
 
 COUNT = Limits(0, LARGEST_INTEGER)
 SHARE = Limits(0, 1)
@@ -215,7 +207,7 @@ class Config:
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
         check_fields(self, limits=LIMITS)
-        _check_not_empty(self, PATHS)
+        check_not_empty(self, PATHS)
         for name, options in (("model", MODELS), ("preset", PRESETS), ("method", METHODS)):
             if getattr(self, name) not in options:
                 raise unknown(name, getattr(self, name), options)
@@ -254,7 +246,8 @@ class Config:
         return PGD(self.attack.eps, self.attack.test_steps, self.attack.test_restarts)
 
 
-def _check_not_empty(instance: Any, names: Sequence[str]) -> None:
+def check_not_empty(instance: Any, names: Sequence[str]) -> None:
+    """Raises InputError for an empty text, which no path and no name is."""
     for name in names:
         if getattr(instance, name) == "":
             flag = f"--{name.replace('_', '-')}"
@@ -262,9 +255,6 @@ def _check_not_empty(instance: Any, names: Sequence[str]) -> None:
                 f"{name} is empty, as a shell variable is that is not set: give {flag} a value, or "
                 "leave it out."
             )
-
-
-LATEST = "runs/latest"  # symbolic link to the newest run
 
 
 # Settings that say where data lie and how work is executed, and do not change the results. A
@@ -285,119 +275,3 @@ def default_settings(preset: str | None) -> dict:
     """`settings` of a run with a preset and no other flags, as a file has them."""
     name = preset if preset in PRESETS else Config.preset
     return json.loads(json.dumps(settings(Config(preset=name, search=PRESETS[name]))))
-
-
-@dataclass(frozen=True)
-class _Sources:
-    """The settings that say where further settings come from."""
-
-    run_dir: str | None = None
-    resume: bool = False
-    config: str | None = None
-    preset: str = Config.preset
-
-    def __post_init__(self) -> None:
-        _check_not_empty(self, ("run_dir", "config"))
-
-
-def parse(args: Sequence[str] | None = None) -> Config:
-    """The settings of a run from, in order of precedence, flags, `--config` and `--preset`.
-
-    The settings in a file are converted to flags and put before the given ones, so that a file
-    and the same flags describe the same run. The file of a resumed run comes first of all.
-
-    Args:
-      args: the flags; by default those of the command line.
-
-    Raises:
-      InputError: an invalid value, or a file that cannot be read.
-    """
-    args = list(sys.argv[1:] if args is None else args)
-    files: dict[Path, list[str]] = {}  # as flags, in the order of precedence
-    try:
-        given = read_known_flags(_Sources, args)
-        if given.config is not None:
-            path = user_path(given.config)
-            files[path] = settings_file.flags(settings_file.read(path, Config))
-            given = read_known_flags(_Sources, [*files[path], *args])
-        if given.resume:
-            path = run_folder(given.run_dir) / "config.json"
-            if path.exists():
-                files = {path: settings_file.flags(recorded_settings(path.parent))} | files
-        return _of_flags([*itertools.chain(*files.values()), *args])
-    except InputError as error:
-        raise _with_its_file(error, files) from error
-
-
-def _of_flags(flags: list[str]) -> Config:
-    preset = read_known_flags(_Sources, flags).preset
-    return read_flags(Config, flags, _of_preset(preset))
-
-
-def _of_preset(preset: str) -> Config:
-    if preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS)
-    return Config(preset=preset, search=PRESETS[preset])
-
-
-def _with_its_file(error: InputError, files: Mapping[Path, list[str]]) -> InputError:
-    """The error, with the path of a settings file that causes it on its own."""
-    for path, flags in files.items():
-        try:
-            _of_flags(flags)
-        except InputError as same:
-            if str(same) == str(error):
-                return InputError(f"{path}: {error}")
-    return error
-
-
-def run_folder(run_dir: str | None) -> Path:
-    """The directory that the setting says, or without it, that of the latest run in `runs`.
-
-    Raises:
-      InputError: the path cannot be used, or `runs/latest` is not the link to it.
-    """
-    if run_dir is not None:
-        return user_path(run_dir)
-    latest = Path(LATEST)
-    if latest.exists() and not latest.is_symlink():
-        raise InputError(
-            f"{LATEST} is not the link to the newest run, but a file or directory of its own: give "
-            "the run to resume by --run-dir."
-        )
-    return user_path(os.path.realpath(latest))
-
-
-def recorded_settings(run_dir: Path) -> dict[str, Any]:
-    """The settings in a run's directory, by name: of config.json; what that does not have is as
-    its last checkpoint says, if it says so.
-
-    Raises:
-      InputError: config.json is damaged, or has settings that this version does not know.
-    """
-    path = run_dir / "config.json"
-    table = {name: value for name, value in read_json(path).items() if name not in EXECUTION}
-    try:
-        found = settings_file.typed(path, table, Config)
-    except InputError as error:
-        why = str(error).removeprefix(f"{path}: ").rstrip(".")
-        raise InputError(
-            f"{path} is damaged or of another version ({why}): put back what the run wrote, or "
-            "choose another --run-dir."
-        ) from error
-    kinds = settings_file.field_kinds(Config)
-    known = {*found, *EXECUTION}
-    missing = [name for name in kinds if name not in known and kinds[name] is not dict]
-    said = settings_file.flat(checkpoint_settings(run_dir)) if missing else {}
-    filled = {name: said[name] for name in missing if name in said}
-    return settings_file.typed(path, filled, Config) | found
-
-
-def started_with(run_dir: Path) -> dict[str, Any]:
-    """All settings that a run was started with, by name: `recorded_settings`, or the defaults.
-
-    Raises:
-      InputError: as `recorded_settings`.
-    """
-    found = recorded_settings(run_dir)
-    return settings_file.flat(default_settings(found.get("preset"))) | found

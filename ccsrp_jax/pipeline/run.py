@@ -17,7 +17,8 @@ from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.pipeline import final_evaluation, run_dir
 from ccsrp_jax.pipeline.archive import Archive, network_file, verify_networks
 from ccsrp_jax.pipeline.checkpoints import Checkpoints, check_settings
-from ccsrp_jax.pipeline.config import Config, run_folder, settings
+from ccsrp_jax.pipeline.config import Config, settings
+from ccsrp_jax.pipeline.parse_config import run_folder
 from ccsrp_jax.pipeline.pruning_stage import check_target, prune
 from ccsrp_jax.pipeline.sizes import check_sizes
 from ccsrp_jax.pipeline.stages import (

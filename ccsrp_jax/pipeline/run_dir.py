@@ -14,7 +14,7 @@ from ccsrp_jax.pipeline.checkpoints import (
     load_training_state,
     save_training_state,
 )
-from ccsrp_jax.pipeline.config import started_with
+from ccsrp_jax.pipeline.parse_config import started_with
 from ccsrp_jax.pipeline.settings_file import changes, recorded
 from ccsrp_jax.utils import digests
 from ccsrp_jax.utils.errors import InputError

@@ -256,21 +256,21 @@ def same_answers(sweeps: Sweeps, outcome: Outcome) -> Check:
     changed = 0.0
     if outcome.results and not sweeps.stochastic:
         changed = float((outcome.clean[sweeps.places] != sweeps.clean).mean())
-    retraced = float(sweeps.probes.retraced)
+    trace_changes = float(sweeps.probes.trace_changes)
     return _at_most(
         "answers stay the same",
-        max(sweeps.probes.repeated, changed, retraced),
+        max(sweeps.probes.repeated, changed, trace_changes),
         _two_images(sweeps),
         "the same image has another answer when it is asked again, traced again or asked after "
         "the attacks",
     )
 
 
-def alone(sweeps: Sweeps, outcome: Outcome) -> Check:
+def batch_independence(sweeps: Sweeps, outcome: Outcome) -> Check:
     """What else is in the batch must not matter: batch norm in training mode makes it matter."""
     return _at_most(
         "answers do not depend on the batch",
-        sweeps.probes.company,
+        sweeps.probes.batch_dependent,
         _two_images(sweeps),
         "answers depend on the other images of the batch, on their order or on its size",
     )
@@ -286,7 +286,7 @@ def tiny_changes(sweeps: Sweeps, outcome: Outcome) -> Check:
     )
 
 
-def differentiated(sweeps: Sweeps, outcome: Outcome) -> Check:
+def same_function_differentiated(sweeps: Sweeps, outcome: Outcome) -> Check:
     """What an attack differentiates must be what is judged."""
     return _at_most(
         "the same answers while differentiated",
@@ -307,11 +307,11 @@ def flat_logits(sweeps: Sweeps, outcome: Outcome) -> Check:
     )
 
 
-def cliff(sweeps: Sweeps, outcome: Outcome) -> Check:
+def shrinking_margins(sweeps: Sweeps, outcome: Outcome) -> Check:
     """The margin should shrink before the class changes, or searches on it are blind."""
     return _at_most(
         "margins shrink before the class changes",
-        sweeps.probes.cliff,
+        sweeps.probes.boundary_margin,
         0.8,
         "the logits do not show how near another class is: searches that follow them are blind",
     )
@@ -341,11 +341,11 @@ CHECKS: tuple[Callable[[Sweeps, Outcome], Check], ...] = (
     finite_logits,
     enough_images,
     same_answers,
-    alone,
+    batch_independence,
     tiny_changes,
-    differentiated,
+    same_function_differentiated,
     flat_logits,
-    cliff,
+    shrinking_margins,
 )
 
 

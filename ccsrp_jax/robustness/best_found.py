@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from ccsrp_jax.attacks.losses import margin
+from ccsrp_jax.attacks.losses import infinite_where_not_finite, margin
 from ccsrp_jax.attacks.queries import query
 from ccsrp_jax.data.splits import to_unit_range
 
@@ -59,7 +59,7 @@ class BestFound(NamedTuple):
 def margins_of(classifier, draws, network_state, images, labels, key):
     """Margins of images, of the mean logits of so many draws; inf where a logit is not finite."""
     z = query(classifier, draws, network_state, images, key, 0)
-    return jnp.where(jnp.isfinite(z).all(-1), margin(z, labels), jnp.inf)
+    return infinite_where_not_finite(margin(z, labels), z)
 
 
 def _to_text(array):

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ccsrp_jax.utils.errors import InputError, check_number
-from ccsrp_jax.utils.fields import shown
+from ccsrp_jax.utils.errors import InputError, check_number, shown
 
 
 class CorruptionError(NamedTuple):

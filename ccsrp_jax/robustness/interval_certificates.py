@@ -6,20 +6,18 @@ trained for them, see `Recipe.certified`.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Bool
 
 from ccsrp_jax.data.batching import padded_batches
 from ccsrp_jax.data.splits import Split
-from ccsrp_jax.networks import interval_bounds
-from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.gradients import Relu, SoftSpike
 from ccsrp_jax.networks.inputs import checked_inputs
+from ccsrp_jax.networks.interval_bounds import check_bounded, worst_margins
 from ccsrp_jax.utils.errors import InputError, check_number
 
 
@@ -55,13 +53,15 @@ def certified(
             f"{type(classifier).__name__} has no spiking network to bound: give a "
             "Classifier(architecture) with a surrogate that keeps its spikes."
         )
-    interval_bounds.check_bounded(classifier.architecture)
+    check_bounded(classifier.architecture)
     check_number("eps", eps, 0)
     check_number("batch_size", batch_size, 1)
     variables, masks = network_state
     found = []
     for images, labels, real in padded_batches(split, batch_size):
-        margins = _margins(classifier.architecture, variables, masks, images, labels, float(eps))
+        margins = _worst_margins(
+            classifier.architecture, variables, images, labels, float(eps), masks
+        )
         others = np.arange(margins.shape[-1]) != np.asarray(labels)[:, None]
         found.append(((np.asarray(margins) < 0) | ~others).all(-1)[:real])
         progress(real)
@@ -84,9 +84,4 @@ def certified_accuracy(
     return float(certified(classifier, network_state, split, eps, batch_size=batch_size).mean())
 
 
-@partial(jax.jit, static_argnums=0)
-def _margins(architecture: Architecture, variables, masks, images, labels, eps) -> Array:
-    bounds = interval_bounds.propagate(
-        architecture, variables, interval_bounds.ball(images, eps), masks
-    )
-    return interval_bounds.margin_bounds(architecture, variables, bounds, labels, masks)
+_worst_margins = jax.jit(worst_margins, static_argnums=0)

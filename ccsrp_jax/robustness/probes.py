@@ -1,4 +1,4 @@
-"""A network asked about the same images in other ways, without an attack.
+"""A network probed about the same images in other ways, without an attack.
 
 What a classifier says of an image must depend on that image alone, and change with it as its
 gradient says. Attacks and the sweeps of the audit take that for granted.
@@ -39,34 +39,34 @@ class Probes:
 
     Attributes:
       images: how many of them there are.
-      retraced: whether the function, traced again, is another program.
+      trace_changes: whether the function, traced again, is another program.
       repeated: share with another answer in a second, identical call.
-      company: share with another answer beside other images, in another order or alone.
+      batch_dependent: share with another answer beside other images, in another order or alone.
       tiny: share whose margin changes by half of the median margin, after a change of the image
         far below a level of 8 bits.
       differentiated: share with another answer while the function is differentiated, by any of
         the gradient sources.
       flat: share with the same logits, up to rounding, at random points of the ball.
-      cliff: on the way to an image of another class, the margin just before the class changes,
-        relative to that of the image; the median.
+      boundary_margin: on the way to an image of another class, the margin just before the class
+        changes, relative to that of the image; the median.
       unconfirmed: share whose gradient does not agree with finite differences.
       widths_differ: whether surrogates of other widths have other gradients; None without any.
     """
 
     images: int
-    retraced: bool
+    trace_changes: bool
     repeated: float
-    company: float
+    batch_dependent: float
     tiny: float
     differentiated: float
     flat: float
-    cliff: float
+    boundary_margin: float
     unconfirmed: float
     widths_differ: bool | None
 
 
 @dataclass(frozen=True)
-class Asked:
+class ProbedBatch:
     """One batch of a network's images, and what the network says of it.
 
     Attributes:
@@ -85,7 +85,7 @@ class Asked:
     logits: Float[Array, "B K"]
     counted: Bool[np.ndarray, "B"]
 
-    def ask(self, images: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
+    def logits_of(self, images: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
         """Logits of other images."""
         return logits(self.evaluator.classifier, self.evaluator.network_state, images, self.key)
 
@@ -128,25 +128,25 @@ def run_probes(
     images, labels, real = next(padded_batches(evaluator.split, evaluator.batch_size))
     z = logits(*network, images, key_pass)
     counted = np.asarray(predicted_classes(z) == labels) & (np.arange(len(labels)) < real)
-    asked = Asked(evaluator, images, labels, key_pass, z, counted)
+    probed = ProbedBatch(evaluator, images, labels, key_pass, z, counted)
     names = [name for name in (OWN, *widths) if name in sources]
-    gradients = [_margin_gradient(asked, sources[name]) for name in names]
+    gradients = [_margin_gradient(probed, sources[name]) for name in names]
     others = [np.asarray(each.gradient != gradients[0].gradient).any() for each in gradients[1:]]
     return Probes(
         images=int(counted.sum()),
-        retraced=_is_retraced(evaluator),
-        repeated=asked.share([asked.differ(asked.ask(images), 1e-4)]),
-        company=_company(asked),
-        tiny=_tiny(asked, key_tiny),
-        differentiated=asked.share([asked.differ(each.logits, 0.5) for each in gradients]),
-        flat=_flat(asked, threat, key_ball),
-        cliff=_cliff(asked),
-        unconfirmed=_unconfirmed(asked, gradients[0].gradient),
+        trace_changes=_trace_changes(evaluator),
+        repeated=probed.share([probed.differ(probed.logits_of(images), 1e-4)]),
+        batch_dependent=_batch_dependent(probed),
+        tiny=_tiny(probed, key_tiny),
+        differentiated=probed.share([probed.differ(each.logits, 0.5) for each in gradients]),
+        flat=_flat(probed, threat, key_ball),
+        boundary_margin=_boundary_margin(probed),
+        unconfirmed=_unconfirmed(probed, gradients[0].gradient),
         widths_differ=any(others) if others else None,
     )
 
 
-def _is_retraced(evaluator) -> bool:
+def _trace_changes(evaluator) -> bool:
     """Whether a fresh trace is another program than the one before it; a `Classifier` is none."""
     classifier, images = evaluator.classifier, evaluator.split.images
     if isinstance(classifier, Classifier):
@@ -157,100 +157,100 @@ def _is_retraced(evaluator) -> bool:
     return {before} != set(programs)
 
 
-def _margin_gradient(asked, source):
+def _margin_gradient(probed, source):
     """The margin's gradient through a source, with the logits that come with it."""
     return loss_and_gradient(
         source.classifier,
         source.network_state,
-        asked.images,
-        asked.labels,
+        probed.images,
+        probed.labels,
         loss="margin",
-        key=asked.key,
-        surrogate_state=initial_state(source.classifier, len(asked.images)),
+        key=probed.key,
+        surrogate_state=initial_state(source.classifier, len(probed.images)),
     )
 
 
-def _company(asked) -> float:
+def _batch_dependent(probed) -> float:
     """Share of the images whose answer depends on what else is in the batch."""
-    x, count = asked.images, len(asked.images)
+    x, count = probed.images, len(probed.images)
     even = np.arange(count) % 2 == 0
     found = []
     for kept in (even, ~even):
-        beside = asked.ask(jnp.where(per_image(jnp.asarray(kept)), x, 1 - x))
-        found.append(asked.differ(beside, 0.05) & kept)
-    if not asked.evaluator.stochastic:  # which draws by the place in the batch
-        found.append(asked.differ(asked.ask(x[::-1])[::-1], 0.05))
-        if not isinstance(asked.evaluator.classifier, Classifier):
-            places = np.flatnonzero(asked.counted)[:ALONE]
-            z = asked.logits
+        beside = probed.logits_of(jnp.where(per_image(jnp.asarray(kept)), x, 1 - x))
+        found.append(probed.differ(beside, 0.05) & kept)
+    if not probed.evaluator.stochastic:  # which draws by the place in the batch
+        found.append(probed.differ(probed.logits_of(x[::-1])[::-1], 0.05))
+        if not isinstance(probed.evaluator.classifier, Classifier):
+            places = np.flatnonzero(probed.counted)[:ALONE]
+            z = probed.logits
             for place in places:
-                z = z.at[place].set(asked.ask(x[place : place + 1])[0])
-            few = asked.differ(z, 0.05)[places]  # which stand for all
+                z = z.at[place].set(probed.logits_of(x[place : place + 1])[0])
+            few = probed.differ(z, 0.05)[places]  # which stand for all
             found.append(np.full(count, few.size > 0 and few.mean() > 0.5))
-    return asked.share(found)
+    return probed.share(found)
 
 
-def _tiny(asked, key) -> float:
+def _tiny(probed, key) -> float:
     """Share of the images whose answer depends on changes too small to matter."""
     keys = jax.random.split(key, DRAWS)
     found = []
     for size in TINY:
         for key_draw in keys:
-            signs = jax.random.rademacher(key_draw, asked.images.shape, jnp.float32)
-            z = asked.ask(jnp.clip(asked.images + size * signs, 0, 1))
-            found.append(_leapt(asked, z))
-    return asked.share(found)
+            signs = jax.random.rademacher(key_draw, probed.images.shape, jnp.float32)
+            z = probed.logits_of(jnp.clip(probed.images + size * signs, 0, 1))
+            found.append(_margin_jumps(probed, z))
+    return probed.share(found)
 
 
-def _leapt(asked, z) -> Bool[np.ndarray, "B"]:
+def _margin_jumps(probed, z) -> Bool[np.ndarray, "B"]:
     """Where the margin has changed by half of its median or more: on images next to the border
     the class may change by chance, but the margin by little."""
-    before = asked.margins(asked.logits)
-    typical = np.median(before[asked.counted]) if asked.counted.any() else 0.0
+    before = probed.margins(probed.logits)
+    typical = np.median(before[probed.counted]) if probed.counted.any() else 0.0
     with np.errstate(invalid="ignore"):
-        change = np.abs(asked.margins(z) - before)
+        change = np.abs(probed.margins(z) - before)
     return (change > 0.5 * typical) | ~np.isfinite(change)
 
 
-def _flat(asked, threat, key) -> float:
+def _flat(probed, threat, key) -> float:
     """Share of the images whose logits are the same at several points of the ball."""
-    points = [threat.random_surface_point(each, asked.images) for each in jax.random.split(key, 3)]
-    first, *others = map(asked.ask, points)
+    points = [threat.random_surface_point(each, probed.images) for each in jax.random.split(key, 3)]
+    first, *others = map(probed.logits_of, points)
     scale = ROUNDING * jnp.abs(first).max(-1)
     same = [np.asarray(jnp.abs(z - first).max(-1) <= scale) for z in others]
-    return asked.share([np.logical_and.reduce(same)]) if threat.eps > 0 else 0.0
+    return probed.share([np.logical_and.reduce(same)]) if threat.eps > 0 else 0.0
 
 
-def _cliff(asked) -> float:
+def _boundary_margin(probed) -> float:
     """Median margin just before the class changes, relative to that of the image."""
-    classes = np.asarray(predicted_classes(asked.logits))
+    classes = np.asarray(predicted_classes(probed.logits))
     count = len(classes)
     order = (np.arange(count)[:, None] + np.arange(count)) % count
     other = classes[order] != classes[:, None]
     partner = order[np.arange(count), other.argmax(-1)]
-    used = asked.counted & other.any(-1)
+    used = probed.counted & other.any(-1)
     if not used.any():
         return 0.0
-    inside, outside = asked.images, asked.images[partner]
-    last = asked.logits
+    inside, outside = probed.images, probed.images[partner]
+    last = probed.logits
     for _ in range(BISECTIONS):
         middle = (inside + outside) / 2
-        z = asked.ask(middle)
+        z = probed.logits_of(middle)
         same = jnp.asarray(np.asarray(predicted_classes(z)) == classes)
         inside = jnp.where(per_image(same), middle, inside)
         outside = jnp.where(per_image(same), outside, middle)
         last = jnp.where(same[:, None], z, last)
-    before = np.maximum(asked.margins(asked.logits), 1e-30)
-    return float(np.median((asked.margins(last) / before)[used]))
+    before = np.maximum(probed.margins(probed.logits), 1e-30)
+    return float(np.median((probed.margins(last) / before)[used]))
 
 
-def _unconfirmed(asked, gradient) -> float:
+def _unconfirmed(probed, gradient) -> float:
     """Share of the images where no finite difference agrees with the margin's gradient."""
-    before, agree = -asked.margins(asked.logits), np.zeros(len(asked.images), bool)
+    before, agree = -probed.margins(probed.logits), np.zeros(len(probed.images), bool)
     for step in STEPS:
-        moved = jnp.clip(asked.images + step * jnp.sign(gradient), 0, 1)
-        predicted = np.asarray((gradient * (moved - asked.images)).sum((1, 2, 3)))
+        moved = jnp.clip(probed.images + step * jnp.sign(gradient), 0, 1)
+        predicted = np.asarray((gradient * (moved - probed.images)).sum((1, 2, 3)))
         with np.errstate(invalid="ignore"):
-            found = -asked.margins(asked.ask(moved)) - before
+            found = -probed.margins(probed.logits_of(moved)) - before
             agree |= (predicted > 0) & (np.abs(found - predicted) <= AGREEMENT * predicted)
-    return asked.share([~agree])
+    return probed.share([~agree])

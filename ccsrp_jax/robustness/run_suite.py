@@ -89,10 +89,10 @@ def _price_line(evaluator, specs, sources, outcome):
     """What the suite may cost, said before it is run."""
     samples = EOT_SAMPLES["quick"] if evaluator.stochastic else 1
     cost, quick = price(specs), price(PRESETS["quick"](outcome.threat, sources, samples))
+    compared = "" if cost == quick else f", {cost.passes / quick.passes:.2g} times the quick suite"
     return (
         f"{len(specs)} attacks: at most {cost.gradients:,} gradients and {cost.queries:,} queries "
-        f"for each of {int(outcome.clean.sum())} images, {cost.passes / quick.passes:.2g} times "
-        "the quick suite; less for images that break early"
+        f"for each of {int(outcome.clean.sum())} images{compared}; less for images that break early"
     )
 
 

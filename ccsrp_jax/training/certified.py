@@ -4,7 +4,7 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from ccsrp_jax.networks.classifier import Classifier
-from ccsrp_jax.networks.interval_bounds import ball, margin_bounds, propagate
+from ccsrp_jax.networks.interval_bounds import worst_margins
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.neurons import Surrogate
 from ccsrp_jax.training import losses
@@ -40,14 +40,10 @@ def certified_loss(
     """
     architecture, surrogate = classifier.architecture, classifier.surrogate
     assert isinstance(surrogate, Surrogate)  # the trainer refuses others
-    bounds = propagate(
-        architecture,
-        variables,
-        ball(images, eps, unit=0.0),
-        masks,
-        surrogate=surrogate,
+    margins = worst_margins(
+        *(architecture, variables, images, labels, eps, masks),
         unit=0.0,
+        surrogate=surrogate,
         split_kernel_gradient=jax.default_backend() == "cpu",
     )
-    margins = margin_bounds(architecture, variables, bounds, labels, masks, unit=0.0)
     return losses.cross_entropy(margins[None], labels)

@@ -25,7 +25,12 @@ from ccsrp_jax.networks.inputs import checked_network
 from ccsrp_jax.networks.interval_bounds import check_bounded
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.neurons import Surrogate
-from ccsrp_jax.training.batch_statistics import BATCHES, averaged, cleared, reestimates
+from ccsrp_jax.training.batch_statistics import (
+    BATCHES,
+    averaged,
+    needs_precise_bn,
+    with_zero_statistics,
+)
 from ccsrp_jax.training.batches import Batch, full_batch, shuffled_batches, steps_per_epoch
 from ccsrp_jax.training.parallel import ParallelClassifier
 from ccsrp_jax.training.recipe import (
@@ -132,7 +137,7 @@ def train(
         on_checkpoint(epoch + 1, state)
     trained = state.variables if state.ema is None else state.ema
     steps = recipe.epochs * steps_per_epoch(recipe, len(split.labels))
-    if reestimates(recipe, classifier.architecture, steps):
+    if needs_precise_bn(recipe, classifier.architecture, steps):
         trained = _with_exact_statistics(training, trained, kept)
     # off the mesh, for code that runs on one device
     return trained if mesh is None else jax.tree.map(jnp.asarray, jax.device_get(trained))
@@ -196,15 +201,15 @@ def _with_exact_statistics(training: _Training, variables: dict, masks: MaskTree
     classifier, recipe, last = training.classifier, training.recipe, training.recipe.epochs - 1
     batches = shuffled_batches(training.key, recipe, len(training.labels), recipe.epochs)
 
-    def steps():
-        for batch in itertools.islice(batches, BATCHES):
-            inputs = _step_inputs(training, last, batch, (variables, masks))
-            state = start_state(recipe, cleared(variables))
-            still = inputs._replace(learning_rate=0.0)
-            state, *_ = train_step(classifier, compiled_part(recipe, last), state, masks, still)
-            yield jax.block_until_ready(state.variables)
-
-    return averaged(variables, steps())
+    after = []
+    for batch in itertools.islice(batches, BATCHES):
+        inputs = _step_inputs(training, last, batch, (variables, masks))
+        state = start_state(recipe, with_zero_statistics(variables))
+        still = inputs._replace(learning_rate=0.0)
+        state, *_ = train_step(classifier, compiled_part(recipe, last), state, masks, still)
+        statistics = jax.block_until_ready(state.variables["batch_stats"])
+        after.append({"batch_stats": statistics})
+    return averaged(variables, after)
 
 
 def _step_inputs(

@@ -11,7 +11,7 @@ import ccsrp_jax as cc
 from ccsrp_jax.data import datasets
 from ccsrp_jax.data.source import SourceDataset
 from ccsrp_jax.data.splits import Split
-from ccsrp_jax.pipeline.config import parse
+from ccsrp_jax.pipeline.parse_config import parse
 from ccsrp_jax.pipeline.run import run
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError

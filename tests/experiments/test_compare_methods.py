@@ -13,7 +13,8 @@ from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks import cost, serialization, zoo
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.pipeline import stages
-from ccsrp_jax.pipeline.config import parse, settings
+from ccsrp_jax.pipeline.config import settings
+from ccsrp_jax.pipeline.parse_config import parse
 from ccsrp_jax.pipeline.tensorboard import TensorBoardWriter
 from ccsrp_jax.pruning import METHODS
 from ccsrp_jax.utils import digests, io

@@ -7,7 +7,7 @@ import pytest
 from conftest import experiment
 
 from ccsrp_jax.networks import cost, serialization
-from ccsrp_jax.pipeline import config
+from ccsrp_jax.pipeline.parse_config import parse
 from ccsrp_jax.pruning import FILTER_METHODS, WEIGHT_METHODS
 from ccsrp_jax.reporting.comparison import rank_over_networks
 from ccsrp_jax.reporting.comparison_report import summarize
@@ -202,7 +202,7 @@ def test_networks_of_comparisons_are_there_to_go_on_with():
     assert folders
     for folder in folders:
         record = json.loads((folder.parent / "methods.json").read_text())
-        job = config.parse(["--config", str(folder / "config.json")])
+        job = parse(["--config", str(folder / "config.json")])
         architecture, _ = serialization.load(folder / "networks" / "round00.safetensors")
         assert (job.dataset, job.model) == (record["dataset"], record["model"])
         assert sum(cost.macs(architecture).values()) == record["dense"]["macs"]

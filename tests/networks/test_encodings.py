@@ -15,7 +15,8 @@ from ccsrp_jax.data.datasets import load
 from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import cost, masks, serialization, zoo
 from ccsrp_jax.networks.classifier import Classifier
-from ccsrp_jax.pipeline.config import parse, settings
+from ccsrp_jax.pipeline.config import settings
+from ccsrp_jax.pipeline.parse_config import parse
 from ccsrp_jax.robustness.accuracy import correct
 
 TINY = [

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccsrp_jax.networks.neuron_layer import Leak
+from ccsrp_jax.networks.neuron_layer import NeuronLayer
 from ccsrp_jax.networks.neurons import LIF, SURROGATE_DERIVATIVES, Surrogate, lif
 from ccsrp_jax.utils.errors import InputError
 
@@ -83,11 +83,11 @@ def test_learned_leaks_equal_spikingjelly(index):
     tau, reset, *switches = name.split()
     decay, detach = (switch.endswith("True") for switch in switches)
     neuron = LIF(float(tau), 0.8, reset, decay_input=decay, detach_reset=detach, learned=True)
-    leak = Leak(neuron.tau)
+    layer = NeuronLayer(neuron)
     spikes, vjp = jax.vjp(
-        lambda x, variables: lif(x, neuron, Surrogate(), 6, leak.apply(variables))[0],
+        lambda x, variables: lif(x, neuron, Surrogate(), 6, layer.apply(variables, 1).leak)[0],
         jnp.asarray(PLIF["current"]),
-        leak.init(jax.random.key(0)),
+        layer.init(jax.random.key(0), 1),
     )
     d_current, d_variables = vjp(jnp.asarray(PLIF["d_spikes"]))
     np.testing.assert_array_equal(spikes, PLIF["spikes"][index], name)

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from ccsrp_jax.networks import cost, zoo
 from ccsrp_jax.networks.architecture import Architecture
-from ccsrp_jax.networks.neuron_layer import Leak
+from ccsrp_jax.networks.neuron_layer import NeuronLayer
 from ccsrp_jax.networks.neurons import LIF, Surrogate, lif
 from ccsrp_jax.networks.nodes import Dense, Flatten, Norm
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
@@ -84,11 +84,11 @@ def test_learned_leaks_equal_spikingjelly(reset, decay, detach, tau):
     d_spikes = rng.normal(size=(6, 50)).astype(np.float32)
     theirs = plif_by_spikingjelly(current, neuron, Surrogate(), d_spikes)
     assert 0.1 < theirs[0].mean() < 0.9 and abs(theirs[2]) > 0.1
-    leak = Leak(tau)
-    variables = leak.init(jax.random.key(0))
+    layer = NeuronLayer(neuron)
+    variables = layer.init(jax.random.key(0), 1)
 
     def run(x, variables):
-        return lif(x, neuron, Surrogate(), 6, leak.apply(variables))[0]
+        return lif(x, neuron, Surrogate(), 6, layer.apply(variables, 1).leak)[0]
 
     spikes, vjp = jax.vjp(run, jnp.asarray(current), variables)
     d_current, d_variables = vjp(jnp.asarray(d_spikes))

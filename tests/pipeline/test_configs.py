@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ccsrp_jax.networks import cost, zoo
-from ccsrp_jax.pipeline.config import Config, Training, parse, settings
+from ccsrp_jax.pipeline.config import Config, Training, settings
+from ccsrp_jax.pipeline.parse_config import parse
 from ccsrp_jax.training.recipe import BaseRecipe, Recipe
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

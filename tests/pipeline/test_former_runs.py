@@ -12,7 +12,8 @@ from flax import traverse_util
 from ccsrp_jax.networks import compaction, masks, serialization, zoo
 from ccsrp_jax.pipeline import run_dir as rundir
 from ccsrp_jax.pipeline.checkpoints import Checkpoints
-from ccsrp_jax.pipeline.config import parse, settings
+from ccsrp_jax.pipeline.config import settings
+from ccsrp_jax.pipeline.parse_config import parse
 from ccsrp_jax.pipeline.stages import State
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "run_of_0_1.tar.gz"

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from ccsrp_jax.pipeline import config as configuration
-from ccsrp_jax.pipeline import run_dir, settings_file
+from ccsrp_jax.pipeline import parse_config, run_dir, settings_file
 from ccsrp_jax.pipeline.checkpoint_settings import checkpoint_settings
 from ccsrp_jax.pipeline.checkpoints import Checkpoints, save_training_state
-from ccsrp_jax.pipeline.config import parse, settings
+from ccsrp_jax.pipeline.config import settings
+from ccsrp_jax.pipeline.parse_config import parse
 from ccsrp_jax.utils.errors import InputError
 
 SPLITS = {"name": "digits"}
@@ -182,11 +182,11 @@ def test_a_latest_that_is_no_link_is_neither_resumed_nor_replaced(monkeypatch, t
 
 def test_paths_under_the_home_folder_are_found(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
-    assert configuration.run_folder("~/run") == folder
+    assert parse_config.run_folder("~/run") == folder
     assert parse(["--run-dir=~/run", "--resume"]).tolerance == 0.5
     for path in ("~nosuchuser/x", "a\0b", "\ud800", "x" * 5000):
         with pytest.raises(InputError, match="cannot be used as a path"):
-            configuration.run_folder(path)
+            parse_config.run_folder(path)
 
 
 def test_a_directory_that_was_replaced_is_not_written_to(folder):

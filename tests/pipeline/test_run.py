@@ -19,7 +19,8 @@ from ccsrp_jax import cli
 from ccsrp_jax.networks import serialization
 from ccsrp_jax.pipeline import run_dir as rundir
 from ccsrp_jax.pipeline.archive import choose
-from ccsrp_jax.pipeline.config import parse, settings
+from ccsrp_jax.pipeline.config import settings
+from ccsrp_jax.pipeline.parse_config import parse
 from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.locks import locked
 

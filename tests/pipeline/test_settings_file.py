@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ccsrp_jax.pipeline import settings_file
-from ccsrp_jax.pipeline.config import Config, parse, settings
+from ccsrp_jax.pipeline.config import Config, settings
+from ccsrp_jax.pipeline.parse_config import parse
 from ccsrp_jax.utils.errors import InputError
 
 DEEP_JSON = '{"training": ' + "[" * 20_000 + "]" * 20_000 + "}"

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from ccsrp_jax.pipeline.config import Config, parse, settings
+from ccsrp_jax.pipeline.config import Config, settings
+from ccsrp_jax.pipeline.parse_config import parse
 from ccsrp_jax.pipeline.settings_file import field_kinds
 from ccsrp_jax.utils.console import one_line
 from ccsrp_jax.utils.errors import InputError

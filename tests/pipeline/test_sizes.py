@@ -7,7 +7,7 @@ import pytest
 
 from ccsrp_jax import cli
 from ccsrp_jax.networks import zoo
-from ccsrp_jax.pipeline.config import parse
+from ccsrp_jax.pipeline.parse_config import parse
 from ccsrp_jax.pipeline.sizes import check_sizes
 from ccsrp_jax.utils import devices
 from ccsrp_jax.utils.errors import InputError

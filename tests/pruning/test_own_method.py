@@ -10,7 +10,8 @@ from conftest import busy, experiment, pruning_problem
 from ccsrp_jax import cli
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks import serialization, zoo
-from ccsrp_jax.pipeline.config import parse, settings
+from ccsrp_jax.pipeline.config import settings
+from ccsrp_jax.pipeline.parse_config import parse
 from ccsrp_jax.pruning import METHODS, Passes, Problem, Pruned, budget, finetune
 from ccsrp_jax.utils import io
 

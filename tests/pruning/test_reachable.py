@@ -17,7 +17,7 @@ from ccsrp_jax.networks import zoo
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.nodes import IMAGE, Conv, Dense, Flatten, Norm, Spike
-from ccsrp_jax.pipeline.config import parse
+from ccsrp_jax.pipeline.parse_config import parse
 from ccsrp_jax.pipeline.pruning_stage import check_target
 from ccsrp_jax.pruning import FILTER_METHODS, METHODS, WEIGHT_METHODS, Target, budget, ccsrp
 from ccsrp_jax.pruning import problem as problems

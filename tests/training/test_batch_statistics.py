@@ -15,7 +15,7 @@ from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.nodes import Norm
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.robustness.accuracy import correct
-from ccsrp_jax.training.batch_statistics import reestimates
+from ccsrp_jax.training.batch_statistics import needs_precise_bn
 from ccsrp_jax.training.recipe import Recipe
 from ccsrp_jax.training.trainer import train
 
@@ -72,10 +72,12 @@ def test_the_statistics_are_those_of_all_images_of_an_epoch(digits, architecture
 
 
 def test_training_that_is_long_enough_keeps_its_moving_average(architecture):
-    assert reestimates(Recipe(), architecture, 43) and not reestimates(Recipe(), architecture, 44)
-    assert reestimates(Recipe(precise_bn="on"), architecture, 1000)
-    assert not reestimates(Recipe(precise_bn="off"), architecture, 1)
-    assert not reestimates(Recipe(), architecture, 0)
+    assert needs_precise_bn(Recipe(), architecture, 43) and not needs_precise_bn(
+        Recipe(), architecture, 44
+    )
+    assert needs_precise_bn(Recipe(precise_bn="on"), architecture, 1000)
+    assert not needs_precise_bn(Recipe(precise_bn="off"), architecture, 1)
+    assert not needs_precise_bn(Recipe(), architecture, 0)
     norms = {node.name: node.input for node in architecture.nodes if isinstance(node, Norm)}
     nodes = tuple(
         dataclasses.replace(node, input=norms.get(node.input, node.input))
@@ -83,7 +85,7 @@ def test_training_that_is_long_enough_keeps_its_moving_average(architecture):
         if node.name not in norms
     )
     without = dataclasses.replace(architecture, nodes=nodes)
-    assert not reestimates(Recipe(precise_bn="on"), without, 5)
+    assert not needs_precise_bn(Recipe(precise_bn="on"), without, 5)
 
 
 def test_a_resumed_training_ends_with_the_same_statistics(digits, architecture):
