@@ -128,6 +128,7 @@ def context() -> dict[str, Any]:
                 "compare_autoattack",
                 "certified",
                 "compilation",
+                "kill_campaign",
                 "population",
                 "roofline",
                 "scaling",

@@ -101,6 +101,12 @@ def test_later_rounds_compile_nothing():
     )
 
 
+def test_a_run_stopped_at_any_of_a_hundred_points_ends_as_if_left_alone():
+    campaign = json.loads((RESULTS / "kill_campaign.json").read_text())
+    assert campaign["held"] == campaign["points"] >= 100
+    assert campaign["inside_a_write"] >= 30
+
+
 def test_the_readme_is_what_its_template_makes_of_the_results():
     assert experiment("make_readme").render() == README.read_text()
 
