@@ -49,7 +49,7 @@ def test_attacks_of_ones_own_and_transfers(saved, tmp_path, capsys):
 def test_the_mean_corruption_error_is_relative_to_a_baseline(
     saved, network, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("every_corruption", lambda _: [("contrast", 1), ("contrast", 5)])
+    monkeypatch.setattr(command, "every_corruption", lambda _: [("contrast", 1), ("contrast", 5)])
     baseline = tmp_path / "dense.safetensors"
     architecture, variables = network
     kernel = variables["params"]["classifier"]["kernel"]

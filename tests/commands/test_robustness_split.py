@@ -34,7 +34,7 @@ def attacked_images(monkeypatch, flags):
         seen.append(np.asarray(split.images))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("evaluate", stop)
+    monkeypatch.setattr(command, "evaluate", stop)
     assert command.main([str(flag) for flag in flags]) == 130
     return seen[0]
 
