@@ -14,91 +14,38 @@ Further parts are in the subpackages `data`, `networks`, `attacks`, `training`, 
 `coevolution`, `pruning`, `reporting`, `pipeline` and `utils`.
 """
 
-from ccsrp_jax.attacks.apgd import APGD
-from ccsrp_jax.attacks.noise import Noise
-from ccsrp_jax.attacks.pgd import PGD, fgsm
-from ccsrp_jax.attacks.sapgd import SAPGD
-from ccsrp_jax.attacks.square import Square
-from ccsrp_jax.coevolution import selection
-from ccsrp_jax.coevolution.fitness import Scores, score
-from ccsrp_jax.coevolution.racing import Racing
-from ccsrp_jax.coevolution.search import search_round
-from ccsrp_jax.coevolution.settings import PRESETS, Search
-from ccsrp_jax.coevolution.subpopulation import search_group
-from ccsrp_jax.coevolution.subproblem import make_task
-from ccsrp_jax.coevolution.task import Task
-from ccsrp_jax.data.datasets import load as load_data
-from ccsrp_jax.data.splits import Dataset, Split
-from ccsrp_jax.networks import cost, gradients, masks
-from ccsrp_jax.networks.architecture import Architecture, groups
-from ccsrp_jax.networks.classifier import Classifier
-from ccsrp_jax.networks.compaction import compact
-from ccsrp_jax.networks.neurons import LIF, Surrogate, lif, spike
-from ccsrp_jax.networks.serialization import load, save
-from ccsrp_jax.networks.spiking_network import SpikingNetwork
-from ccsrp_jax.networks.zoo import MODELS, build, init, plain, residual
-from ccsrp_jax.reporting.comparison import hypervolume
-from ccsrp_jax.robustness import suites as suite
-from ccsrp_jax.robustness.accuracy import correct, predict
-from ccsrp_jax.robustness.corruptions import corrupt
-from ccsrp_jax.robustness.evaluation import Assessment, evaluate
-from ccsrp_jax.robustness.interval_certificates import certified_accuracy
-from ccsrp_jax.robustness.smoothing import Smoothing, certify
-from ccsrp_jax.training.trainer import Recipe, train
-from ccsrp_jax.utils import devices
-from ccsrp_jax.utils.errors import InputError
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "APGD",
-    "LIF",
-    "MODELS",
-    "PGD",
-    "PRESETS",
-    "SAPGD",
-    "Architecture",
-    "Assessment",
-    "Classifier",
-    "Dataset",
-    "InputError",
-    "Noise",
-    "Racing",
-    "Recipe",
-    "Scores",
-    "Search",
-    "Smoothing",
-    "SpikingNetwork",
-    "Split",
-    "Square",
-    "Surrogate",
-    "Task",
-    "build",
-    "certified_accuracy",
-    "certify",
-    "compact",
-    "correct",
-    "corrupt",
-    "cost",
-    "devices",
-    "evaluate",
-    "fgsm",
-    "gradients",
-    "groups",
-    "hypervolume",
-    "init",
-    "lif",
-    "load",
-    "load_data",
-    "make_task",
-    "masks",
-    "plain",
-    "predict",
-    "residual",
-    "save",
-    "score",
-    "search_group",
-    "search_round",
-    "selection",
-    "spike",
-    "suite",
-    "train",
-]
+SUBPACKAGES = (
+    *("attacks", "coevolution", "data", "networks", "pipeline", "pruning", "reporting"),
+    *("robustness", "training", "utils"),
+)
+
+if TYPE_CHECKING:
+    from ccsrp_jax import attacks as attacks
+    from ccsrp_jax import coevolution as coevolution
+    from ccsrp_jax import data as data
+    from ccsrp_jax import networks as networks
+    from ccsrp_jax import pipeline as pipeline
+    from ccsrp_jax import pruning as pruning
+    from ccsrp_jax import reporting as reporting
+    from ccsrp_jax import robustness as robustness
+    from ccsrp_jax import training as training
+    from ccsrp_jax import utils as utils
+    from ccsrp_jax.api import *  # noqa: F403
+else:
+    # PEP 562: so `ccsrp --help` answers without loading JAX
+    def __getattr__(name: str) -> Any:
+        if name in SUBPACKAGES:
+            return importlib.import_module(f"ccsrp_jax.{name}")
+        if name == "__all__" or not name.startswith("_"):
+            api = importlib.import_module("ccsrp_jax.api")
+            if name == "__all__" or name in api.__all__:
+                return getattr(api, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    api = importlib.import_module("ccsrp_jax.api")
+    return sorted({*globals(), *api.__all__, *SUBPACKAGES})

@@ -1,74 +1,58 @@
-"""Command line of the main job; an error is one sentence and exit status 2."""
+"""The command `ccsrp`. Its subcommands are loaded when they are used, so that help is immediate."""
 
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import jax
+from ccsrp_jax.utils.errors import InputError, unknown
+from ccsrp_jax.utils.guard import guard
+from ccsrp_jax.utils.interruption import ended
 
-from ccsrp_jax.pipeline import run as job
-from ccsrp_jax.pipeline.parse_config import parse
-from ccsrp_jax.utils import compilation
-from ccsrp_jax.utils.console import Terminal, escape_what_cannot_be_encoded, one_line
-from ccsrp_jax.utils.devices import is_out_of_memory
-from ccsrp_jax.utils.errors import InputError, reason
-from ccsrp_jax.utils.interruption import Interrupted, Interruption
+__all__ = ["COMMANDS", "guard", "main"]
+
+# each is a module of `ccsrp_jax.commands` with a function `main(flags, prog) -> exit status`
+COMMANDS = {
+    "run": "from a data set to a compact, robust network: train, prune, report",
+    "robustness": "attack a saved network, audit the attacks, corrupt and certify",
+    "compare": "prune the network of a run by many methods, at equal budgets",
+    "rank": "rank the methods of several comparisons",
+    "export": "write a saved network in the format of other tools",
+    "prepare": "download a TFDS data set (needs TensorFlow)",
+    "info": "what is in a saved network or in the directory of a run",
+    "version": "versions of this library and of what it uses, and devices",
+}
+HELP = f"""\
+usage: ccsrp COMMAND [FLAGS]
+
+Robust pruning of spiking neural networks by cooperative coevolution.
+
+{"".join(f"  {name:<12}{text}" + chr(10) for name, text in COMMANDS.items())}
+`ccsrp COMMAND --help` lists the flags of a command. The first steps:
+
+  ccsrp run                                  digits, in minutes on a laptop
+  ccsrp info runs/latest
+  ccsrp robustness runs/latest/pruned.safetensors --suite standard
+"""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the job with these flags; returns the exit status."""
-    interruption = Interruption()
+    """Runs a subcommand with its flags; returns the exit status.
 
-    def run() -> None:
-        compilation.enable_persistent_cache()
-        job.run(parse(args), Terminal(on_step=interruption.check))
-
-    return guard(run, interruption=interruption)
-
-
-def guard(
-    run: Callable[[], object],
-    flag: str = "--run-dir",
-    again: str = "--resume",
-    interruption: Interruption | None = None,
-) -> int:
-    """Runs a command, prints one sentence for an error, and returns the exit status.
-
-    Args:
-      run: the command.
-      flag: of the folder that it writes to, named in the advice.
-      again: flag that resumes it after an interruption, likewise.
-      interruption: what the command asks where it can be interrupted; by default, it is
-        interrupted anywhere.
+    Flags alone are those of `run`, which was the only command once.
     """
-    escape_what_cannot_be_encoded(sys.stdout, sys.stderr)
-    try:
-        with (interruption or Interruption(at_once=True)).handled():
-            run()
-    except InputError as error:
-        return _failed(f"error: {error}")
-    except BrokenPipeError:  # the reader of our output has exited
-        return 1
-    except OSError as error:
-        place = f" at {error.filename}" if error.filename else ""
-        return _failed(
-            f"error: the disk refused a write or read{place} ({error.strerror or reason(error)}): "
-            f"make room or choose another {flag}, then go on with {again}."
-        )
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return _failed(
-            f"error: memory is exhausted ({reason(error)[:200]}): free some and go on with "
-            f"{again}, or start with smaller sizes in another {flag}."
-        )
-    except KeyboardInterrupt as error:
-        name = error.name if isinstance(error, Interrupted) else "SIGINT"
-        status = error.status if isinstance(error, Interrupted) else 130
-        text = f"interrupted ({name}); {again} continues from the last checkpoint, if there is one."
-        return _failed(text, status)
-    return 0
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="", file=sys.stdout if args else sys.stderr)
+        return 0 if args else 2
+    name, flags = ("run", args) if args[0].startswith("-") else (args[0], args[1:])
+    if args[0] == "--version":
+        name, flags = "version", args[1:]
+    if name not in COMMANDS:
+        return guard(lambda: _refuse(name))
+    with ended("interrupted before the run began; start it again."):
+        command = importlib.import_module(f"ccsrp_jax.commands.{name}")
+    return command.main(flags, prog=f"ccsrp {name}")
 
 
-def _failed(text: str, status: int = 2) -> int:
-    print(one_line(text), file=sys.stderr)
-    return status
+def _refuse(name: str) -> None:
+    raise InputError(f"{unknown('command', name, COMMANDS)} See ccsrp --help.")

@@ -27,20 +27,9 @@ PGD, than on the test images. A run evaluates its test images once, but the defa
 earlier runs in view, so that row is a demonstration and not an estimate for new data.
 """
 
-import os
-import signal
 import sys
 
-
-def _stop(number, frame) -> None:
-    os.write(2, b"interrupted before the run began; start it again.\n")
-    os._exit(128 + number)
-
+from ccsrp_jax.cli import main
 
 if __name__ == "__main__":
-    for each in (signal.SIGINT, signal.SIGTERM):  # until `main`: the imports take seconds
-        if signal.getsignal(each) is not signal.SIG_IGN:
-            signal.signal(each, _stop)
-    from ccsrp_jax.cli import main
-
-    sys.exit(main())
+    sys.exit(main(["run", *sys.argv[1:]]))

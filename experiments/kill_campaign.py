@@ -316,7 +316,7 @@ def stage(run_dir: Path) -> str:
         return "before the first file"
     if (run_dir / "summary.json").exists():
         return "report"
-    names = [path.name for path in (run_dir / "checkpoints").glob("*")]
+    names = [path.stem for path in (run_dir / "checkpoints").glob("*.msgpack")]
     rounds = [int(name) for name in names if name.isdigit()]
     if not rounds:
         return "training"

@@ -8,81 +8,9 @@ not the variance between networks. Takes a second. Writes networks.json; the fin
 experiments/README.md.
 """
 
-import math
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
-import tyro
-from rich.console import Console
-from rich.table import Table
-
-from ccsrp_jax import cli
-from ccsrp_jax.pipeline.flags import read_flags
-from ccsrp_jax.reporting import comparison
-from ccsrp_jax.reporting.comparison_report import DEFAULT
-from ccsrp_jax.utils import io
-from ccsrp_jax.utils.errors import InputError
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Compare methods over networks.
-
-    Attributes:
-      tables: methods.json of comparisons, a network each, with the same targets.
-      out: the file to write.
-    """
-
-    tables: Annotated[tuple[str, ...], tyro.conf.Positional]
-    out: str = "networks.json"
-
-
-def main(args: list[str] | None = None) -> int:
-    return cli.guard(lambda: _run(read_flags(Settings, args or sys.argv[1:])), "--out", "it")
-
-
-def _run(settings: Settings) -> None:
-    records = [_read(Path(path)) for path in settings.tables]
-    result: dict[str, list] = {
-        "networks": [path.parent.name for path in map(Path, settings.tables)]
-    }
-    for cost in ("macs", "synops"):
-        found = comparison.rank_over_networks(records, DEFAULT, cost)
-        result[cost] = [_plain(row) for row in found]
-        _show(found, cost)
-    io.write_json(Path(settings.out), result)
-
-
-def _read(path: Path) -> dict:
-    if not path.exists():
-        raise InputError(f"there is no {path}: give methods.json of finished comparisons.")
-    record = io.read_json(path)
-    if not isinstance(record, dict) or not {"cells", "dense"} <= record.keys():
-        raise InputError(
-            f"{path} is no table of methods: give what experiments/compare_methods.py wrote."
-        )
-    return record
-
-
-def _plain(row: comparison.MethodRank) -> dict:
-    """None for nan, which JSON does not have."""
-    return row._asdict() | {"p": None if math.isnan(row.p) else row.p}
-
-
-def _show(found: list[comparison.MethodRank], cost: str) -> None:
-    table = Table(title=f"hypervolume with {cost}, over networks")
-    for title in ("method", "mean rank", "ranks", f"{DEFAULT} ahead", "its mean lead", "p"):
-        table.add_column(title)
-    for row in found:
-        ranks = " ".join(f"{rank:g}" for rank in row.ranks)
-        ahead = f"{row.behind} of {len(row.ranks)}"
-        table.add_row(
-            row.method, f"{row.mean_rank:.2f}", ranks, ahead, f"{row.lead:+.4f}", f"{row.p:.2g}"
-        )
-    Console().print(table)
-
+from ccsrp_jax.commands.rank import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -91,7 +91,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """The longest files begin first, so that at the end no worker waits for the other."""
-    longest = ("test_readme.py", "test_run.py", "test_audit.py", "test_compare_methods.py")
+    longest = ("test_readme.py", "test_run.py", "test_audit.py", "test_compare.py")
     items.sort(key=lambda item: item.path.name not in longest)
 
 

@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.special import stdtrit
 
 from ccsrp_jax.utils.fields import Limits, check_fields
 
@@ -87,6 +86,8 @@ class Racing:
           total: images of the whole race, N.
           points: elimination points of the whole race.
         """
+        from scipy.special import stdtrit  # slow to import
+
         kind = ("accuracy", "loss").index(self.objective)
         out = np.asarray(~np.isfinite(values).all((0, 1, 3)))
         if out.all():

@@ -10,7 +10,7 @@ from ccsrp_jax.coevolution import selection, strategies
 from ccsrp_jax.coevolution.racing import Racing
 from ccsrp_jax.networks.architecture import Architecture, coupled, groups
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.utils.errors import InputError, unknown
+from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.fields import LARGEST_INTEGER, SIZE, Limits, check_fields
 
 Objective = Literal["accuracy", "loss", "change"]
@@ -109,8 +109,7 @@ class Search:
 
     def __post_init__(self) -> None:
         check_fields(self, limits=LIMITS)
-        if self.strategy not in strategies.STRATEGIES:
-            raise unknown("strategy", self.strategy, strategies.STRATEGIES)
+        strategies.check_strategy(self.strategy)
         if self.population < 2:
             raise InputError(
                 f"population {self.population} is too small to search: give 2 or more members."

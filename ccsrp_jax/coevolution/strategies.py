@@ -5,19 +5,21 @@ which never restore a filter that earlier rounds removed.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
-from evosax import algorithms as evosax_algorithms
-from evosax.algorithms.population_based import base
-from flax import struct
 from jaxtyping import Array, Float, Int, ScalarLike
 
 from ccsrp_jax.utils.errors import InputError, reason, unknown
+
+if TYPE_CHECKING:
+    from evosax.algorithms.base import EvolutionaryAlgorithm
+else:  # evosax is loaded where a strategy is made
+    EvolutionaryAlgorithm = Any
 
 
 def keep_count(filters: int, keep_floor: float, multiple: int = 1) -> int:
@@ -38,58 +40,6 @@ def bit_flip_keep_count(filters: int, keep_floor: float) -> int:
 
 def _ceil_share(filters: int, share: float) -> int:
     return math.ceil(share * filters - 1e-9)  # the product may exceed an integer by rounding
-
-
-@struct.dataclass
-class BitFlipParams(base.Params):
-    """Parameters of `BitFlip`."""
-
-    mutation_rate: ScalarLike
-    min_kept: ScalarLike  # a 1 becomes 0 only while at least this many filters are kept
-    current: Array  # (n,) 0/1, the group's current mask: filters that may be kept
-
-
-class BitFlip(base.PopulationBasedAlgorithm):
-    """CCEP's EA for one layer: bit-wise mutation of uniformly chosen parents, (mu + lambda)
-    survival.
-
-    Genomes are 0/1 vectors. A mutation visits the bits in order. With the mutation rate, a 0
-    becomes 1, and a 1 becomes 0 if at least `min_kept` filters are kept at that point; so a child
-    may keep one filter fewer than `min_kept`. A child that keeps none is replaced by its parent.
-
-    References:
-      Shang et al., Neural Network Pruning by Cooperative Coevolution, IJCAI 2022
-      (procedure and constants as in its released code).
-    """
-
-    @property
-    def _default_params(self) -> BitFlipParams:
-        return BitFlipParams(0.1, 1, jnp.ones(self.num_dims))
-
-    def _init(self, key: Array, params: BitFlipParams) -> base.State:
-        return base.State(
-            population=jnp.ones((self.population_size, self.num_dims)),
-            fitness=jnp.full((self.population_size,), jnp.inf),
-            best_solution=jnp.ones(self.num_dims),
-            best_fitness=jnp.inf,
-            generation_counter=0,
-        )
-
-    def _ask(self, key: Array, state: base.State, params: BitFlipParams):
-        key_parent, key_flip = jax.random.split(key)
-        chosen = jax.random.randint(key_parent, (self.population_size,), 0, self.population_size)
-        keys = jax.random.split(key_flip, self.population_size)
-        mutate_all = jax.vmap(mutate, in_axes=(0, 0, None, None, None))
-        children = mutate_all(
-            keys, state.population[chosen], params.current, params.mutation_rate, params.min_kept
-        )
-        return children, state
-
-    def _tell(self, key: Array, population, fitness, state: base.State, params):
-        pool = jnp.concatenate([state.population, population])
-        pool_fitness = jnp.concatenate([state.fitness, fitness])
-        best = jnp.argsort(pool_fitness)[: self.population_size]  # stable: ties favor parents
-        return state.replace(population=pool[best], fitness=pool_fitness[best])
 
 
 @jax.jit
@@ -172,10 +122,35 @@ def _descending_ranks(values: Float[Array, "P n"]) -> Int[Array, "P n"]:
     return jnp.argsort(jnp.argsort(-values, axis=-1), axis=-1)
 
 
-STRATEGIES: Mapping[str, type[base.EvolutionaryAlgorithm]] = {
-    "BitFlip": BitFlip,
-    **evosax_algorithms.algorithms,
-}
+# whether the strategies of the presets sample from a distribution, known without loading evosax
+KNOWN = {"BitFlip": False, "SNES": True}
+
+
+@cache
+def all_strategies() -> dict[str, type[EvolutionaryAlgorithm]]:
+    """Every strategy by name, `STRATEGIES` of this module: `BitFlip`, and those of evosax."""
+    # evosax makes arrays where it is imported
+    with own_numerics(), jax.ensure_compile_time_eval():
+        from evosax.algorithms import algorithms
+
+        from ccsrp_jax.coevolution.bit_flip import BitFlip
+    return {"BitFlip": BitFlip, **algorithms}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "STRATEGIES":
+        return all_strategies()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def check_strategy(name: str) -> None:
+    """Checks the name of a strategy.
+
+    Raises:
+      InputError: there is none of that name.
+    """
+    if name not in KNOWN and name not in all_strategies():
+        raise unknown("strategy", name, all_strategies())
 
 
 def is_distribution_based(name: str) -> bool:
@@ -183,26 +158,28 @@ def is_distribution_based(name: str) -> bool:
 
     Such a strategy compares candidates of one generation only; others keep parents.
     """
-    return not issubclass(STRATEGIES[name], base.PopulationBasedAlgorithm)
+    if name in KNOWN:
+        return KNOWN[name]
+    from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
+
+    return not issubclass(all_strategies()[name], PopulationBasedAlgorithm)
 
 
 @cache  # every strategy object compiles its own ask and tell
-def make_strategy(name: str, population: int, filters: int) -> base.EvolutionaryAlgorithm:
+def make_strategy(name: str, population: int, filters: int) -> EvolutionaryAlgorithm:
     """The strategy of that name with `filters` genes; the same object for equal arguments.
 
     Raises:
       InputError: the name is unknown, or the strategy does not support this population size.
     """
-    if name not in STRATEGIES:
-        raise unknown("strategy", name, STRATEGIES)
+    check_strategy(name)
     extra = {}
     if name == "RandomSearch":  # takes its sampling distribution as an argument
         extra["sampling_fn"] = lambda key: jax.random.normal(key, (filters,))
     try:
         with own_numerics():
-            return STRATEGIES[name](
-                population_size=population, solution=jnp.zeros(filters), **extra
-            )
+            made = all_strategies()[name]
+            return made(population_size=population, solution=jnp.zeros(filters), **extra)
     except (AssertionError, TypeError, ValueError) as error:
         raise InputError(
             f"strategy {name} cannot be made for a population of {population} "

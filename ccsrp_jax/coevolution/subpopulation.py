@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from evosax.algorithms.base import EvolutionaryAlgorithm
-from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from jaxtyping import Array, Float
 
 from ccsrp_jax.coevolution import selection, strategies
@@ -81,7 +79,7 @@ class Subpopulation:
     current: np.ndarray
     search: Search
     keep_counts: tuple[int, ...]
-    algorithm: EvolutionaryAlgorithm
+    algorithm: strategies.EvolutionaryAlgorithm
     params: Any
     scored: ScoredMasks
 
@@ -93,7 +91,7 @@ class Subpopulation:
     @property
     def has_parents(self) -> bool:
         """Whether the strategy keeps a population, and not a distribution only."""
-        return isinstance(self.algorithm, PopulationBasedAlgorithm)
+        return not strategies.is_distribution_based(self.search.strategy)
 
     @property
     def min_kept(self) -> int:
@@ -255,11 +253,12 @@ def _init_distribution(
 def _evolve(group: Subpopulation, key: Array, state: Any, keep_count: int) -> Any:
     """The strategy's state after one generation."""
     key_ask, key_tell = jax.random.split(key)
-    algorithm, by_rank = group.algorithm, group.search.selection == "nsga2" or group.is_bit_flip
+    algorithm: Any = group.algorithm
+    by_rank = group.search.selection == "nsga2" or group.is_bit_flip
     with strategies.own_numerics():
         genomes, state = algorithm.ask(key_ask, state, group.params)
     points = group.scored.objectives(group.decode(genomes, keep_count))
-    if by_rank and isinstance(algorithm, PopulationBasedAlgorithm):
+    if by_rank and group.has_parents:
         # ranks hold among the points they were given for only: rank parents and children together
         parents = group.scored.objectives(group.decode(algorithm.get_population(state)))
         ranks = group.fitness(np.concatenate([parents, points]))

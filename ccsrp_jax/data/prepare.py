@@ -1,6 +1,6 @@
 """Downloads and prepares a TFDS data set, which needs TensorFlow; reading it does not.
 
-On the command line: `python -m ccsrp_jax.data.prepare cifar10 DATA_DIR`.
+On the command line: `ccsrp prepare cifar10 DATA_DIR`.
 """
 
 import importlib.util
@@ -24,8 +24,6 @@ def prepare(name: str, data_dir: str | None = None) -> None:
     Raises:
       InputError: TensorFlow is missing, TFDS does not have the data set or cannot prepare it.
     """
-    import tensorflow_datasets
-
     if name == "nmnist":
         raise InputError(
             "nmnist is no TFDS data set: unpack its official archives, Train.zip and Test.zip, "
@@ -41,9 +39,11 @@ def prepare(name: str, data_dir: str | None = None) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(
             f"preparing {name} needs TensorFlow, which is not installed: run "
-            "`pip install '.[prepare]'` in a checkout first (reading the data set afterwards does "
-            "not need it)."
+            "`pip install 'ccsrp-jax[prepare]'` first (reading the data set afterwards does not "
+            "need it)."
         )
+    import tensorflow_datasets
+
     try:
         builder = tensorflow_datasets.builder(name, data_dir=root, file_format=tfds.FILE_FORMAT)
         builder.download_and_prepare()

@@ -235,4 +235,4 @@ def _check_picture(picture: Any, name: str, shape: tuple) -> None:
 
 
 def _prepare_command(name: str, root: Path | str) -> str:
-    return f"`python -m ccsrp_jax.data.prepare {name} {shlex.quote(str(root))}`"
+    return f"`ccsrp prepare {name} {shlex.quote(str(root))}`"

@@ -8,6 +8,7 @@ import numpy as np
 
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import Architecture
+from ccsrp_jax.networks.variables import check_variables_fit
 
 
 def compact(
@@ -25,8 +26,9 @@ def compact(
       The smaller architecture and its variables.
 
     Raises:
-      InputError: the masks do not fit, or a group would keep no filter.
+      InputError: the variables or masks do not fit, or a group would keep no filter.
     """
+    check_variables_fit(architecture, variables)
     masks = masking.as_floats(architecture, {} if masks is None else masks)
     channels = masking.kept_channels(architecture, masks)
     kept = {name: np.flatnonzero(bits) for name, bits in channels.items()}

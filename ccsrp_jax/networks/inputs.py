@@ -12,6 +12,7 @@ from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier, key_kwargs
 from ccsrp_jax.networks.masks import MaskTree, as_floats, check_fit
+from ccsrp_jax.networks.variables import check_variables_fit
 from ccsrp_jax.utils.errors import InputError, reason
 
 
@@ -76,6 +77,7 @@ def _declared(classifier: Any, network_state: Any) -> Interface:
             f"the state of the network is a {type(network_state).__name__}: give the pair "
             "(variables, masks), with None for masks if no filter is removed."
         )
+    check_variables_fit(architecture, network_state[0])
     masks = network_state[1]
     if not (masks is None or isinstance(masks, Mapping)):
         raise InputError(

@@ -12,25 +12,32 @@ from ccsrp_jax.utils.digests import unseal
 TRAINING_STATE = "training.msgpack"  # checkpoint of the dense network's training
 
 
-def steps_in(folder: Path) -> list[int]:
-    """Steps that have a checkpoint in a folder, in order."""
-    return sorted(
-        int(path.name)
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if path.is_dir() and path.name.isascii() and path.name.isdigit()
-    )
+ROUND_STATE = ".msgpack"  # ends the name of a round's checkpoint, which begins with its number
+
+
+def checkpoints_in(folder: Path) -> dict[int, Path]:
+    """Checkpoints of rounds in a folder, by their number, in order.
+
+    A directory is one of an earlier version.
+    """
+    found: dict[int, Path] = {}
+    there = list(folder.iterdir()) if folder.is_dir() else []
+    for path in sorted(there, key=Path.is_file):
+        name = path.name if path.is_dir() else path.name.removesuffix(ROUND_STATE)
+        if name.isascii() and name.isdigit() and (path.is_dir() or path.name != name):
+            found[int(name)] = path
+    return dict(sorted(found.items()))
 
 
 def checkpoint_settings(run_dir: Path) -> dict:
     """The settings that a run's last checkpoint says it is of; none if it does not say them."""
-    steps = steps_in(run_dir / "checkpoints")
+    found = checkpoints_in(run_dir / "checkpoints")
     said: Any = None
     with contextlib.suppress(Exception):  # one that is damaged is refused when it is restored
-        if steps:
-            record = run_dir / "checkpoints" / str(steps[-1]) / "record" / "metadata"
-            said = json.loads(record.read_text("utf-8"))["settings"]
+        last = list(found.values())[-1] if found else run_dir / TRAINING_STATE
+        if last.is_dir():
+            said = json.loads((last / "record" / "metadata").read_text("utf-8"))["settings"]
         else:
-            data = unseal((run_dir / TRAINING_STATE).read_bytes())
-            kept: Any = serialization.msgpack_restore(data)
-            said = json.loads(kept["settings"])
+            kept: Any = serialization.msgpack_restore(unseal(last.read_bytes()))
+            said = json.loads(kept["record"])["settings"] if found else json.loads(kept["settings"])
     return said if isinstance(said, dict) else {}

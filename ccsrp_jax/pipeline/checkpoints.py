@@ -1,40 +1,35 @@
-"""Checkpoints to resume a run from: of its rounds, and of the dense network's training."""
+"""Checkpoints to resume a run from: of its rounds, and of the dense network's training.
 
-import contextlib
+Each is one file: a tree of arrays in flax's msgpack, behind its SHA-256.
+"""
+
 import errno
-import io
 import json
-import logging
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import serialization
 
-from ccsrp_jax.pipeline.checkpoint_settings import TRAINING_STATE, steps_in
+from ccsrp_jax.pipeline.checkpoint_settings import ROUND_STATE, TRAINING_STATE, checkpoints_in
 from ccsrp_jax.pipeline.config import default_settings
 from ccsrp_jax.pipeline.settings_file import changes, flat
-from ccsrp_jax.utils.devices import nbytes
-from ccsrp_jax.utils.digests import seal, sha256_files, unseal
+from ccsrp_jax.utils.digests import seal, unseal
 from ccsrp_jax.utils.errors import InputError, reason
-from ccsrp_jax.utils.io import PARTIAL, sync, sync_all, write_atomic, write_json
+from ccsrp_jax.utils.io import PARTIAL, write_atomic
 
-RECORD_BYTES = 2**20  # ample for what a checkpoint holds beside its arrays
 KEPT = 2  # checkpoints of rounds; older ones are deleted
-DIGESTS = "digests.json"  # in a checkpoint: the SHA-256 of each of its other files
 DELETED = ".deleted"  # ends the name of a checkpoint that is being deleted
 
 
 class Checkpoints:
     """Checkpoints of the run's state after training (step 0) and each round; keeps the last two.
 
-    One is written under another name, read back, and renamed when it is on the disk with the
-    digests of its files, so that a checkpoint is complete or absent.
+    A write is atomic, so that a checkpoint is complete or absent. Those of earlier versions,
+    directories of orbax, are read too.
     """
 
     def __init__(self, run_dir: Path):
@@ -48,25 +43,17 @@ class Checkpoints:
         Raises:
           OSError: it could not be written; earlier checkpoints are unchanged.
         """
-        name, record = f"{step}{PARTIAL}", record | {"digests": True}
-        args = {"state": ocp.args.StandardSave(state), "record": ocp.args.JsonSave(record)}
+        data = _packed(state, {"record": json.dumps(record)})
         try:
-            _reserve(self._folder, nbytes(state) + RECORD_BYTES)
-            with _plain(self._folder) as folder, _silent(), _checkpointer() as checkpointer:
-                checkpointer.save(folder / name, ocp.args.Composite(**args))
-                kept, said = _read(checkpointer, folder / name, state)
+            kept, said = _read(data, state)
             if not (_equal(kept, state) and said == json.loads(json.dumps(record))):
-                raise ValueError("what was read back is not what was written")
-            self._keep(name, step)
-        except Exception as error:  # orbax and tensorstore raise many kinds
-            with contextlib.suppress(OSError):
-                self._delete_leftovers()
-            # their own sentences are long
-            if isinstance(error, OSError) and error.errno:
-                raise OSError(error.errno, error.strerror, str(self._folder)) from error
+                raise ValueError("what is read back is not what is to be written")
+        except Exception as error:  # msgpack raises many kinds
             raise OSError(
                 errno.EIO, f"checkpoint {step} failed: {_first(error)}", str(self._folder)
             ) from error
+        write_atomic(self._folder / f"{step}{ROUND_STATE}", data)
+        self._delete_leftovers()
 
     def latest(self, like: Any) -> tuple[int, Any, dict] | None:
         """Newest step, its state in the structure of `like`, and its record; None if there is none.
@@ -74,40 +61,33 @@ class Checkpoints:
         Raises:
           InputError: the checkpoint is damaged.
         """
-        steps = steps_in(self._folder)
-        if not steps:
+        found = checkpoints_in(self._folder)
+        if not found:
             return None
-        path = self._folder / str(steps[-1])
+        (step, path), *earlier = reversed(found.items())
         try:
-            recorded = _digests(path)
-            with _plain(self._folder) as folder, _silent(), _checkpointer() as checkpointer:
-                state, record = _read(checkpointer, folder / path.name, like)
-            if record.pop("digests", False) and recorded is None:
-                raise ValueError(f"{DIGESTS} is missing")
-        except Exception as error:  # orbax and tensorstore raise many kinds
-            before = f"from {steps[-2]}, the one before it" if steps[1:] else "from the start"
-            raise InputError(
-                f"checkpoint {path} is damaged ({_first(error)}): move that folder elsewhere to "
-                f"resume {before}."
-            ) from error
-        return steps[-1], state, record
+            if path.is_dir():
+                from ccsrp_jax.pipeline import orbax_checkpoints  # slow to import
 
-    def _keep(self, name: str, step: int) -> None:
-        """Makes what was written the checkpoint of a step, and deletes older ones."""
-        written, path = self._folder / name, self._folder / str(step)
-        write_json(written / DIGESTS, sha256_files(written))
-        sync_all(written)
-        if path.exists():  # of a run that resumed from before it
-            path.rename(self._folder / f"{step}{DELETED}")
-        written.rename(path)
-        sync(self._folder)
-        self._delete_leftovers()
+                state, record = orbax_checkpoints.read(path, like)
+            else:
+                state, record = _read(path.read_bytes(), like)
+        except Exception as error:  # msgpack and orbax raise many kinds
+            before = f"from {earlier[0][0]}, the one before it" if earlier else "from the start"
+            raise InputError(
+                f"checkpoint {path} is damaged ({_first(error)}): move it elsewhere to resume "
+                f"{before}."
+            ) from error
+        return step, state, record
 
     def _delete_leftovers(self) -> None:
         """Deletes checkpoints of which newer ones are kept, and those that are not complete."""
-        for step in steps_in(self._folder)[:-KEPT]:
-            shutil.rmtree(self._folder / f"{step}{DELETED}", ignore_errors=True)
-            (self._folder / str(step)).rename(self._folder / f"{step}{DELETED}")
+        for path in list(checkpoints_in(self._folder).values())[:-KEPT]:
+            if path.is_dir():
+                shutil.rmtree(path.with_name(path.name + DELETED), ignore_errors=True)
+                path.rename(path.with_name(path.name + DELETED))
+            else:
+                path.unlink()
         for path in self._folder.iterdir():
             if path.name.endswith((PARTIAL, DELETED)) or ".orbax-checkpoint-tmp" in path.name:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -126,8 +106,7 @@ def save_training_state(
       settings: of the run.
     """
     kept = {"done": done, "seconds": seconds, "settings": json.dumps(settings)}
-    data = serialization.to_bytes(kept | {"state": jax.device_get(state)})
-    write_atomic(run_dir / TRAINING_STATE, seal(data))
+    write_atomic(run_dir / TRAINING_STATE, _packed(state, kept))
 
 
 def load_training_state(
@@ -142,12 +121,9 @@ def load_training_state(
     if not path.exists():
         return None
     try:
-        kept: Any = serialization.msgpack_restore(unseal(path.read_bytes()))
+        state, kept = _unpacked(path.read_bytes(), like)
         done, seconds = kept["done"], kept["seconds"]
         said = json.loads(kept.get("settings", "null"))
-        state = serialization.from_state_dict(like, kept["state"])
-        if jax.tree.map(_kind, state) != jax.tree.map(_kind, like):
-            raise ValueError("its arrays have other shapes than those of the network")
     except Exception as error:  # msgpack raises many kinds
         raise InputError(
             f"checkpoint {path} is damaged ({_first(error)}): move it elsewhere or delete it to "
@@ -185,77 +161,33 @@ def settings_changes(before: dict, now: dict) -> list[str]:
     return changes(flat(default_settings(now.get("preset"))) | flat(before), now)
 
 
-def _checkpointer() -> ocp.Checkpointer:
-    parts = {"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**parts))
+def _packed(state: Any, more: dict[str, Any]) -> bytes:
+    """The content of a checkpoint's file: a tree of arrays, and what else is to be known."""
+    return seal(serialization.to_bytes(more | {"state": jax.device_get(state)}))
 
 
-def _read(checkpointer: ocp.Checkpointer, path: Path, like: Any) -> tuple[Any, dict]:
-    _check_shapes(checkpointer, path, like)
-    template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    args = {"state": ocp.args.StandardRestore(template), "record": ocp.args.JsonRestore()}
-    restored = checkpointer.restore(path, ocp.args.Composite(**args))
-    return restored["state"], restored["record"]
-
-
-def _check_shapes(checkpointer: ocp.Checkpointer, path: Path, like: Any) -> None:
-    """Checks the shapes of saved arrays before any is read.
-
-    Where one read fails, orbax leaves the others unfinished, and each of them prints a traceback.
+def _unpacked(data: bytes, like: Any) -> tuple[Any, dict[str, Any]]:
+    """The state of such a file in the structure of `like`, and the rest.
 
     Raises:
-      ValueError: an array has another shape than in `like`.
+      Exception: of many kinds, where it is damaged or of another network.
     """
-    kept: Any = checkpointer.metadata(path)
-    saved = {leaf.name: leaf.shape for leaf in jax.tree.leaves(kept.item_metadata["state"].tree)}
-    for keys, leaf in ocp.tree.to_flat_dict(like).items():
-        name = ".".join(keys)
-        if saved.get(name, np.shape(leaf)) != np.shape(leaf):
-            raise ValueError(f"its {name} has shape {saved[name]}, expected {np.shape(leaf)}")
+    kept: Any = serialization.msgpack_restore(unseal(data))
+    state = serialization.from_state_dict(like, kept.pop("state"))
+    leaves = zip(jax.tree.leaves_with_path(like), jax.tree.leaves(state), strict=True)
+    for (keys, expected), leaf in leaves:
+        if _kind(leaf) != _kind(expected):
+            name = jax.tree_util.keystr(keys, simple=True, separator=".")
+            raise ValueError(f"its {name} has {_kind(leaf)}, expected {_kind(expected)}")
+    return state, kept
 
 
-def _digests(path: Path) -> dict | None:
-    """The digests in a checkpoint, None in an old one.
-
-    Raises:
-      ValueError: its files do not have them.
-    """
-    if not (path / DIGESTS).exists():
-        return None
-    recorded = json.loads((path / DIGESTS).read_text())
-    found = sha256_files(path)
-    del found[DIGESTS]
-    for name in sorted(recorded.keys() | found.keys()):
-        if recorded.get(name) != found.get(name):
-            raise ValueError(f"its {name} does not have the SHA-256 that it was saved with")
-    return recorded
-
-
-@contextlib.contextmanager
-def _plain(folder: Path) -> Iterator[Path]:
-    """Another path to a folder, in which nothing can be taken for a pattern.
-
-    Orbax looks for its files with patterns that begin with the path of the folder, so that it
-    would not see them in one called `lr[0.1]`. Linux has a path for an open folder.
-    """
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        plain = Path(f"/proc/self/fd/{opened}")
-        yield plain if plain.is_dir() else folder
-    finally:
-        os.close(opened)
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Turns the output off of a library whose errors are raised too."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
+def _read(data: bytes, like: Any) -> tuple[Any, dict]:
+    state, kept = _unpacked(data, like)
+    state = jax.tree.map(
+        lambda leaf, at: jnp.asarray(leaf) if isinstance(at, jax.Array) else leaf, state, like
+    )
+    return state, json.loads(kept["record"])
 
 
 def _equal(kept: Any, state: Any) -> bool:
@@ -264,25 +196,8 @@ def _equal(kept: Any, state: Any) -> bool:
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
 
 
-def _kind(leaf: Any) -> tuple:
-    return np.shape(leaf), np.asarray(leaf).dtype
-
-
-def _reserve(folder: Path, size: int) -> None:
-    """Checks that a disk has room, before a library that fails with a page of text finds out.
-
-    Raises:
-      OSError: it has not.
-    """
-    path = folder / f"room{PARTIAL}"
-    try:
-        with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot do it
-            raise
-    finally:
-        path.unlink(missing_ok=True)
+def _kind(leaf: Any) -> str:
+    return f"shape {np.shape(leaf)} of {np.asarray(leaf).dtype}"
 
 
 def _first(error: Exception) -> str:

@@ -12,19 +12,25 @@ from ccsrp_jax.utils.errors import InputError
 Settings = TypeVar("Settings")
 
 
-def read_flags(kind: type, flags: Sequence[str], default: Any = tyro.MISSING_NONPROP) -> Any:
+def read_flags(
+    kind: type,
+    flags: Sequence[str],
+    default: Any = tyro.MISSING_NONPROP,
+    prog: str | None = None,
+) -> Any:
     """Makes a settings dataclass from command-line flags.
 
     Args:
       kind: the dataclass.
       flags: such as `["--training.epochs", "3"]`.
       default: values of the settings without a flag; by default those of the dataclass.
+      prog: the command in the text of --help; by default the name of the script.
 
     Raises:
       InputError: invalid flags, in one sentence.
       SystemExit: after printing the text of --help.
     """
-    return _refusing(lambda: tyro.cli(kind, default=default, args=list(flags)))
+    return _refusing(lambda: tyro.cli(kind, prog=prog, default=default, args=list(flags)))
 
 
 def read_known_flags(kind: type[Settings], flags: Sequence[str]) -> Settings:

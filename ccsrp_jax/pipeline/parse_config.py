@@ -33,7 +33,7 @@ class _Sources:
         check_not_empty(self, ("run_dir", "config"))
 
 
-def parse(args: Sequence[str] | None = None) -> Config:
+def parse(args: Sequence[str] | None = None, prog: str | None = None) -> Config:
     """The settings of a run from, in order of precedence, flags, `--config` and `--preset`.
 
     The settings in a file are converted to flags and put before the given ones, so that a file
@@ -41,6 +41,7 @@ def parse(args: Sequence[str] | None = None) -> Config:
 
     Args:
       args: the flags; by default those of the command line.
+      prog: the command in the text of --help; by default the name of the script.
 
     Raises:
       InputError: an invalid value, or a file that cannot be read.
@@ -57,14 +58,14 @@ def parse(args: Sequence[str] | None = None) -> Config:
             path = run_folder(given.run_dir) / "config.json"
             if path.exists():
                 files = {path: settings_file.flags(recorded_settings(path.parent))} | files
-        return _of_flags([*itertools.chain(*files.values()), *args])
+        return _of_flags([*itertools.chain(*files.values()), *args], prog)
     except InputError as error:
         raise _with_its_file(error, files) from error
 
 
-def _of_flags(flags: list[str]) -> Config:
+def _of_flags(flags: list[str], prog: str | None = None) -> Config:
     preset = read_known_flags(_Sources, flags).preset
-    return read_flags(Config, flags, _of_preset(preset))
+    return read_flags(Config, flags, _of_preset(preset), prog)
 
 
 def _of_preset(preset: str) -> Config:

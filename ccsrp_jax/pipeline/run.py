@@ -16,6 +16,7 @@ from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.pipeline import final_evaluation, run_dir
 from ccsrp_jax.pipeline.archive import Archive, network_file, verify_networks
+from ccsrp_jax.pipeline.checkpoint_settings import checkpoints_in
 from ccsrp_jax.pipeline.checkpoints import Checkpoints, check_settings
 from ccsrp_jax.pipeline.config import Config, settings
 from ccsrp_jax.pipeline.parse_config import run_folder
@@ -235,7 +236,7 @@ def _trained_or_resumed(job: Run, fresh: State, started: float) -> tuple[State, 
     restored = checkpoints.latest(fresh)
     if restored:
         done, state, record = restored
-        about = folder / "checkpoints" / str(done)
+        about = checkpoints_in(folder / "checkpoints")[done]
         check_settings(about, record.get("settings"), settings(config))
         verify_networks(job, (row["round"] for row in record["archive"]))
         run_dir.delete_training_state(folder)

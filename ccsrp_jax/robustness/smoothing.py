@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
-from scipy.special import bdtrc, betaincinv, ndtri
 
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.classifier import (
@@ -112,6 +111,8 @@ def certify(
     Raises:
       InputError: a batch size below 1, or images, state or key that cannot be used.
     """
+    from scipy.special import ndtri  # slow to import
+
     first, more = smoothing.selection_samples, smoothing.samples
     options = smoothing.sigma, first + more, batch_size
     draws = _votes(classifier, network_state, images, key, *options)
@@ -145,6 +146,8 @@ def predict(
     two-sided binomial test at level `smoothing.alpha`, so that a predicted class is wrong with
     a probability of at most alpha. Arguments as for `certify`.
     """
+    from scipy.special import bdtrc  # slow to import
+
     options = smoothing.sigma, smoothing.samples, batch_size
     draws = _votes(classifier, network_state, images, key, *options)
     classes, leads = [], []
@@ -163,6 +166,8 @@ def clopper_pearson(
     hits: Int[np.ndarray, "N"], trials: int, alpha: float
 ) -> Float[np.ndarray, "N"]:
     """Lower confidence bounds of probabilities, each too high with probability at most `alpha`."""
+    from scipy.special import betaincinv  # slow to import
+
     bound = betaincinv(np.maximum(hits, 1), trials - hits + 1, alpha)
     return np.where(hits > 0, bound, 0.0)
 

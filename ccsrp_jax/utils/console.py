@@ -3,19 +3,12 @@
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.box import ROUNDED
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
+else:  # `ccsrp --help` and errors need no tables
+    Console = Any
 
 
 def one_line(text: str) -> str:
@@ -53,6 +46,8 @@ class Terminal:
           console: where to.
           on_step: called at every step of every stage; it may raise, to stop there.
         """
+        from rich.console import Console
+
         self.console = console or Console(highlight=False, markup=False, soft_wrap=True)
         self._on_step = on_step
 
@@ -72,6 +67,15 @@ class Terminal:
         if not self.console.is_terminal:
             yield lambda units=1, note=None: self._on_step()
             return
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
         columns = (
             TextColumn("{task.description:<28}"),
             BarColumn(bar_width=30),
@@ -94,6 +98,9 @@ class Terminal:
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """Prints a table: the first column left-aligned, the others right-aligned."""
+        from rich.box import ROUNDED
+        from rich.table import Table
+
         box = ROUNDED if self.console.is_terminal else None
         table = Table(title=one_line(title), title_justify="left", box=box)
         for number, column in enumerate(columns):

@@ -2,11 +2,10 @@
 
 A mesh has one axis, `DEVICES`: the members of a population, or the images of a training batch,
 are sharded over it and everything else is replicated. A mesh may span several processes: call
-`jax.distributed.initialize` before importing this package (importing evosax initializes JAX) and
-run the same script in each; every process gets the full result. By default a CPU is one device
-whose cores all work on one member. `jax.config.update("jax_num_cpu_devices", n)`, called before
-any other use of JAX, splits it into n devices that work on n members at a time, which is faster
-for small layers.
+`jax.distributed.initialize` before any other use of JAX and run the same script in each; every
+process gets the full result. By default a CPU is one device whose cores all work on one member.
+`jax.config.update("jax_num_cpu_devices", n)`, called before any other use of JAX, splits it into n
+devices that work on n members at a time, which is faster for small layers.
 """
 
 import importlib.metadata

@@ -8,7 +8,7 @@ command asks for it at every step.
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -52,16 +52,8 @@ class Interruption:
         The second one raises `Interrupted` where the program is. In a thread other than the main
         one, which cannot handle signals, this does nothing.
         """
-        before = {}
-        with suppress(ValueError):
-            for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    before[number] = signal.signal(number, self._receive)
-        try:
+        with _handled(self._receive):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         first, self._received = self._received is None, number
@@ -69,3 +61,32 @@ class Interruption:
             raise Interrupted(number)
         if sys.stderr is not None and sys.stderr.isatty():
             os.write(sys.stderr.fileno(), b"\nstopping at the next step; again to stop at once\n")
+
+
+@contextmanager
+def ended(text: str) -> Iterator[None]:
+    """A signal in this context prints a line and ends the process, without any cleaning up.
+
+    For imports, where an exception might be taken for a module that is missing.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, text.encode() + b"\n")
+        os._exit(128 + number)
+
+    with _handled(end):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {}
+    with suppress(ValueError):  # of a thread that cannot handle signals
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)

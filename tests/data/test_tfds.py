@@ -120,7 +120,7 @@ def test_missing_folders_are_named_with_the_way_out(tmp_path):
     assert f"{absent} does not exist" in message and "--data-dir" in message
     message = refusal("mnist", data_dir=str(tmp_path))
     assert f"{tmp_path}/mnist/VERSION/features.json" in message
-    assert f"`python -m ccsrp_jax.data.prepare mnist {tmp_path}`" in message
+    assert f"`ccsrp prepare mnist {tmp_path}`" in message
 
 
 def test_a_set_with_configurations_lists_them(tmp_path):
@@ -187,7 +187,7 @@ def test_a_set_in_another_format_is_kept_and_the_way_to_this_one_is_told(tmp_pat
     before = sorted(path.read_bytes() for path in folder.iterdir())
     message = refusal("mnist", data_dir=str(tmp_path))
     assert f"mnist in {folder} is prepared as {format}, which only TensorFlow reads" in message
-    assert "`python -m ccsrp_jax.data.prepare mnist OTHER`" in message
+    assert "`ccsrp prepare mnist OTHER`" in message
     assert f"tfds convert_format --dataset_version_dir={folder}" in message
     assert "--out_dir=OTHER/mnist/3.0.1" in message and "--data-dir" in message
     assert "remove" not in message

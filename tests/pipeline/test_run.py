@@ -148,7 +148,7 @@ def test_killed_and_resumed_run_is_bit_identical(chosen, finished, tmp_path):
     points = [
         lambda: stages("train", 0),  # in training
         lambda: (run_dir / "training.msgpack").exists(),  # right after its checkpoint
-        lambda: (run_dir / "checkpoints" / "0").exists(),  # right after the first
+        lambda: (run_dir / "checkpoints" / "0.msgpack").exists(),  # right after the first
         lambda: stages("search", 1),
         lambda: stages("finetune", 1),
         lambda: any((run_dir / "checkpoints").glob("1*")),  # while or after it is written
@@ -231,7 +231,7 @@ def test_an_interrupted_run_is_checkpointed_and_goes_on_as_if_it_had_not_been(fi
         assert done.stderr.startswith(f"interrupted ({name}); --resume continues")
         assert done.stderr.count("\n") == 1
     assert "resumed training after epoch 1" in done.stdout
-    assert (run_dir / "checkpoints" / "0").exists()
+    assert (run_dir / "checkpoints" / "0.msgpack").exists()
     process = start(run_dir, cache, "--resume")
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
@@ -239,15 +239,12 @@ def test_an_interrupted_run_is_checkpointed_and_goes_on_as_if_it_had_not_been(fi
     assert_same(run_dir, whole)
 
 
-VARYING = ("tensorboard", "profile", "checkpoints/")
+VARYING = ("tensorboard", "profile")  # names in there are drawn
 
 
 def _names(run_dir: Path) -> set[str]:
     paths = (path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*"))
-    # names in there are drawn
-    return {path for path in paths if not path.startswith(VARYING)} | {
-        path.name for path in (run_dir / "checkpoints").iterdir()
-    }
+    return {path for path in paths if not path.startswith(VARYING)}
 
 
 def _rows(path: Path) -> list[dict]:
@@ -433,7 +430,10 @@ def test_settings_put_in_place_of_others_are_not_taken_for_those_of_the_checkpoi
     path = run_dir / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tolerance": 0.5}))
     message = refused(capsys, "--run-dir", str(run_dir), "--resume")
-    assert "checkpoints/2 is of a run with other settings" in message and "tolerance" in message
+    assert (
+        "checkpoints/2.msgpack is of a run with other settings" in message
+        and "tolerance" in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -497,11 +497,10 @@ def test_resume_with_other_data_is_refused(capsys, tmp_path, digits):
 def test_truncated_checkpoint_is_refused(finished, capsys, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(finished[0], run_dir)
-    for path in (run_dir / "checkpoints" / "2" / "state").rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    path = run_dir / "checkpoints" / "2.msgpack"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     message = refused(capsys, *TINY, "--run-dir", str(run_dir), "--resume")
-    assert "damaged" in message and str(run_dir / "checkpoints" / "2") in message
+    assert "damaged" in message and str(path) in message
 
 
 def test_a_damaged_state_of_training_is_refused(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from conftest import busy, experiment, pruning_problem
 
 from ccsrp_jax import cli
+from ccsrp_jax.commands import compare_settings
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks import serialization, zoo
 from ccsrp_jax.pipeline.config import settings
@@ -61,7 +62,7 @@ def test_a_method_from_outside_takes_a_problem_and_meets_its_target(digits, reve
 
 def test_a_method_from_outside_takes_part_in_a_comparison(run_dir, tmp_path, monkeypatch):
     script = experiment("compare_methods")
-    monkeypatch.setitem(script.KNOWN, "first", first_filters)
+    monkeypatch.setitem(compare_settings.KNOWN, "first", first_filters)
     flags = ["--methods", "first", "l1", "--targets", "0.5", "--seeds", "0", "--epochs", "1"]
     assert script.main([str(run_dir), *flags, "--suite", "pgd", "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "methods.json").read_text())

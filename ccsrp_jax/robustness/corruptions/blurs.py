@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy import ndimage
 
 from ccsrp_jax.robustness.corruptions.common import (
     Severity,
@@ -52,6 +51,8 @@ def defocus_blur(image: Float[Array, "H W C"], severity: Severity, key: Array):
 
     As the source for sides up to 32; for larger images radius and sigma, in pixels, are scaled.
     """
+    from scipy import ndimage  # slow to import
+
     scale = pixel_scale(image)
     cut = round(scale)
     reach = int(1.5 * scale) + cut

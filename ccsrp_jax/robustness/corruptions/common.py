@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy import ndimage
 
 Severity = Int[Array, ""]
 Corruption = Callable[[Float[Array, "B H W C"], int, Array], Float[Array, "B H W C"]]
@@ -67,6 +66,8 @@ def map_sides(image, severity, maps):
 
 def blur(image, severity, sigmas, **border):
     """Gaussian blur of (H, W, ...), with scipy's weights and borders."""
+
+    from scipy import ndimage  # slow to import
 
     def maps(side):
         return [ndimage.gaussian_filter(np.eye(side), (s, 0), **border) for s in sigmas]

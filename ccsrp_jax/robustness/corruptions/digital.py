@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from PIL import Image
 
 from ccsrp_jax.robustness.corruptions.common import (
     Severity,
@@ -24,6 +23,8 @@ def pixelate(image: Float[Array, "H W C"], severity: Severity, key: Array):
 
     As the source, but for its rounding to 8 bits after both steps. A side keeps one pixel at least.
     """
+
+    from PIL import Image
 
     def maps(side):
         full = Image.fromarray(np.eye(side, dtype=np.float32))
@@ -68,6 +69,8 @@ def jpeg(images: Float[Array, "B H W C"], severity: int, key: Array) -> Float[Ar
 
     As the source; of images that are not RGB, every channel is a gray picture.
     """
+    from PIL import Image
+
     quality = (80, 65, 58, 50, 40)[severity - 1]
     pixels = np.round(255 * np.asarray(images)).astype(np.uint8)
     rgb = images.shape[-1] == 3

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import busy, experiment
+from conftest import busy
 
 from ccsrp_jax import cli
+from ccsrp_jax.commands import compare
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks import cost, serialization, zoo
 from ccsrp_jax.networks.classifier import Classifier
@@ -29,11 +30,6 @@ TINY = [
 
 
 @pytest.fixture(scope="module")
-def script():
-    return experiment("compare_methods")
-
-
-@pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
     """As much of a run as the comparison reads: settings and the dense network."""
     folder = tmp_path_factory.mktemp("run")
@@ -51,8 +47,8 @@ COMPARE = ["--methods", "l1", "magnitude", "--targets", "0.5", "--epochs", "1", 
 
 
 @pytest.fixture(scope="module")
-def compared(script, run_dir):
-    assert script.main([str(run_dir), *COMPARE, "--seeds", "0", "1"]) == 0
+def compared(run_dir):
+    assert compare.main([str(run_dir), *COMPARE, "--seeds", "0", "1"]) == 0
     return run_dir / "methods"
 
 
@@ -93,14 +89,14 @@ def test_the_page_shows_every_method(compared):
     assert "http://" not in page and "https://" not in page  # self-contained
 
 
-def test_finished_cells_are_not_computed_again(script, run_dir, compared):
+def test_finished_cells_are_not_computed_again(run_dir, compared):
     cells = sorted((compared / "cells").iterdir())
     before = {path.name: path.read_bytes() for path in cells}
     gone = before.pop(cells[0].name)
     cells[0].unlink()
     marked = digests.without_digest(json.loads(cells[1].read_text())) | {"accuracy": 0.125}
     io.write_json(cells[1], digests.with_digest(marked))
-    assert script.main([str(run_dir), *COMPARE, "--seeds", "0", "1"]) == 0
+    assert compare.main([str(run_dir), *COMPARE, "--seeds", "0", "1"]) == 0
     assert json.loads(cells[1].read_text())["accuracy"] == 0.125
     again, first = json.loads(cells[0].read_text()), json.loads(gone)
     for name in ("accuracy", "robust_accuracy", "macs", "params", "synops", "kept"):
@@ -117,42 +113,40 @@ def test_finished_cells_are_not_computed_again(script, run_dir, compared):
         (["--suite", "all"], "suite"),
     ],
 )
-def test_bad_input_is_one_sentence(script, run_dir, compared, capsys, flags, said):
-    assert script.main([str(run_dir), *COMPARE, *flags]) == 2
+def test_bad_input_is_one_sentence(run_dir, compared, capsys, flags, said):
+    assert compare.main([str(run_dir), *COMPARE, *flags]) == 2
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("damage", ("accuracy", "target", "seed", "sha256"))
-def test_a_cell_that_was_changed_is_refused(script, run_dir, compared, capsys, damage):
+def test_a_cell_that_was_changed_is_refused(run_dir, compared, capsys, damage):
     cell = min((compared / "cells").iterdir())
     before = cell.read_bytes()
     io.write_json(cell, json.loads(before) | {damage: "0" * 64 if damage == "sha256" else 0.125})
-    assert script.main([str(run_dir), *COMPARE, "--only-report"]) == 2
+    assert compare.main([str(run_dir), *COMPARE, "--only-report"]) == 2
     error = capsys.readouterr().err
     assert f"{cell} is damaged" in error and error.count("\n") == 1
     cell.write_bytes(before)
 
 
 @pytest.mark.parametrize("changed", ("network", "splits"))
-def test_cells_of_another_network_or_other_data_are_not_mixed(
-    script, run_dir, compared, capsys, changed
-):
+def test_cells_of_another_network_or_other_data_are_not_mixed(run_dir, compared, capsys, changed):
     about = compared / "about.json"
     before = about.read_bytes()
     record = json.loads(before)
     record["inputs"][changed] = "of another run"
     io.write_json(about, record)
-    assert script.main([str(run_dir), *COMPARE]) == 2
+    assert compare.main([str(run_dir), *COMPARE]) == 2
     error = capsys.readouterr().err
     assert "another dense network or other data" in error and error.count("\n") == 1
     about.write_bytes(before)
 
 
-def test_a_method_that_cannot_reach_a_target_leaves_the_others(script, run_dir, tmp_path, capsys):
+def test_a_method_that_cannot_reach_a_target_leaves_the_others(run_dir, tmp_path, capsys):
     # magnitude leaves the classifier whole, which has more than 1 % of all weights
     flags = [*COMPARE, "--targets", "0.5", "0.01", "--measure", "params", "--seeds", "0"]
-    assert script.main([str(run_dir), *flags, "--out", str(tmp_path)]) == 0
+    assert compare.main([str(run_dir), *flags, "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "magnitude at 0.01, seed 0 is left out: a target of 0.01 of" in said
     assert "Traceback" not in said
@@ -160,8 +154,8 @@ def test_a_method_that_cannot_reach_a_target_leaves_the_others(script, run_dir, 
     assert {(cell["method"], cell["target"]) for cell in cells} >= {("l1", 0.5), ("magnitude", 0.5)}
 
 
-def test_a_folder_without_a_run_is_refused(script, tmp_path, capsys):
-    assert script.main([str(tmp_path), *COMPARE]) == 2
+def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
+    assert compare.main([str(tmp_path), *COMPARE]) == 2
     assert "holds no run" in capsys.readouterr().err
 
 
@@ -189,16 +183,16 @@ def test_rounds_of_the_main_job_splice_at_a_price(run_dir, tmp_path):
     assert 0.6 < first / dense <= 0.5**0.5 and 0.4 < second / dense <= 0.5
 
 
-def test_a_page_is_made_of_a_table_alone(script, compared, tmp_path):
+def test_a_page_is_made_of_a_table_alone(compared, tmp_path):
     (tmp_path / "methods.json").write_bytes((compared / "methods.json").read_bytes())
-    assert script.main([str(tmp_path), "--only-report"]) == 0
+    assert compare.main([str(tmp_path), "--only-report"]) == 0
     assert (tmp_path / "index.html").read_text() == (compared / "index.html").read_text()
 
 
-def test_a_comparison_goes_on_from_a_table_alone(script, run_dir, compared, tmp_path, capsys):
+def test_a_comparison_goes_on_from_a_table_alone(run_dir, compared, tmp_path, capsys):
     (tmp_path / "methods.json").write_bytes((compared / "methods.json").read_bytes())
     flags = [*COMPARE, "--methods", "l1", "random", "--seeds", "0", "--out", str(tmp_path)]
-    assert script.main([str(run_dir), *flags]) == 0
+    assert compare.main([str(run_dir), *flags]) == 0
     said = capsys.readouterr().out
     assert "random at 0.5, seed 0: accuracy" in said and "l1 at" not in said
     old, new = (json.loads((d / "methods.json").read_text()) for d in (compared, tmp_path))

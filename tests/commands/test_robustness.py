@@ -1,17 +1,12 @@
-"""experiments/robustness.py as a user runs it: files, figures, and sentences for bad input."""
+"""`ccsrp robustness` as a user runs it: files, figures, and sentences for bad input."""
 
 import json
 
 import numpy as np
 import pytest
-from conftest import experiment
 
+from ccsrp_jax.commands import robustness as command
 from ccsrp_jax.networks import serialization
-
-
-@pytest.fixture(scope="module")
-def script():
-    return experiment("robustness")
 
 
 @pytest.fixture
@@ -21,11 +16,11 @@ def saved(network, tmp_path):
     return path
 
 
-def test_a_saved_network_is_attacked_audited_and_certified(script, saved, tmp_path, capsys):
+def test_a_saved_network_is_attacked_audited_and_certified(saved, tmp_path, capsys):
     out = tmp_path / "out"
     flags = [str(saved), "--suite", "pgd", "--images", "16", "--out", str(out)]
     more = ["--certify", "0.1", "--certify-samples", "30", "--eps", "0.05"]
-    assert script.main([*flags, *more]) == 0
+    assert command.main([*flags, *more]) == 0
     said = capsys.readouterr().out
     record = json.loads((out / "robustness.json").read_text())
     assert record["headline"] in said
@@ -39,9 +34,9 @@ def test_a_saved_network_is_attacked_audited_and_certified(script, saved, tmp_pa
     assert record["versions"]["jax"] and record["device"]
 
 
-def test_attacks_of_ones_own_and_transfers(script, saved, tmp_path, capsys):
+def test_attacks_of_ones_own_and_transfers(saved, tmp_path, capsys):
     flags = ["--attacks", "noise", "fgsm:relu", "fgsm:twin", "--others", f"twin={saved}"]
-    assert script.main([str(saved), "--images", "12", *flags]) == 0
+    assert command.main([str(saved), "--images", "12", *flags]) == 0
     record = json.loads((tmp_path / "robustness.json").read_text())
     assert [(row["through"], row["kind"]) for row in record["attacks"]] == [
         ("own", "noise"),
@@ -52,9 +47,9 @@ def test_attacks_of_ones_own_and_transfers(script, saved, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_mean_corruption_error_is_relative_to_a_baseline(
-    script, saved, network, tmp_path, monkeypatch, capsys
+    saved, network, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(script, "every_corruption", lambda _: [("contrast", 1), ("contrast", 5)])
+    monkeypatch.setattr(command, "every_corruption", lambda _: [("contrast", 1), ("contrast", 5)])
     baseline = tmp_path / "dense.safetensors"
     architecture, variables = network
     kernel = variables["params"]["classifier"]["kernel"]
@@ -62,7 +57,7 @@ def test_the_mean_corruption_error_is_relative_to_a_baseline(
     params["classifier"]["kernel"] = -kernel
     serialization.save(baseline, architecture, variables | {"params": params})
     flags = ["--images", "20", "--attacks", "noise", "--baseline", str(baseline)]
-    assert script.main([str(saved), *flags]) == 0
+    assert command.main([str(saved), *flags]) == 0
     record = json.loads((tmp_path / "robustness.json").read_text())
     sums = [2 - sum(record[name].values()) for name in ("natural", "natural_baseline")]
     assert record["corruption_error"]["mean"] == pytest.approx(sums[0] / sums[1])
@@ -85,37 +80,37 @@ def test_the_mean_corruption_error_is_relative_to_a_baseline(
         (["--batch-size", "0"], "batch_size 0"),
     ),
 )
-def test_bad_input_gets_one_sentence(script, saved, capsys, flags, sentence):
-    assert script.main([str(saved), *flags]) == 2
+def test_bad_input_gets_one_sentence(saved, capsys, flags, sentence):
+    assert command.main([str(saved), *flags]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
     assert sentence in captured.err
     assert not (saved.parent / "robustness.json").exists()
 
 
-def test_images_of_another_shape_are_refused(script, saved, tmp_path, capsys):
+def test_images_of_another_shape_are_refused(saved, tmp_path, capsys):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 255, (100, 12, 12, 1), np.uint8), np.arange(100) % 10
     path = tmp_path / "other.npz"
     np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
-    assert script.main([str(saved), "--dataset", str(path)]) == 2
+    assert command.main([str(saved), "--dataset", str(path)]) == 2
     assert "takes images of (8, 8, 1)" in capsys.readouterr().err
 
 
-def test_reports_of_several_networks_and_settings_lie_side_by_side(script, tmp_path, monkeypatch):
+def test_reports_of_several_networks_and_settings_lie_side_by_side(tmp_path, monkeypatch):
     """Each call's own figures are read back after all of them."""
 
     def pretend(settings, terminal):
         text = f"{settings.network} {settings.eps}"
         record = {"network": settings.network.name, "settings": {"text": text}, "headline": text}
-        path = script.report_path(tmp_path, record, str(settings.eps))
+        path = command.report_path(tmp_path, record, str(settings.eps))
         path.write_text(json.dumps(record))
         return path.name
 
     calls = [("a", 0.1), ("b", 0.1), ("c", 0.1), ("b", 0.2), ("a", 0.2), ("b", 0.2), ("a", 0.1)]
     names = []
     for name, eps in calls:
-        settings = script.Settings(tmp_path / f"{name}.safetensors", eps=eps)
+        settings = command.Settings(tmp_path / f"{name}.safetensors", eps=eps)
         names.append(pretend(settings, None))
     assert names == [
         "robustness.json",
@@ -132,18 +127,18 @@ def test_reports_of_several_networks_and_settings_lie_side_by_side(script, tmp_p
 
 
 @pytest.mark.parametrize("content", ("", "[]", "3", "{", '{"network": "other.safetensors"}'))
-def test_a_file_of_anothers_under_the_name_of_a_report_stays(script, tmp_path, content):
+def test_a_file_of_anothers_under_the_name_of_a_report_stays(tmp_path, content):
     (tmp_path / "robustness.json").write_text(content)
     record = {"network": "net.safetensors", "settings": {}}
-    assert script.report_path(tmp_path, record, "1").name == "net.robustness.json"
+    assert command.report_path(tmp_path, record, "1").name == "net.robustness.json"
 
 
-def test_two_networks_in_one_folder_keep_their_reports(script, saved, tmp_path):
+def test_two_networks_in_one_folder_keep_their_reports(saved, tmp_path):
     other = tmp_path / "other.safetensors"
     other.write_bytes(saved.read_bytes())
     flags = ["--attacks", "noise", "--images", "12"]
     for path in (saved, other, saved):
-        assert script.main([str(path), *flags]) == 0
+        assert command.main([str(path), *flags]) == 0
     for file, network in (("robustness", saved), ("other.robustness", other)):
         assert json.loads((tmp_path / f"{file}.json").read_text())["network"] == network.name
         assert (tmp_path / f"{file}.png").exists()

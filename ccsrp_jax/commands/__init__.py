@@ -1,0 +1,1 @@
+"""Subcommands of `ccsrp`, one module each."""
