@@ -1,34 +1,64 @@
 """Batch norm statistics as exact averages over batches, in place of a moving average.
 
 A moving average lags behind weights that change, and after few steps most of it is still the value
-that it began with: the network then answers otherwise than it did in training.
+that it began with: the network then answers otherwise than it did in training. When filters are
+removed, the statistics of all layers behind them are those of another network: `refreshed` are the
+masked network's own.
 
 References:
   Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv 2105.07576, section 3 (PreciseBN).
+  Li et al., EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning, ECCV 2020,
+  arXiv 2007.02491 (statistics of the pruned network before it is compared).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import traverse_util
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.lowering import NORM_MOMENTUM
-from ccsrp_jax.networks.nodes import Norm
-from ccsrp_jax.training.recipe import Recipe
-
-FORGOTTEN = 0.01  # share of its initial value in a moving average that is as good as none
-BATCHES = 16  # over which statistics are averaged, if an epoch has as many
+from ccsrp_jax.networks.masks import MaskTree
+from ccsrp_jax.networks.spiking_network import SpikingNetwork
 
 
-def needs_precise_bn(recipe: Recipe, architecture: Architecture, steps: int) -> bool:
-    """Whether training of so many steps ends by averaging statistics exactly."""
-    if not steps or not any(isinstance(node, Norm) for node in architecture.nodes):
-        return False
-    remembers = NORM_MOMENTUM**steps > FORGOTTEN
-    return recipe.precise_bn == "on" or (recipe.precise_bn == "auto" and remembers)
+def refreshed(
+    architecture: Architecture,
+    variables: dict,
+    masks: MaskTree | None,
+    batches: Sequence[Float[Array, "B H W C"]],
+    key: Array | None = None,
+) -> dict:
+    """Variables with the batch norm statistics of the masked network on some images.
+
+    Args:
+      architecture, variables, masks: the network.
+      batches: images in [0, 1], in batches of equal size; each batch is normalized by its own
+        statistics, as in training.
+      key: for a network that draws at random in training.
+    """
+    start = with_zero_statistics(variables)
+    after = [
+        _after_a_batch(
+            *(architecture, start, masks, images),
+            None if key is None else jax.random.fold_in(key, number),
+        )
+        for number, images in enumerate(batches)
+    ]
+    return averaged(variables, after)
+
+
+@partial(jax.jit, static_argnums=0)
+def _after_a_batch(architecture, variables, masks, images, key):
+    network = SpikingNetwork(architecture)
+    _, updates = network.apply(
+        variables, images, masks, train=True, key=key, mutable=["batch_stats"]
+    )
+    return updates
 
 
 def with_zero_statistics(variables: dict) -> dict:
