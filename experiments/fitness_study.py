@@ -34,7 +34,7 @@ from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution.settings import Search
 from ccsrp_jax.coevolution.shared_set import shared_adversarial_sets
 from ccsrp_jax.data.datasets import load
-from ccsrp_jax.data.splits import Dataset, Split, to_unit_range
+from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import cost, serialization, zoo
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import Architecture
@@ -74,7 +74,9 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "digits": Case("digits", partial(zoo.plain, (16, 32, "A", 32, "A")), 4, 1 / 16, 900, 320, 200, 20, 8, 0.25),
+    "digits": Case(
+        "digits", partial(zoo.plain, (16, 32, "A", 32, "A")), 4, 1 / 16, 900, 320, 200, 20, 8, 0.25
+    ),
     "digits-8conv": Case(
         *("digits", partial(zoo.plain, (12, 12, 16, "A", 24, 24, 24, "A", 32, 32)), 2),
         *(1 / 16, 900, 320, 200, 30, 8, 0.25),
@@ -299,9 +301,7 @@ def measures(study: Study, variables: dict, masks: MaskTree, statistics: str) ->
         "loss": -cross_entropy(*both),
         "robust loss": -cross_entropy(attacked, labels),
         "calibrated loss": -min(cross_entropy(both[0] / t, both[1]) for t in TEMPERATURES),
-        "calibrated robust loss": -min(
-            cross_entropy(attacked / t, labels) for t in TEMPERATURES
-        ),
+        "calibrated robust loss": -min(cross_entropy(attacked / t, labels) for t in TEMPERATURES),
         "accuracy": accuracy_of(*both),
         "robust accuracy": accuracy_of(attacked, labels),
     }

@@ -7,7 +7,7 @@ is refused with the largest one that does.
 import jax
 import numpy as np
 
-from ccsrp_jax.coevolution.scoring import member_gradients, score_members
+from ccsrp_jax.coevolution.scoring import member_gradients, score_members, suffix_moments
 from ccsrp_jax.coevolution.task import Batch, Task
 from ccsrp_jax.data.batching import balanced_batch_size
 from ccsrp_jax.networks import cost
@@ -117,6 +117,13 @@ def call_bytes(task: Task, batch: Batch, chunk: int) -> int:
         task.suffix_key(batch),
         mesh=task.mesh,
     )
+    if task.refresh:
+        moments = devices.program_bytes(
+            *(suffix_moments, task.classifier.architecture, task.group, task.variables),
+            *(task.masks, task.prefix(batch), members, devices.put(task.mesh, batch.key)),
+            mesh=task.mesh,
+        )
+        return max(need, moments)
     if task.attack is None:
         return need
     gradients = devices.program_bytes(

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float
 
@@ -30,7 +31,7 @@ def refreshed(
     architecture: Architecture,
     variables: dict,
     masks: MaskTree | None,
-    batches: Sequence[Float[Array, "B H W C"]],
+    batches: Sequence[Float[Array | np.ndarray, "B H W C"]],
     key: Array | None = None,
 ) -> dict:
     """Variables with the batch norm statistics of the masked network on some images.
@@ -61,23 +62,30 @@ def _after_a_batch(architecture, variables, masks, images, key):
     return updates
 
 
+# Means and variances by path in `batch_stats`, such as ("norm1", "mean").
+Statistics = dict[tuple[str, ...], Array]
+
+
 def with_zero_statistics(variables: dict) -> dict:
-    """Variables of which a training step makes 1 - momentum times the statistics of its batch."""
+    """Variables of which a pass in training mode makes 1 - momentum times the statistics of its
+    batch; see `batch_moments`."""
     zeros = {path: jnp.zeros_like(each) for path, each in _statistics(variables).items()}
-    return _replaced(variables, zeros)
+    return with_statistics(variables, zeros)
 
 
-def averaged(variables: dict, after: Sequence[dict]) -> dict:
-    """Variables with the statistics of all images of some batches of equal size.
+def with_statistics(variables: dict, statistics: Statistics) -> dict:
+    """Variables with these statistics in place of their own, where there are any."""
+    flat = traverse_util.flatten_dict(variables.get("batch_stats", {})) | statistics
+    return {**variables, "batch_stats": traverse_util.unflatten_dict(flat)}
 
-    Args:
-      variables: a network's.
-      after: what a training step on each batch made of its `with_zero_statistics`.
-    """
-    batches = [
-        {path: each / (1 - NORM_MOMENTUM) for path, each in _statistics(variables).items()}
-        for variables in after
-    ]
+
+def batch_moments(after: dict) -> Statistics:
+    """The statistics of a batch: a pass in training mode made this of `with_zero_statistics`."""
+    return {path: each / (1 - NORM_MOMENTUM) for path, each in _statistics(after).items()}
+
+
+def pooled(batches: Sequence[Statistics]) -> Statistics:
+    """The statistics of all images of some batches of equal size."""
     found = {}
     for path in (path for path in batches[0] if path[-1] == "mean"):
         path_var = (*path[:-1], "var")
@@ -85,15 +93,20 @@ def averaged(variables: dict, after: Sequence[dict]) -> dict:
         squares = jnp.stack([batch[path_var] for batch in batches]) + means**2
         found[path] = means.mean(0)
         found[path_var] = jnp.maximum(squares.mean(0) - found[path] ** 2, 0)
-    return _replaced(variables, found)
+    return found
 
 
-def _statistics(variables: dict) -> dict[tuple, Array]:
+def averaged(variables: dict, after: Sequence[dict]) -> dict:
+    """Variables with the statistics of all images of some batches of equal size.
+
+    Args:
+      variables: a network's.
+      after: what a pass in training mode on each batch made of its `with_zero_statistics`.
+    """
+    return with_statistics(variables, pooled([batch_moments(each) for each in after]))
+
+
+def _statistics(variables: dict) -> Statistics:
     """Means and variances by path; stochastic neurons keep something else there as well."""
-    flat: dict[tuple, Any] = traverse_util.flatten_dict(variables["batch_stats"])
+    flat: dict[tuple, Any] = traverse_util.flatten_dict(variables.get("batch_stats", {}))
     return {path: each for path, each in flat.items() if path[-1] in ("mean", "var")}
-
-
-def _replaced(variables: dict, statistics: dict[tuple, Array]) -> dict:
-    flat = traverse_util.flatten_dict(variables["batch_stats"]) | statistics
-    return {**variables, "batch_stats": traverse_util.unflatten_dict(flat)}

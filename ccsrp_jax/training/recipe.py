@@ -62,8 +62,8 @@ class BaseRecipe:
       precision: compute type of convolutions and dense layers, in the attack too; weights,
         optimizer moments, batch statistics and membrane potentials are float32.
       precise_bn: whether training ends by replacing the running statistics of batch norm by exact
-        averages over batches (`networks.batch_statistics`): `auto`, if the steps are too few for them to
-        have forgotten where they began; `on`; or `off`.
+        averages over batches (`networks.batch_statistics`): `auto`, if the steps are too few for
+        them to have forgotten where they began; `on`; or `off`.
       remat: rematerialization in the backward pass, in the attack too, which saves a GPU's memory
         at the cost of time: `none` stores all activations; `time` stores the outputs of layers
         and the spikes; `layers` stores the spikes only. Has no effect on CPUs, where XLA merges

@@ -43,7 +43,6 @@ from ccsrp_jax.utils.aliases import keyword_aliases
 from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.keys import checked_key
 
-
 STATISTICS_BATCHES = 16  # that exact statistics are of, if an epoch has as many
 
 
