@@ -4,10 +4,12 @@ Both follow from the kind of device and from the memory that XLA predicts. A siz
 is refused with the largest one that does.
 """
 
+from functools import partial
+
 import jax
 import numpy as np
 
-from ccsrp_jax.coevolution.scoring import member_gradients, score_members
+from ccsrp_jax.coevolution.scoring import member_gradients, score_members, suffix_moments
 from ccsrp_jax.coevolution.task import Batch, Task
 from ccsrp_jax.data.batching import balanced_batch_size
 from ccsrp_jax.networks import cost
@@ -105,18 +107,22 @@ def call_bytes(task: Task, batch: Batch, chunk: int) -> int:
     n = task.masks[task.group].shape[0]
     members = np.ones((chunk * devices.device_count(task.mesh), n), np.float32)
     members = devices.put(task.mesh, members, sharded=True)
+    network = task.classifier.architecture, task.group, task.variables, task.masks
+    prefix, moments, statistics = task.prefix(batch), 0, None
+    if task.refresh:
+        arguments = *network, prefix, members, devices.put(task.mesh, batch.key)
+        moments = devices.program_bytes(suffix_moments, *arguments, mesh=task.mesh)
+        found = jax.eval_shape(
+            partial(suffix_moments, *network[:2], mesh=task.mesh), *arguments[2:]
+        )
+        zeros = jax.tree.map(lambda each: np.zeros(each.shape, each.dtype), found)
+        statistics = devices.put(task.mesh, zeros, sharded=True)
     need = devices.program_bytes(
-        score_members,
-        task.classifier.architecture,
-        task.group,
-        task.variables,
-        task.masks,
-        task.prefix(batch),
-        batch.labels,
-        members,
-        task.suffix_key(batch),
+        *(score_members, *network, prefix, batch.labels, members),
+        *(task.suffix_key(batch), statistics),
         mesh=task.mesh,
     )
+    need = max(need, moments)
     if task.attack is None:
         return need
     gradients = devices.program_bytes(

@@ -23,10 +23,37 @@ from ccsrp_jax.coevolution.scoring import (
     score_certified,
     score_members,
     score_pairs,
+    suffix_moments,
 )
 from ccsrp_jax.coevolution.task import Batch, Task
+from ccsrp_jax.networks.batch_statistics import Statistics, pooled
 from ccsrp_jax.utils import devices
 from ccsrp_jax.utils.errors import InputError
+
+
+class Members(NamedTuple):
+    """M candidate masks for a group, and what batch norm behind its gate takes for them."""
+
+    masks: np.ndarray  # (M, n)
+    statistics: Statistics | None  # (M, C) each, if they are refreshed
+
+    def rows(self, rows: Any) -> "Members":
+        """Some of the candidates."""
+        return jax.tree.map(lambda values: values[rows], self)
+
+    def chunks(self, task: Task) -> list["Members"]:
+        """The candidates of every call, on the devices; the last call is padded."""
+        count = len(self.masks)
+        size = task.member_chunk * devices.device_count(task.mesh)
+        padded = np.arange(-(-count // size) * size) % count
+        return [
+            devices.put(
+                task.mesh,
+                jax.tree.map(lambda values: values.astype(np.float32), self.rows(rows)),
+                sharded=True,
+            )
+            for rows in padded.reshape(-1, size)
+        ]
 
 
 class Scores(NamedTuple):
@@ -78,7 +105,7 @@ def score(task: Task, members: Float[np.ndarray, "M n"], *, racing: Racing | Non
     """
     members = _checked_members(task, members)
     macs = task.macs[members.astype(bool).sum(-1)]
-    values, seen = _evaluate(task, members, macs, racing)
+    values, seen = _evaluate(task, _refreshed(task, members), macs, racing)
     means = np.stack([values[:, :, i, :n].mean(-1, dtype=np.float64) for i, n in enumerate(seen)])
     (error, loss), (robust_error, robust_loss) = means.transpose(1, 2, 0)
     reference = np.full((2, task.images), np.nan) if task.reference is None else task.reference
@@ -102,27 +129,51 @@ def _checked_members(task: Task, members: Any) -> np.ndarray:
 def with_reference(task: Task) -> Task:
     """The same task, with which scores have `change`: losses relative to the current mask's."""
     current = np.asarray(task.masks[task.group], np.float32)[None]
-    losses = _score_batches(task, range(len(task.clean)), current)[:, 1, 0]
-    return task._replace(reference=losses)
+    values = _score_batches(task, range(len(task.clean)), _refreshed(task, current))
+    return task._replace(reference=values[:, 1, 0])
+
+
+def _refreshed(task: Task, members: Float[np.ndarray, "M n"]) -> Members:
+    """The members, with their statistics on the clean images if the task wants them refreshed.
+
+    Padding would count twice, so batches with padding are left out if there is one without.
+    """
+    if not task.refresh:
+        return Members(members, None)
+    batches = [batch for batch in task.clean if batch.real == len(batch.labels)] or task.clean
+    found, whole = [], Members(members, None)
+    for chunk in whole.chunks(task):
+        moments = [
+            suffix_moments(
+                *(task.classifier.architecture, task.group, task.variables, task.masks),
+                *(task.prefix(batch), chunk.masks, devices.put(task.mesh, batch.key)),
+                mesh=task.mesh,
+            )
+            for batch in batches
+        ]
+        found.append(jax.device_get(pooled(moments)))
+    statistics = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(members)], *found)
+    return Members(members, statistics)
 
 
 def _evaluate(
     task: Task,
-    members: Float[np.ndarray, "M n"],
+    members: Members,
     macs: Float[np.ndarray, "M"],
     racing: Racing | None,
 ) -> tuple[Float[np.ndarray, "2 2 M images"], Int[np.ndarray, "M"]]:
     """Values by set (clean, adversarial) and kind (error, loss), and how many images each member
     has seen; values of the others are 0."""
-    values = np.zeros((2, 2, len(members), task.images), np.float32)
-    running, seen = np.arange(len(members)), np.zeros(len(members), int)
+    count = len(members.masks)
+    values = np.zeros((2, 2, count, task.images), np.float32)
+    running, seen = np.arange(count), np.zeros(count, int)
     ends = np.cumsum([0] + [batch.real for batch in task.clean])
     batches, batch_size = len(task.clean), len(task.clean[0].labels)
     points = racing.elimination_points(batches, batch_size) if racing else []
     for first, last in pairwise([0, *points, batches]):
         if not running.size:  # all had a non-finite value
             break
-        part = _score_batches(task, range(first, last), members[running])
+        part = _score_batches(task, range(first, last), members.rows(running))
         values[:, :, running, ends[first] : ends[last]] = part
         seen[running] = ends[last]
         if racing and last in points:
@@ -133,19 +184,21 @@ def _evaluate(
 
 
 def _score_batches(
-    task: Task, numbers: range, members: Float[np.ndarray, "m n"]
+    task: Task, numbers: range, members: Members
 ) -> Float[np.ndarray, "2 2 m images"]:
     """Values of members on some batches, by set and kind.
 
     A remainder of members, too few for all devices, is scored as pairs of member and batch, one
     pair per device. All calls are dispatched before the first result is awaited.
     """
-    shape = (2, 2, len(members), len(numbers), len(task.clean[0].labels))
+    count = len(members.masks)
+    shape = (2, 2, count, len(numbers), len(task.clean[0].labels))
     values = np.empty(shape, np.float32)
-    even = len(members) - _remainder(task, len(members))
-    parts = [_score_batch(task, number, members[:even]) for number in numbers if even]
-    indices = list(product((0, 1), range(even, len(members)), range(len(numbers))))
-    pairs = _score_pairs(task, [(s, members[j], numbers[i]) for s, j, i in indices])
+    even = count - _remainder(task, count)
+    chunks = members.rows(slice(even)).chunks(task) if even else []
+    parts = [_score_batch(task, number, chunks) for number in numbers if even]
+    indices = list(product((0, 1), range(even, count), range(len(numbers))))
+    pairs = _score_pairs(task, [(s, members.masks[j], numbers[i]) for s, j, i in indices])
     for i, sets in enumerate(jax.device_get(parts)):
         for s, calls in enumerate(sets):
             values[s, :, :even, i] = np.concatenate(calls, axis=1)[:, :even]
@@ -161,7 +214,7 @@ def _remainder(task: Task, members: int) -> int:
     random = task.classifier.architecture.neuron.stochastic  # every batch has its own key
     if task.mesh is None or task.mesh.is_multi_process or random:
         return 0
-    if task.member_chunk > 1 or not stored:
+    if task.member_chunk > 1 or not stored or task.refresh:
         return 0
     return members % task.mesh.size
 
@@ -190,17 +243,8 @@ def _score_pairs(
     return [part[:, i] for part in jax.device_get(parts) for i in range(mesh.size)][: len(pairs)]
 
 
-def _score_batch(
-    task: Task, number: int, members: Float[np.ndarray, "m n"]
-) -> tuple[list[Array], list[Array]]:
-    """Clean and robust (2, chunk, B) values of all chunks of members on a batch; the last chunk is
-    padded."""
-    size = task.member_chunk * devices.device_count(task.mesh)
-    padded = np.arange(-(-len(members) // size) * size) % len(members)
-    chunks = [
-        devices.put(task.mesh, members[rows].astype(np.float32), sharded=True)
-        for rows in padded.reshape(-1, size)
-    ]
+def _score_batch(task: Task, number: int, chunks: list[Members]) -> tuple[list[Array], list[Array]]:
+    """Clean and robust (2, chunk, B) values of all chunks of members on a batch."""
     clean, attack = task.clean[number], task.attack
     if attack is None:
         robust = _score_shared(task, task.adversarial[number], chunks)
@@ -211,7 +255,7 @@ def _score_batch(
     return _score_shared(task, clean, chunks), robust
 
 
-def _score_shared(task: Task, batch: Batch, chunks: list[Array]) -> list[Array]:
+def _score_shared(task: Task, batch: Batch, chunks: list[Members]) -> list[Array]:
     """Values on images that all members share."""
     architecture, prefix = task.classifier.architecture, task.prefix(batch)
     network, key = (task.variables, task.masks), task.suffix_key(batch)
@@ -219,7 +263,8 @@ def _score_shared(task: Task, batch: Batch, chunks: list[Array]) -> list[Array]:
         _limit_pending(
             task,
             score_members(
-                *(architecture, task.group, *network, prefix, batch.labels, chunk, key),
+                *(architecture, task.group, *network, prefix, batch.labels),
+                *(chunk.masks, key, chunk.statistics),
                 mesh=task.mesh,
             ),
         )
@@ -228,25 +273,25 @@ def _score_shared(task: Task, batch: Batch, chunks: list[Array]) -> list[Array]:
 
 
 def _score_certified(
-    task: Task, ball: CertifiedBall, batch: Batch, chunks: list[Array]
+    task: Task, ball: CertifiedBall, batch: Batch, chunks: list[Members]
 ) -> list[Array]:
     """Values of members that are each bounded in the balls of the images."""
     network, values = (task.classifier.architecture, task.variables), []
     images = devices.put(task.mesh, batch.images)
     for chunk in chunks:
-        trees = task.mask_trees(chunk)
+        trees = task.mask_trees(chunk.masks)
         part = score_certified(*network, trees, images, batch.labels, ball.eps, mesh=task.mesh)
         values.append(_limit_pending(task, part))
     return values
 
 
-def _score_attacked(task: Task, attack: PGD, batch: Batch, chunks: list[Array]) -> list[Array]:
+def _score_attacked(task: Task, attack: PGD, batch: Batch, chunks: list[Members]) -> list[Array]:
     """Values of members that are each attacked on the images."""
     network, values = (task.classifier, task.variables), []
     labels, key = batch.labels, devices.put(task.mesh, batch.key)
-    starts = task.repeat_images(batch.images, len(chunks[0]))
+    starts = task.repeat_images(batch.images, len(chunks[0].masks))
     for chunk in chunks:
-        trees = task.mask_trees(chunk)
+        trees = task.mask_trees(chunk.masks)
         images = attack_members(*network, trees, attack, starts, labels, key)
         part = score_attacked(*network, trees, images, labels, key, mesh=task.mesh)
         values.append(_limit_pending(task, part))

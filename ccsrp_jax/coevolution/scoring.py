@@ -20,6 +20,12 @@ from ccsrp_jax.attacks.base import unchecked
 from ccsrp_jax.attacks.gradients import loss_and_gradient
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.networks.architecture import Architecture, gate_position
+from ccsrp_jax.networks.batch_statistics import (
+    Statistics,
+    batch_moments,
+    with_statistics,
+    with_zero_statistics,
+)
 from ccsrp_jax.networks.classifier import Classifier, key_kwargs
 from ccsrp_jax.networks.interval_bounds import worst_margins
 from ccsrp_jax.networks.masks import MaskTree, gate
@@ -59,18 +65,76 @@ def score_members(
     labels: Int[Array, "B"],
     members: Float[Array, "M n"],
     key: Array | None = None,
+    statistics: Statistics | None = None,
     *,
     mesh: Mesh | None = None,
 ) -> Float[Array, "2 M B"]:
     """Error (0 or 1) and cross-entropy of every member on every image.
 
     Non-finite logits count as an error of infinite cross-entropy. On a mesh, members are sharded
-    over the devices. Stochastic neurons need the key of `shared_prefix`.
+    over the devices. Stochastic neurons need the key of `shared_prefix`. `statistics` of batch
+    norm, each of shape (M, C), replace those of the network; see `suffix_moments`.
     """
     score_all = partial(_score_suffix, architecture, group)
     if mesh is not None:
         score_all = _shard_members(score_all, mesh, P())
-    return replicate(score_all(variables, dict(masks), prefix, labels, members, key), mesh)
+    network = variables, dict(masks)
+    return replicate(score_all(*network, prefix, labels, members, key, statistics), mesh)
+
+
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="mesh")
+def suffix_moments(
+    architecture: Architecture,
+    group: str,
+    variables: dict,
+    masks: MaskTree,
+    prefix: Values,
+    members: Float[Array, "M n"],
+    key: Array | None = None,
+    *,
+    mesh: Mesh | None = None,
+) -> Statistics:
+    """Statistics of batch norm behind the group's gate, (M, C) each, of every member on a batch.
+
+    They are those of training mode: every layer is normalized by the batch's own, as in
+    `batch_statistics.refreshed`. Networks that draw in training need a key.
+    """
+    find_all = partial(_suffix_moments, architecture, group)
+    if mesh is not None:
+        specs = (P(), P(), P(), P(DEVICES), P())
+        find_all = jax.shard_map(
+            find_all, mesh=mesh, in_specs=specs, out_specs=P(DEVICES), check_vma=False
+        )
+    return replicate(find_all(variables, dict(masks), prefix, members, key), mesh)
+
+
+def _suffix_moments(architecture, group, variables, masks, prefix, members, key):
+    network, position = SpikingNetwork(architecture), gate_position(architecture, group)
+    behind = {node.name for node in architecture.nodes[position + 1 :]}
+    start = with_zero_statistics(variables)
+
+    def find_one(member):
+        _, after = network.apply(
+            *(start, _gated(network, group, prefix, member), masks | {group: member}),
+            begin=position + 1,
+            train=True,
+            key=key,
+            method="walk",
+            mutable=["batch_stats"],
+        )
+        return {path: x for path, x in batch_moments(after).items() if path[0] in behind}
+
+    return jax.vmap(find_one)(members)
+
+
+def _gated(network: SpikingNetwork, group: str, prefix: Values, member: Array) -> Values:
+    """The values behind the group's gate with this member."""
+    architecture = network.architecture
+    spiking = architecture.nodes[gate_position(architecture, group)].name
+    mask = gate(architecture, spiking, {group: member})
+    assert mask is not None  # the gate is the group's own
+    values = {k: v.astype(network.dtype) for k, v in prefix.items()}
+    return values | {spiking: values[spiking] * mask.astype(network.dtype)}
 
 
 @partial(jax.jit, static_argnums=(0, 1), static_argnames="mesh")
@@ -93,34 +157,30 @@ def score_pairs(
     """
     score_all = partial(_score_suffix, architecture, group)
     score_all = _shard_members(score_all, mesh, P(DEVICES))
-    return score_all(variables, dict(masks), prefix, labels, members, None)
+    return score_all(variables, dict(masks), prefix, labels, members, None, None)
 
 
-def _score_suffix(architecture, group, variables, masks, prefix, labels, members, key):
+def _score_suffix(architecture, group, variables, masks, prefix, labels, members, key, statistics):
     """(2, M, B) errors and cross-entropies from the group's gate on, on one device."""
     network, position = SpikingNetwork(architecture), gate_position(architecture, group)
-    spiking = architecture.nodes[position].name
-    values = {k: v.astype(network.dtype) for k, v in prefix.items()}
 
-    def score_one(member):
-        mask = gate(architecture, spiking, {group: member})
-        assert mask is not None  # the gate is the group's own
-        gated = values | {spiking: values[spiking] * mask.astype(network.dtype)}
+    def score_one(member, statistics):
+        own = variables if statistics is None else with_statistics(variables, statistics)
         out, _ = network.apply(
-            *(variables, gated, masks | {group: member}),
+            *(own, _gated(network, group, prefix, member), masks | {group: member}),
             begin=position + 1,
             key=key,
             method="walk",
         )
         return error_and_loss(network.readout(out), labels)
 
-    return jax.vmap(score_one, out_axes=1)(members)
+    return jax.vmap(score_one, out_axes=1)(members, statistics)
 
 
 def _shard_members(score_all, mesh, batch):
-    """`score_all` over a mesh: variables and masks replicated, members sharded, prefix and labels
-    partitioned as `batch`."""
-    specs = (P(), P(), batch, batch, P(DEVICES), P())
+    """`score_all` over a mesh: variables and masks replicated, members and their statistics
+    sharded, prefix and labels partitioned as `batch`."""
+    specs = (P(), P(), batch, batch, P(DEVICES), P(), P(DEVICES))
     return jax.shard_map(
         score_all, mesh=mesh, in_specs=specs, out_specs=P(None, DEVICES), check_vma=False
     )

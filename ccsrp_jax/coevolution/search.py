@@ -185,6 +185,7 @@ def _scoring_task(this_round: _Round, key: Array, group: str, shared: Split | No
         this_round.execution,
         population=search.population,
         attack=attack,
+        refresh=search.refresh_statistics,
         key=key_task,
     )
     return fitness.with_reference(task) if search.objective == "change" else task

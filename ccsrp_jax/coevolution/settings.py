@@ -68,6 +68,10 @@ class Search:
       certified: the robust objective is of interval bounds in the attack's L-infinity ball: a
         candidate's error is 1 - its certified accuracy, its loss that of the worst logits (ours).
         There is no shared set; a candidate costs two passes of the whole network.
+      refresh_statistics: score every candidate with the statistics of batch norm that it has
+        itself on the clean search images, in place of the current network's (ours; Li et al.,
+        EagleEye, ECCV 2020). A candidate then takes three passes of what follows the group's gate
+        in place of two.
       residual_streams: also prune groups coupled by additions, all layers that write into a
         residual stream at once (ours); CCEP does not prune them.
       racing: eliminate candidates that are significantly worse before they have seen all
@@ -100,6 +104,7 @@ class Search:
     shared_set: SharedSet = "pooled"
     white_box_steps: int = 0
     certified: bool = False
+    refresh_statistics: bool = False
     residual_streams: bool = False
     racing: bool = False
     racing_confidence: float = 0.95
@@ -113,6 +118,11 @@ class Search:
         if self.population < 2:
             raise InputError(
                 f"population {self.population} is too small to search: give 2 or more members."
+            )
+        if self.refresh_statistics and (self.white_box_steps or self.certified):
+            raise InputError(
+                "refresh_statistics is of candidates that share their adversarial images: leave it "
+                "out with white_box_steps or certified."
             )
         self._check_strategy()
         self._check_racing()

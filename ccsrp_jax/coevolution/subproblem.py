@@ -40,6 +40,7 @@ def make_task(
     memory_limit: int | None = None,
     mesh: Mesh | None = None,
     attack: PGD | CertifiedBall | None = None,
+    refresh: bool = False,
     key: Array | None = None,
 ) -> Task:
     """Prepares the scoring of a group's candidates in the current network.
@@ -64,12 +65,15 @@ def make_task(
         `attack.gradients` forward and backward passes of the whole network per image and
         candidate; the shared set takes one forward pass of what follows the group's gate. Or a
         `scoring.CertifiedBall`: robust scores are then those of the worst logits in the ball.
-      key: for the attack, or for a stochastic network, which draws once for all candidates.
+      refresh: every candidate is scored with the statistics of batch norm that it has itself on
+        the clean images, behind the group's gate, in place of the current network's; they take one
+        more pass of clean images through what follows the gate. Not with `attack`.
+      key: for the attack, or for a network that draws at random, once for all candidates.
 
     Raises:
       InputError: images, labels or a key that cannot be used; both or neither of `adversarial`
         and `attack`; sets of different sizes; no key where one is needed; a batch or chunk that
-        does not fit into memory, with the largest that does.
+        does not fit into memory, with the largest that does; `refresh` with `attack`.
     """
     execution = Execution(batch_size, member_chunk, memory_limit, mesh)
     masks, clean = checked_network(classifier, variables, masks, clean)
@@ -77,7 +81,7 @@ def make_task(
         adversarial = checked_inputs(classifier, (variables, masks), adversarial)
     key = None if key is None else checked_key(key)
     network = classifier, variables, masks
-    options = {"population": population, "attack": attack, "key": key}
+    options = {"population": population, "attack": attack, "refresh": refresh, "key": key}
     return prepare_task(*network, group, clean, adversarial, execution, **options)
 
 
@@ -92,12 +96,19 @@ def prepare_task(
     *,
     population: int,
     attack: PGD | CertifiedBall | None = None,
+    refresh: bool = False,
     key: Array | None = None,
 ) -> Task:
     """As `make_task`, which documents the arguments, with sizes and devices as `Execution`."""
     population = integer("population", population, SIZE)
     _check_images(clean, adversarial, attack)
-    if key is None and (attack is not None or classifier.stochastic):
+    if refresh and attack is not None:
+        raise InputError(
+            "refresh is of candidates that share their images: leave it out, or give a shared "
+            "adversarial set in place of the attack."
+        )
+    draws = classifier.stochastic or (refresh and classifier.architecture.draws_in_training)
+    if key is None and (draws or attack is not None):
         raise InputError("attacks and stochastic networks draw at random: give a key.")
     limit = execution.available_bytes()
     network = variables, dict(masks)
@@ -113,6 +124,7 @@ def prepare_task(
         attack=attack,
         mesh=execution.mesh,
         single_device=network,
+        refresh=refresh,
     )
     if prefix_bytes(task, task.clean[0], limit)[1]:
         task = task._replace(

@@ -39,6 +39,7 @@ class Task(NamedTuple):
     mesh: Mesh | None
     single_device: tuple[dict, MaskTree]  # variables and masks on the device that runs the prefix
     member_chunk: int = 1  # members per call on each device
+    refresh: bool = False  # statistics of batch norm, for every candidate
     reference: np.ndarray | None = None  # (2, images) losses of the current mask, clean and robust
 
     @property

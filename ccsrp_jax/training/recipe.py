@@ -9,6 +9,9 @@ import jax
 import optax
 
 from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.networks.architecture import Architecture
+from ccsrp_jax.networks.lowering import NORM_MOMENTUM
+from ccsrp_jax.networks.nodes import Norm
 from ccsrp_jax.utils.errors import InputError, shown
 from ccsrp_jax.utils.fields import LARGEST_INTEGER, POSITIVE, Limits, check_fields
 
@@ -22,6 +25,8 @@ LIMITS = {
     **dict.fromkeys(("label_smoothing", "tet_weight", "ema"), Limits(0, 1)),
     **dict.fromkeys(("certified", "certified_ramp"), Limits(0, 1)),
 }
+
+FORGOTTEN = 0.01  # share of its initial value in a moving average that is as good as none
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,8 @@ class BaseRecipe:
       precision: compute type of convolutions and dense layers, in the attack too; weights,
         optimizer moments, batch statistics and membrane potentials are float32.
       precise_bn: whether training ends by replacing the running statistics of batch norm by exact
-        averages over batches (`batch_statistics`): `auto`, if the steps are too few for them to
-        have forgotten where they began; `on`; or `off`.
+        averages over batches (`networks.batch_statistics`): `auto`, if the steps are too few for
+        them to have forgotten where they began; `on`; or `off`.
       remat: rematerialization in the backward pass, in the attack too, which saves a GPU's memory
         at the cost of time: `none` stores all activations; `time` stores the outputs of layers
         and the spikes; `layers` stores the spikes only. Has no effect on CPUs, where XLA merges
@@ -241,3 +246,11 @@ def corrected_decay(decay: float, step: int) -> float:
     Adam's bias correction.
     """
     return decay * (1 - decay ** (step - 1)) / (1 - decay**step)
+
+
+def needs_precise_bn(recipe: Recipe, architecture: Architecture, steps: int) -> bool:
+    """Whether training of so many steps ends by averaging statistics exactly."""
+    if not steps or not any(isinstance(node, Norm) for node in architecture.nodes):
+        return False
+    remembers = NORM_MOMENTUM**steps > FORGOTTEN
+    return recipe.precise_bn == "on" or (recipe.precise_bn == "auto" and remembers)

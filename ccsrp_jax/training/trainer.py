@@ -20,17 +20,12 @@ from ccsrp_jax.data.augmentation import Augmentation, augment
 from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import Architecture
+from ccsrp_jax.networks.batch_statistics import averaged, with_zero_statistics
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.inputs import checked_network
 from ccsrp_jax.networks.interval_bounds import check_bounded
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.neurons import Surrogate
-from ccsrp_jax.training.batch_statistics import (
-    BATCHES,
-    averaged,
-    needs_precise_bn,
-    with_zero_statistics,
-)
 from ccsrp_jax.training.batches import Batch, full_batch, shuffled_batches, steps_per_epoch
 from ccsrp_jax.training.parallel import ParallelClassifier
 from ccsrp_jax.training.recipe import (
@@ -39,6 +34,7 @@ from ccsrp_jax.training.recipe import (
     compiled_part,
     corrected_decay,
     learning_rate,
+    needs_precise_bn,
 )
 from ccsrp_jax.training.step import StepInputs, TrainState, start_state, train_step
 from ccsrp_jax.training.trades import trades_attack
@@ -46,6 +42,8 @@ from ccsrp_jax.utils import devices
 from ccsrp_jax.utils.aliases import keyword_aliases
 from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.keys import checked_key
+
+STATISTICS_BATCHES = 16  # that exact statistics are of, if an epoch has as many
 
 
 class Epoch(NamedTuple):
@@ -202,7 +200,7 @@ def _with_exact_statistics(training: _Training, variables: dict, masks: MaskTree
     batches = shuffled_batches(training.key, recipe, len(training.labels), recipe.epochs)
 
     after = []
-    for batch in itertools.islice(batches, BATCHES):
+    for batch in itertools.islice(batches, STATISTICS_BATCHES):
         inputs = _step_inputs(training, last, batch, (variables, masks))
         state = start_state(recipe, with_zero_statistics(variables))
         still = inputs._replace(learning_rate=0.0)

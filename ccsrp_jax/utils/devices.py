@@ -107,8 +107,8 @@ def stack_shards(mesh: Mesh, trees: Sequence[Any]) -> Any:
     return jax.tree.map(stack, *trees)
 
 
-def replicate(x: Array, mesh: Mesh | None) -> Array:
-    """Gathers a sharded array on every device if other processes hold shards of it; under jit."""
+def replicate(x: Any, mesh: Mesh | None) -> Any:
+    """Gathers sharded arrays on every device if other processes hold shards of it; under jit."""
     if mesh is None or not mesh.is_multi_process:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P()))

@@ -10,11 +10,13 @@ from conftest import busy, thinned
 
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.coevolution import call_size, fitness, scoring, subproblem
+from ccsrp_jax.coevolution.racing import Racing
 from ccsrp_jax.coevolution.search import search_round
 from ccsrp_jax.coevolution.settings import Search
 from ccsrp_jax.data.splits import Split
 from ccsrp_jax.networks import cost, masks, zoo
 from ccsrp_jax.networks.architecture import Architecture
+from ccsrp_jax.networks.batch_statistics import refreshed
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.neurons import LIF
 from ccsrp_jax.networks.nodes import Add, Conv, Dense, Flatten, Norm, Spike
@@ -102,6 +104,69 @@ def test_shared_prefix_scores_equal_naive_evaluation(request, splits, kind, grou
         assert scores.loss[i] == pytest.approx(loss, rel=1e-5)
         assert scores.robust_loss[i] == pytest.approx(robust_loss, rel=1e-5)
         assert scores.macs[i] == pytest.approx(sum(cost.macs(architecture, whole).values()) / dense)
+
+
+@pytest.mark.parametrize(
+    ("kind", "group"), [("network", "conv1"), ("residual", "stem"), ("residual", "one.inner")]
+)
+def test_refreshed_scores_equal_those_of_each_network_with_its_own_statistics(
+    request, splits, kind, group
+):
+    architecture, variables = request.getfixturevalue(kind)
+    current, (clean, adversarial) = masks.random(jax.random.key(4), architecture, 0.8), splits
+    # in front of the gate the statistics are now those of the images, which no candidate changes
+    variables = refreshed(architecture, variables, current, [clean.images])
+    members = np.random.default_rng(1).integers(0, 2, (3, len(current[group])))
+    members = (members * np.asarray(current[group])).astype(np.float32)
+    members[:, np.argmax(current[group])] = 1
+    task = subproblem.make_task(
+        *(Classifier(architecture), variables, current, group, clean, adversarial),
+        batch_size=20,
+        member_chunk=2,
+        refresh=True,
+    )
+    scores = fitness.score(task, members)
+    for i, member in enumerate(members):
+        whole = current | {group: jnp.asarray(member)}
+        own = refreshed(architecture, variables, whole, [clean.images])
+        error, loss = naive(architecture, own, whole, clean)
+        robust_error, robust_loss = naive(architecture, own, whole, adversarial)
+        assert scores.error[i] == pytest.approx(error, abs=1e-9)
+        assert scores.robust_error[i] == pytest.approx(robust_error, abs=1e-9)
+        assert scores.loss[i] == pytest.approx(loss, rel=1e-4)
+        assert scores.robust_loss[i] == pytest.approx(robust_loss, rel=1e-4)
+    raced = fitness.score(task, members, racing=Racing(confidence=0.99))
+    finished = raced.images == 20
+    np.testing.assert_array_equal(raced.loss[finished], scores.loss[finished])
+
+
+def test_refreshed_statistics_are_of_all_batches_without_padding(network, splits):
+    architecture, variables = network
+    current = masks.ones(architecture)
+    arguments = Classifier(architecture), variables, current, "conv1", *splits
+    members, found = np.ones((1, len(current["conv1"])), np.float32), {}
+    for size in (20, 10):
+        task = subproblem.make_task(*arguments, batch_size=size, refresh=True)
+        found[size] = fitness._refreshed(task, members).statistics
+    first = ("norm2", "mean")  # of the first layer behind the gate, which has seen the same values
+    np.testing.assert_allclose(found[20][first], found[10][first], rtol=1e-5, atol=1e-6)
+    variance = ("norm2", "var")
+    np.testing.assert_allclose(found[20][variance], found[10][variance], rtol=1e-4, atol=1e-6)
+    assert ("norm1", "mean") not in found[20]
+
+
+def test_refreshing_is_refused_where_candidates_share_no_images(small, splits):
+    architecture, variables = small
+    with pytest.raises(InputError, match="refresh_statistics"):
+        Search(refresh_statistics=True, white_box_steps=2)
+    with pytest.raises(InputError, match="refresh is of candidates"):
+        subproblem.make_task(
+            *(Classifier(architecture), variables, masks.ones(architecture)),
+            *("conv1", splits[0], None),
+            attack=PGD(0.1, 1),
+            key=jax.random.key(0),
+            refresh=True,
+        )
 
 
 def test_sets_of_different_sizes_are_refused(network, splits):

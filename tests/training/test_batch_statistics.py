@@ -15,8 +15,7 @@ from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.nodes import Norm
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.robustness.accuracy import correct
-from ccsrp_jax.training.batch_statistics import needs_precise_bn
-from ccsrp_jax.training.recipe import Recipe
+from ccsrp_jax.training.recipe import Recipe, needs_precise_bn
 from ccsrp_jax.training.trainer import train
 
 SIX_STEPS = Recipe(epochs=2, batch_size=100, learning_rate=0.02, warmup=0.0)

@@ -239,7 +239,7 @@ def _spliced(
 def _passes_of(problem: Problem, found: RoundResult, search: Search) -> Passes:
     """Passes of candidates on clean and adversarial images, and those of the attacks."""
     images = len(problem.search.labels)
-    scored = 2 * sum(found.images.values())
+    scored = (3 if search.refresh_statistics else 2) * sum(found.images.values())
     if search.certified:  # a candidate's bounds take two passes
         return Passes(3 * sum(found.images.values()))
     if search.white_box_steps:
