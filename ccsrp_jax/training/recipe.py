@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 import optax
 
+from ccsrp_jax.attacks.one_step import NFGSM
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.utils.errors import InputError, shown
 from ccsrp_jax.utils.fields import LARGEST_INTEGER, POSITIVE, Limits, check_fields
@@ -40,7 +41,8 @@ class BaseRecipe:
       weight_decay: applied to kernels only, not to biases, batch norm or learned leaks. AdamW
         decouples it from the gradient and scales it by the learning rate; SGD adds it to the
         gradient.
-      adversarial: train on PGD examples of the batch, made with batch norm in inference mode.
+      adversarial: train on adversarial examples of the batch, made with batch norm in inference
+        mode.
       clean_epochs: number of initial epochs that use clean images only.
       clean_weight: weight of the clean images' loss, from 0 to 1; the adversarial images' loss
         has the rest.
@@ -85,7 +87,7 @@ class BaseRecipe:
     learning_rate: float = 5e-3
     warmup: float = 0.1
     weight_decay: float = 1e-4
-    adversarial: PGD | bool | None = None
+    adversarial: PGD | NFGSM | bool | None = None
     clean_epochs: int = 0
     clean_weight: float = 0.0
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -131,16 +133,23 @@ class Recipe(BaseRecipe):
 
     Attributes:
       adversarial: the attack to train on; None trains on clean images. `attacks.fgsm(eps)` is
-        single-step PGD from the image, `PGD(eps, 1)` is FGSM from a random start.
+        single-step PGD from the image, `attacks.rs_fgsm(eps)` and `attacks.NFGSM(eps)` are the
+        one-step attacks of fast adversarial training. `PGD(eps, 1)` ends in a corner of the ball
+        almost always: its step of 2.5 eps is longer than the ball is wide.
     """
 
-    adversarial: PGD | None = None
+    adversarial: PGD | NFGSM | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.adversarial is None or callable(self.adversarial)):
             raise InputError(
                 f"adversarial is {shown(self.adversarial)}: give an attack, such as PGD(), or None."
+            )
+        if self.trades and isinstance(self.adversarial, NFGSM):
+            raise InputError(
+                f"trades {self.trades} has an attack of its own with the steps of PGD, and N-FGSM "
+                "has none in the ball: train on pgd or rs-fgsm, or give trades 0."
             )
 
     def clean_share(self, epoch: int) -> float:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from ccsrp_jax.attacks import NFGSM, PGD, rs_fgsm
 from ccsrp_jax.networks import cost, zoo
 from ccsrp_jax.pipeline.config import Config, Training, settings
 from ccsrp_jax.pipeline.parse_config import parse
 from ccsrp_jax.training.recipe import BaseRecipe, Recipe
+from ccsrp_jax.utils.errors import InputError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 CONFIGS = sorted((EXPERIMENTS / "configs").glob("*.toml"))
@@ -106,6 +108,18 @@ def test_the_attack_of_a_recipe_follows_its_flags():
     attack = config.recipe.adversarial
     assert (attack.eps, attack.steps) == (0.25, 5)
     assert config.finetune_recipe.adversarial == attack
+
+
+def test_one_step_attacks_of_training_are_named_by_a_flag(tmp_path):
+    assert Training().recipe(0.1).adversarial == PGD(0.1, 3)  # as in settings of earlier versions
+    file = tmp_path / "settings.toml"
+    file.write_text('[training]\nattack = "rs-fgsm"\n[attack]\neps = 0.25\n')
+    assert parse(["--config", str(file)]).recipe.adversarial == rs_fgsm(0.25)
+    config = parse(["--training.attack", "n-fgsm", "--attack.eps", "0.25"])
+    assert config.finetune_recipe.adversarial == config.recipe.adversarial == NFGSM(0.25)
+    assert not Training(adversarial=False, attack="n-fgsm").recipe(0.25).adversarial
+    with pytest.raises(InputError, match="trades 6"):
+        Training(attack="n-fgsm", trades=6.0).recipe(0.25)
 
 
 def test_a_setting_of_a_recipe_is_declared_once():
