@@ -28,8 +28,8 @@ IMAGES = Limits(1, 2**31)
 class Training(BaseRecipe):
     """Training of the dense network, and fine-tuning of the pruned one after every round.
 
-    Every field of `BaseRecipe` is a setting here too; those of fine-tuning replace `epochs`,
-    `learning_rate` and `clean_epochs` there.
+    Every field of `BaseRecipe` is a setting here too; those of fine-tuning replace `epochs` and
+    `learning_rate` there, which has no `clean_epochs` and no `eps_ramp`.
 
     Attributes:
       adversarial: train and fine-tune on adversarial examples of radius `attack.eps`, made with
@@ -74,6 +74,7 @@ class Training(BaseRecipe):
             epochs=self.finetune_epochs,
             learning_rate=self.finetune_learning_rate,
             clean_epochs=0,
+            eps_ramp=0.0,
         )
 
 

@@ -39,6 +39,7 @@ from ccsrp_jax.training.recipe import (
     compiled_part,
     corrected_decay,
     learning_rate,
+    synchronizes,
 )
 from ccsrp_jax.training.step import StepInputs, TrainState, start_state, train_step
 from ccsrp_jax.training.trades import trades_attack
@@ -226,14 +227,15 @@ def _step_inputs(
         kind=training.augmentation,
         mesh=classifier.mesh,
     )
+    steps = steps_per_epoch(recipe, len(training.labels))
     clean_share = recipe.clean_share(epoch)
     versions, shares = ([x], [clean_share]) if clean_share > 0 else ([], [])
     if recipe.attacks(epoch):
-        versions.append(_attacked(classifier, network_state, x, y, recipe, key_attack))
+        attack = recipe.attack_at((batch.step + 0.5) / steps)
+        versions.append(_attacked(classifier, network_state, x, y, recipe, attack, key_attack))
         shares.append(1 - clean_share)
     dropout = classifier.architecture.draws_in_training
     draws = classifier.stochastic or dropout or recipe.orthogonal
-    steps = steps_per_epoch(recipe, len(training.labels))
     certified = certified_share(recipe, (batch.step + 0.5) / steps)
     return StepInputs(
         versions=versions,
@@ -245,6 +247,7 @@ def _step_inputs(
         clean=x if recipe.certifies(epoch) else None,
         certified_weight=recipe.certified * certified,
         certified_eps=recipe.certified_radius * certified if certified else 0.0,
+        synchronizes=synchronizes(recipe, batch.step, recipe.epochs * steps),
     )
 
 
@@ -265,8 +268,7 @@ def _check(classifier: Classifier, recipe: Recipe, batch: int, mesh: Mesh | None
     devices.check_divisible(batch, mesh)
 
 
-def _attacked(classifier, network_state, images, labels, recipe, key):
-    attack = recipe.adversarial
+def _attacked(classifier, network_state, images, labels, recipe, attack, key):
     if recipe.trades:
         temperature = recipe.trades_temperature
         return trades_attack(classifier, network_state, images, attack, key, temperature)

@@ -21,12 +21,14 @@ RUNS = sorted((EXPERIMENTS / "results").rglob("config.json"))
 SHARED = [each.name for each in dataclasses.fields(Recipe) if each.name != "adversarial"]
 
 
-def changed(name: str) -> int | float | str:
+def changed(name: str) -> bool | int | float | str:
     """A valid value of a shared setting other than its default."""
     value = getattr(Training(), name)
     choices = typing.get_args(typing.get_type_hints(Recipe)[name])
     if choices:
         return next(choice for choice in choices if choice != value)
+    if isinstance(value, bool):
+        return not value
     return value + 1 if isinstance(value, int) else value / 2 + 0.25
 
 
@@ -91,14 +93,15 @@ def test_every_setting_of_a_recipe_has_a_flag_and_a_key_that_reach_it(name, tmp_
     assert value != getattr(Training(), name)
     flag = f"--training.{name.replace('_', '-')}"
     file = tmp_path / "settings.toml"
-    file.write_text(f"[training]\n{name} = {value!r}\n")
-    for config in (parse([flag, str(value)]), parse(["--config", str(file)])):
+    file.write_text(f"[training]\n{name} = {json.dumps(value)}\n")
+    flags = [flag] if value is True else [flag, str(value)]
+    for config in (parse(flags), parse(["--config", str(file)])):
         assert getattr(config.training, name) == getattr(config.recipe, name) == value
         assert settings(config)["training"][name] == value
         expected = dataclasses.replace(Training(), **{name: value})
         assert config.training == Training(**{name: value}) == expected
-        # fine-tuning has its own epochs and learning rate, and no clean epochs
-        own = name in ("epochs", "learning_rate", "clean_epochs")
+        # fine-tuning has its own epochs and learning rate, and begins on full attacks
+        own = name in ("epochs", "learning_rate", "clean_epochs", "eps_ramp")
         assert (getattr(config.finetune_recipe, name) == value) == (not own)
 
 
