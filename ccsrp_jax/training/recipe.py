@@ -179,7 +179,7 @@ class Recipe(BaseRecipe):
             return False
         return bool(self.trades) or self.clean_weight < 1
 
-    def attack_at(self, epochs: float) -> Any:
+    def attack_at(self, epochs: float | int) -> Any:
         """The attack after so many epochs, of which the last may be a fraction."""
         attack = self.adversarial
         if attack is None or not self.eps_ramp:
