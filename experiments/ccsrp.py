@@ -4,6 +4,9 @@
     python experiments/ccsrp.py --preset faithful     # with the search of CCEP
     python experiments/ccsrp.py --config experiments/configs/cifar10.toml --data-dir DIR
 
+experiments/configs/cifar10_wide.toml trains on all of CIFAR-10 on two cores, adversarially at
+8/255; it has not been run to its end.
+
 For a GPU, experiments/configs/cifar10_vgg11.toml and cifar10_resnet19.toml train clean networks,
 and cifar10_vgg11_robust.toml trains a robust one at 8/255 and prunes it. These three have been
 run on tiny subsets only.

@@ -38,6 +38,7 @@ EAGER = {"threshold": 0.5, "decay_input": False}  # their spikes reach the end o
 TINY = {
     "small": {"width": 0.25, "neuron": LIF(learned=True)},
     "medium": {"width": 0.25, "norm": "tdbn"},
+    "wide5": {"width": 1 / 16, "neuron": LIF(**EAGER)},
     "vgg11": {"width": 1 / 32, "neuron": LIF(**EAGER)},
     "vgg16": {"width": 1 / 16, "side": 32, "neuron": LIF(**EAGER)},
     "6conv2fc": {"width": 1 / 32, "neuron": LIF(threshold=0.5)},

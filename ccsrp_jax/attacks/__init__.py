@@ -4,6 +4,7 @@ from ccsrp_jax.attacks.apgd import APGD
 from ccsrp_jax.attacks.base import Attack
 from ccsrp_jax.attacks.mifgsm import MIFGSM
 from ccsrp_jax.attacks.noise import Noise
+from ccsrp_jax.attacks.one_step import NFGSM, rs_fgsm
 from ccsrp_jax.attacks.pgd import PGD, fgsm
 from ccsrp_jax.attacks.rays import RayS
 from ccsrp_jax.attacks.registry import ATTACKS, NamedAttack
@@ -16,6 +17,7 @@ __all__ = [
     "APGD",
     "ATTACKS",
     "MIFGSM",
+    "NFGSM",
     "PGD",
     "SAPGD",
     "Attack",
@@ -26,4 +28,5 @@ __all__ = [
     "Square",
     "ThreatModel",
     "fgsm",
+    "rs_fgsm",
 ]

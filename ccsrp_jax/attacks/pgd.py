@@ -58,6 +58,9 @@ def _projected_step(x, gradient, images, threat, step_size):
 class PGD(RestartedAttack):
     """Projected gradient descent in a ball; the last iterate is the result.
 
+    With one step and the default `relative_step` it ends in a corner of the L-infinity ball for
+    almost every start; `one_step` has the attacks of fast adversarial training.
+
     Attributes:
       eps: radius in pixel units, where images span [0, 1].
       steps: gradient steps per restart.

@@ -1,10 +1,11 @@
 """Named attacks, for suites that are written as text.
 
 To add an attack, write its class in a module of its own and add a line to `ATTACKS`.
+`TRAINING_ATTACKS` are those that a run trains on.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from ccsrp_jax.attacks.apgd import APGD
 from ccsrp_jax.attacks.base import Attack, AttackKind
 from ccsrp_jax.attacks.mifgsm import MIFGSM
 from ccsrp_jax.attacks.noise import Noise
+from ccsrp_jax.attacks.one_step import NFGSM, RS_FGSM_STEP, rs_fgsm
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.attacks.rays import RayS
 from ccsrp_jax.attacks.sapgd import SAPGD
@@ -58,6 +60,7 @@ ATTACKS: dict[str, NamedAttack] = {
     "noise": NamedAttack(Noise),
     "fgsm": NamedAttack(PGD, FGSM | {"random_start": False}),
     "r-fgsm": NamedAttack(PGD, FGSM | {"random_start": True}),
+    "rs-fgsm": NamedAttack(PGD, {"steps": 1, "relative_step": RS_FGSM_STEP}),
     "pgd": NamedAttack(PGD, {"steps": 20}),
     "pgd-100": NamedAttack(PGD, {"steps": 100}),
     "cw": NamedAttack(PGD, {"steps": 50, "loss": "margin"}),
@@ -69,6 +72,14 @@ ATTACKS: dict[str, NamedAttack] = {
     "square": NamedAttack(Square),
     "rays": NamedAttack(RayS),
     "seeded-search": NamedAttack(SeededSearch, {"budget": 4000}),
+}
+
+# Attacks of training by name, from radius and number of steps; N-FGSM leaves the ball, and is
+# therefore none of `ATTACKS`.
+TRAINING_ATTACKS: dict[str, Callable[[float, int], PGD | NFGSM]] = {
+    "pgd": PGD,
+    "rs-fgsm": lambda eps, steps: rs_fgsm(eps),
+    "n-fgsm": lambda eps, steps: NFGSM(eps),
 }
 
 

@@ -128,6 +128,7 @@ class ThreatModel:
 SETTINGS = {
     **dict.fromkeys(("steps", "restarts", "samples", "budget", "targets", "rank"), SIZE),
     "relative_step": POSITIVE,
+    "relative_noise": Limits(0),
     "rho": Limits(0, 1),
     "decay": Limits(0, 1),
     "p_init": Limits(0, 1, above=True),

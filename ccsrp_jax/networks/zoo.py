@@ -45,6 +45,7 @@ def init(key: Array, architecture: Architecture) -> dict:
 ImageShape = Sequence[int] | np.ndarray  # (H, W, C)
 
 POOLS: dict[str, Literal["avg", "max"]] = {"A": "avg", "M": "max"}
+GLOBAL = "G"
 
 
 NORMS = ("bn", "tdbn")
@@ -58,6 +59,7 @@ def plain(
     dense: Sequence[SupportsIndex] = (),
     width: SupportsFloat = 1,
     norm: str = "bn",
+    first_stride: SupportsIndex = 1,
     neuron: Neuron = LIF(),
     **settings,
 ) -> Architecture:
@@ -65,18 +67,20 @@ def plain(
 
     Args:
       plan: layers in order. A number adds a 3 x 3 convolution with this many filters, batch norm
-        and LIF; `"A"` and `"M"` add 2 x 2 average and max pooling.
+        and LIF; `"A"` and `"M"` add 2 x 2 average and max pooling, `"G"` global average pooling.
       input_shape: (H, W, C) of the images.
       classes: number of classes.
       dense: widths of fully connected LIF layers before the classifier.
       width: factor on all of these widths, which are at least 1.
       norm: `bn`, or `tdbn`, whose scale is initialized to the threshold.
+      first_stride: stride of the first convolution.
       neuron, settings: as in `Architecture`.
 
     Raises:
       InputError: an empty plan, a width below 1, or images too small for the pooling layers.
     """
     plan, dense = _checked_plan(plan), _numbers("dense", dense)
+    first_stride = integer("first_stride", first_stride, SIZE)
     scale = _norm_scale(norm, neuron)
     nodes: list[Node] = []
     last = IMAGE
@@ -90,12 +94,15 @@ def plain(
     for step in plan:
         if isinstance(step, int):
             convs += 1
-            add(Conv(f"conv{convs}", last, _scaled(step, width)))
+            stride = first_stride if convs == 1 else 1
+            add(Conv(f"conv{convs}", last, _scaled(step, width), stride=stride))
             add(Norm(f"norm{convs}", last, scale))
             add(Spike(f"lif{convs}", last))
         else:
             pools += 1
-            add(Pool(f"pool{pools}", last, kind=POOLS[step]))
+            name = f"pool{pools}"
+            pool = GlobalPool(name, last) if step == GLOBAL else Pool(name, last, kind=POOLS[step])
+            add(pool)
     return _with_head(nodes, input_shape, classes, dense, width, neuron, settings)
 
 
@@ -191,8 +198,8 @@ def _checked_plan(plan: Sequence[SupportsIndex | str]) -> list[int | str]:
         raise InputError(f"model plan {shown(plan)} is no sequence: give widths and poolings.")
     plan = list(plan)
     for step in plan:
-        if isinstance(step, str) and step not in POOLS:
-            raise unknown("step of the model plan", step, POOLS)
+        if isinstance(step, str) and step not in (*POOLS, GLOBAL):
+            raise unknown("step of the model plan", step, (*POOLS, GLOBAL))
     widths = [step for step in plan if not isinstance(step, str)]
     if not widths or any(isinstance(step, Real) and step < 1 for step in widths):
         raise InputError(
@@ -226,6 +233,8 @@ MODELS: dict[str, Callable[..., Architecture]] = {
     "small": partial(plain, (24, 48, "A", 48, "A")),
     # for 28 x 28 and 32 x 32 images on a CPU
     "medium": partial(plain, (24, "A", 48, "A", 96, "A")),
+    # for 32 x 32 images on a CPU, which runs wide layers at a low resolution best: 50 M MACs
+    "wide5": partial(plain, (48, 96, "M", 192, 192, "M", 256, "G"), first_stride=2),
     # VGG-11 of the robustness literature (widths as in SNN-RAT)
     "vgg11": partial(
         plain, (64, "A", 128, 256, "A", 512, 512, 512, "A", 512, 512), dense=(4096, 4096)

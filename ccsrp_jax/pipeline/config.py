@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ccsrp_jax.attacks.pgd import PGD
+from ccsrp_jax.attacks.registry import TRAINING_ATTACKS
 from ccsrp_jax.coevolution.settings import PRESETS, Search
 from ccsrp_jax.data.augmentation import Augmentation
 from ccsrp_jax.data.division import SplitSettings
@@ -27,13 +28,16 @@ IMAGES = Limits(1, 2**31)
 class Training(BaseRecipe):
     """Training of the dense network, and fine-tuning of the pruned one after every round.
 
-    Every field of `BaseRecipe` is a setting here too; those of fine-tuning replace `epochs`,
-    `learning_rate` and `clean_epochs` there.
+    Every field of `BaseRecipe` is a setting here too; those of fine-tuning replace `epochs` and
+    `learning_rate` there, which has no `clean_epochs` and no `eps_ramp`.
 
     Attributes:
-      adversarial: train and fine-tune on PGD examples of radius `attack.eps`, made with batch norm
-        in inference mode.
-      attack_steps: number of steps of that PGD; 1 is FGSM from a random start.
+      adversarial: train and fine-tune on adversarial examples of radius `attack.eps`, made with
+        batch norm in inference mode.
+      attack: attack of training. `pgd` has `attack_steps` steps of 2.5 eps / steps; the others
+        have one step: `rs-fgsm` of 1.25 eps from a random start (Wong et al., ICLR 2020), `n-fgsm`
+        of eps from noise of 2 eps, not projected onto the ball (arXiv 2202.01181).
+      attack_steps: number of steps of `pgd`; 1 ends in a corner of the ball almost always.
       checkpoint_epochs: number of epochs between the checkpoints of the dense network's training;
         0 saves none before its end.
       finetune_epochs: epochs of fine-tuning after every round.
@@ -43,6 +47,7 @@ class Training(BaseRecipe):
 
     adversarial: bool = True
     clean_epochs: int = 3
+    attack: Literal["pgd", "rs-fgsm", "n-fgsm"] = "pgd"
     attack_steps: int = 3
     checkpoint_epochs: int = 10
     finetune_epochs: int = 24
@@ -58,7 +63,8 @@ class Training(BaseRecipe):
         """The recipe of the dense network's training, with attacks of radius `eps`."""
         names = [each.name for each in dataclasses.fields(BaseRecipe)]
         settings = {name: getattr(self, name) for name in names if name != "adversarial"}
-        attack = PGD(eps, self.attack_steps) if self.adversarial else None
+        make = TRAINING_ATTACKS[self.attack]
+        attack = make(eps, self.attack_steps) if self.adversarial else None
         return Recipe(adversarial=attack, **settings)
 
     def finetune_recipe(self, eps: float) -> Recipe:
@@ -68,6 +74,7 @@ class Training(BaseRecipe):
             epochs=self.finetune_epochs,
             learning_rate=self.finetune_learning_rate,
             clean_epochs=0,
+            eps_ramp=0.0,
         )
 
 
@@ -122,8 +129,8 @@ class Config:
         the path of an .npz file with x_train, y_train, x_test, y_test; `nmnist`; or the path of
         an .npz file with event recordings (see `data.load`).
       data_dir: directory of prepared TFDS sets, or of N-MNIST's folders Train and Test.
-      model: `small` (for digits); `medium` or `resnet8` (28 to 34 pixels, on a CPU); `vgg11`,
-        `vgg16`, `6conv2fc`, `resnet18`, `resnet19` or `sew_resnet18`.
+      model: `small` (for digits); `medium`, `wide5` or `resnet8` (28 to 34 pixels, on a CPU);
+        `vgg11`, `vgg16`, `6conv2fc`, `resnet18`, `resnet19` or `sew_resnet18`.
       width: factor on the model's numbers of filters.
       norm: `bn`, or `tdbn` (threshold-dependent batch norm); by default the model's own.
       time_steps: T, number of time steps per image, and number of frames per recording.

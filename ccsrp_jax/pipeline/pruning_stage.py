@@ -204,7 +204,7 @@ def prune_at_once(job: Run, state: State) -> State:
         def on_epoch(epoch: Epoch) -> None:
             nonlocal epochs
             advance(0, note=epoch_note(epoch))
-            row = epoch._asdict() | {"epoch": epochs, "seconds": sum(training_seconds)}
+            row = epoch.as_row() | {"epoch": epochs, "seconds": sum(training_seconds)}
             epochs += 1
             each = (time.perf_counter() - started) / epochs
             line = epoch_line(config.method, epoch, epochs, problem.recipe.epochs, each)

@@ -153,18 +153,21 @@ def training_stage(
     began, architecture = time.perf_counter(), job.classifier.architecture
     steps = steps_per_epoch(recipe, len(job.data.train.labels))
     peak = throughput.peak_macs(recipe.precision, job.mesh)
-    done = 0
+    done, warned = 0, False
     with job.terminal.stage(title, recipe.epochs * steps) as advance:
 
         def on_epoch(epoch: trainer.Epoch) -> None:
-            nonlocal done
+            nonlocal done, warned
             done += 1
             advance(0, note=epoch_note(epoch))
             each = (time.perf_counter() - began) / done
             job.terminal.progress(epoch_line(title, epoch, epoch.epoch + 1, recipe.epochs, each))
             macs = throughput.training_macs(architecture, recipe, epoch.epoch)
             share = {"share_of_peak": macs * epoch.images_per_second / peak}
-            job.log(tags | epoch._asdict() | share | {"seconds": time.perf_counter() - began})
+            job.log(tags | epoch.as_row() | share | {"seconds": time.perf_counter() - began})
+            if epoch.collapsed and not warned:
+                warned = True
+                job.terminal.line(overfitting_line(epoch))
 
         yield on_epoch, advance
 
@@ -172,6 +175,15 @@ def training_stage(
 def epoch_note(epoch: trainer.Epoch) -> str:
     """What a progress bar says of an epoch."""
     return f"loss {epoch.loss:.3f}  accuracy {epoch.accuracy:.3f}"
+
+
+def overfitting_line(epoch: trainer.Epoch) -> str:
+    """The warning of catastrophic overfitting."""
+    return (
+        f"warning: catastrophic overfitting in epoch {epoch.epoch + 1}, as accuracy is "
+        f"{epoch.one_step_accuracy:.2f} under the one-step attack of training and "
+        f"{epoch.pgd_accuracy:.2f} under PGD: use training.attack n-fgsm, or pgd with more steps."
+    )
 
 
 def epoch_line(title: str, epoch: trainer.Epoch, number: int, epochs: int, seconds: float) -> str:

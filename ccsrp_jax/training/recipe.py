@@ -3,11 +3,12 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import optax
 
+from ccsrp_jax.attacks.one_step import NFGSM
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.lowering import NORM_MOMENTUM
@@ -17,13 +18,13 @@ from ccsrp_jax.utils.fields import LARGEST_INTEGER, POSITIVE, Limits, check_fiel
 
 LIMITS = {
     "batch_size": Limits(1, LARGEST_INTEGER),
-    **dict.fromkeys(("epochs", "clean_epochs"), Limits(0, LARGEST_INTEGER)),
+    **dict.fromkeys(("epochs", "clean_epochs", "lookahead"), Limits(0, LARGEST_INTEGER)),
     **dict.fromkeys(("learning_rate", "trades_temperature"), POSITIVE),
     **dict.fromkeys(("weight_decay", "clip_norm", "trades"), Limits(0)),
     **dict.fromkeys(("orthogonal", "sparse_gradient", "membrane", "certified_eps"), Limits(0)),
     **dict.fromkeys(("warmup", "clean_weight", "momentum"), Limits(0, 1)),
     **dict.fromkeys(("label_smoothing", "tet_weight", "ema"), Limits(0, 1)),
-    **dict.fromkeys(("certified", "certified_ramp"), Limits(0, 1)),
+    **dict.fromkeys(("certified", "certified_ramp", "eps_ramp"), Limits(0, 1)),
 }
 
 FORGOTTEN = 0.01  # share of its initial value in a moving average that is as good as none
@@ -39,18 +40,26 @@ class BaseRecipe:
     Attributes:
       epochs: passes over the training images.
       batch_size: images per step; an incomplete last batch of an epoch is dropped.
-      learning_rate: peak learning rate, reached after a linear warm-up; a cosine then decays it
-        to 0.
+      learning_rate: peak learning rate, reached after a linear warm-up.
+      schedule: how it then falls to 0: `cosine`, or `triangular` (linearly, as the cyclic rate
+        of fast adversarial training, Wong et al., ICLR 2020, whose warm-up is half of the steps).
       warmup: fraction of the steps spent in the warm-up.
       weight_decay: applied to kernels only, not to biases, batch norm or learned leaks. AdamW
         decouples it from the gradient and scales it by the learning rate; SGD adds it to the
         gradient.
-      adversarial: train on PGD examples of the batch, made with batch norm in inference mode.
+      adversarial: train on adversarial examples of the batch, made with batch norm in inference
+        mode.
       clean_epochs: number of initial epochs that use clean images only.
+      eps_ramp: fraction of the epochs, after the clean ones, over which the attack's radius rises
+        linearly from 0.
       clean_weight: weight of the clean images' loss, from 0 to 1; the adversarial images' loss
         has the rest.
       optimizer: `adamw`, or `sgd` with momentum as in torch.optim.SGD.
       momentum: momentum of SGD.
+      nesterov: whether SGD's momentum is Nesterov's, as in torch.optim.SGD.
+      lookahead: steps after which the weights return half of their way to where they were then
+        (Lookahead, Zhang et al., NeurIPS 2019, arXiv 1907.08610; 5 there), also after the last
+        step; 0 disables it.
       clip_norm: maximum global norm of the gradient, clipped before weight decay; 0 disables
         clipping.
       label_smoothing: fraction of the target spread evenly over all classes.
@@ -88,13 +97,17 @@ class BaseRecipe:
     epochs: int = 20
     batch_size: int = 128
     learning_rate: float = 5e-3
+    schedule: Literal["cosine", "triangular"] = "cosine"
     warmup: float = 0.1
     weight_decay: float = 1e-4
-    adversarial: PGD | bool | None = None
+    adversarial: PGD | NFGSM | bool | None = None
     clean_epochs: int = 0
+    eps_ramp: float = 0.0
     clean_weight: float = 0.0
     optimizer: Literal["adamw", "sgd"] = "adamw"
     momentum: float = 0.9
+    nesterov: bool = False
+    lookahead: int = 0
     clip_norm: float = 1.0
     label_smoothing: float = 0.0
     loss: Literal["ce", "tet"] = "ce"
@@ -136,16 +149,28 @@ class Recipe(BaseRecipe):
 
     Attributes:
       adversarial: the attack to train on; None trains on clean images. `attacks.fgsm(eps)` is
-        single-step PGD from the image, `PGD(eps, 1)` is FGSM from a random start.
+        single-step PGD from the image, `attacks.rs_fgsm(eps)` and `attacks.NFGSM(eps)` are the
+        one-step attacks of fast adversarial training. `PGD(eps, 1)` ends in a corner of the ball
+        almost always: its step of 2.5 eps is longer than the ball is wide.
     """
 
-    adversarial: PGD | None = None
+    adversarial: PGD | NFGSM | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.adversarial is None or callable(self.adversarial)):
             raise InputError(
                 f"adversarial is {shown(self.adversarial)}: give an attack, such as PGD(), or None."
+            )
+        if self.trades and isinstance(self.adversarial, NFGSM):
+            raise InputError(
+                f"trades {self.trades} has an attack of its own with the steps of PGD, and N-FGSM "
+                "has none in the ball: train on pgd or rs-fgsm, or give trades 0."
+            )
+        if self.eps_ramp and self.adversarial and not _has_radius(self.adversarial):
+            raise InputError(
+                f"eps_ramp {self.eps_ramp} needs an attack that is a dataclass with a field eps, "
+                f"and {shown(self.adversarial)} is none: give such an attack, or 0."
             )
 
     def clean_share(self, epoch: int) -> float:
@@ -158,6 +183,14 @@ class Recipe(BaseRecipe):
         if self.adversarial is None or epoch < self.clean_epochs:
             return False
         return bool(self.trades) or self.clean_weight < 1
+
+    def attack_at(self, epochs: float | int) -> Any:
+        """The attack after so many epochs, of which the last may be a fraction."""
+        attack = self.adversarial
+        if attack is None or not self.eps_ramp:
+            return attack
+        share = _ramp(epochs - self.clean_epochs, self.eps_ramp * self.epochs)
+        return dataclasses.replace(attack, eps=attack.eps * share)
 
     def certifies(self, epoch: int) -> bool:
         """Whether an epoch has the certified loss."""
@@ -191,9 +224,11 @@ def compiled_part(recipe: Recipe, epoch: int) -> Recipe:
         epochs=1,
         batch_size=1,
         learning_rate=1.0,
+        schedule="cosine",
         warmup=0.0,
         adversarial=PGD(),
         clean_epochs=0,
+        eps_ramp=0.0,
         clean_weight=0.0,
         precise_bn="auto",
         certified=float(recipe.certifies(epoch)),
@@ -206,7 +241,7 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """The update direction, before scaling by the learning rate (an argument of the step)."""
     decay = optax.add_decayed_weights(recipe.weight_decay, mask=_kernels)
     if recipe.optimizer == "sgd":
-        rule = (decay, optax.trace(recipe.momentum))
+        rule = (decay, optax.trace(recipe.momentum, nesterov=recipe.nesterov))
     else:
         rule = (optax.scale_by_adam(), decay)
     clip = optax.clip_by_global_norm(recipe.clip_norm) if recipe.clip_norm else optax.identity()
@@ -219,24 +254,36 @@ def _kernels(params):
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
-    """Linear warm-up, then cosine decay to 0.
+    """Linear warm-up, then cosine or linear decay to 0.
 
     Args:
-      recipe: for the peak and the warm-up.
+      recipe: for the peak, the warm-up and the schedule.
       progress: fraction of all steps that are done.
     """
     if progress < recipe.warmup:
         return recipe.learning_rate * progress / recipe.warmup
     after = (progress - recipe.warmup) / max(1 - recipe.warmup, 1e-9)
+    if recipe.schedule == "triangular":
+        return recipe.learning_rate * max(1 - after, 0.0)
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(after, 1.0)))
 
 
 def certified_share(recipe: Recipe, epochs: float) -> float:
     """Share of its final radius and weight that the certified loss has after so many epochs."""
-    since, ramp = epochs - recipe.clean_epochs, recipe.certified_ramp * recipe.epochs
-    if not recipe.certified or since <= 0:
+    if not recipe.certified:
         return 0.0
-    return min(since / ramp, 1.0) if ramp else 1.0
+    return _ramp(epochs - recipe.clean_epochs, recipe.certified_ramp * recipe.epochs)
+
+
+def _ramp(since: float, length: float) -> float:
+    """Share of a value that rises linearly from 0 over `length` epochs, after `since` of them."""
+    if since <= 0:
+        return 0.0
+    return min(since / length, 1.0) if length else 1.0
+
+
+def _has_radius(attack: Any) -> bool:
+    return dataclasses.is_dataclass(attack) and hasattr(attack, "eps")
 
 
 def corrected_decay(decay: float, step: int) -> float:
@@ -254,3 +301,8 @@ def needs_precise_bn(recipe: Recipe, architecture: Architecture, steps: int) -> 
         return False
     remembers = NORM_MOMENTUM**steps > FORGOTTEN
     return recipe.precise_bn == "on" or (recipe.precise_bn == "auto" and remembers)
+
+
+def synchronizes(recipe: Recipe, step: int, steps: int) -> bool:
+    """Whether the slow weights of Lookahead move in a step of so many, counted from 0."""
+    return bool(recipe.lookahead) and (not (step + 1) % recipe.lookahead or step + 1 == steps)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int
 
 from ccsrp_jax.networks.masks import MaskTree
@@ -14,12 +15,14 @@ from ccsrp_jax.training.parallel import ParallelClassifier
 from ccsrp_jax.training.recipe import Recipe, optimizer
 from ccsrp_jax.training.regularizers import membrane_penalty, orthogonalize, sparse_gradient_penalty
 
+LOOKAHEAD_STEP = 0.5  # of the slow weights, as in the source
+
 
 class TrainState(NamedTuple):
     """The state that training carries from step to step."""
 
     variables: dict  # {"params", "batch_stats"}
-    moments: Any  # of the optimizer
+    moments: Any  # of the optimizer; with Lookahead, these and the slow weights
     ema: dict | None = None  # moving average of the variables, if the recipe has one
 
 
@@ -35,13 +38,17 @@ class StepInputs(NamedTuple):
     clean: Array | None = None  # images of the certified loss, if the step has it
     certified_weight: float = 0.0  # of that loss
     certified_eps: float = 0.0  # its radius
+    synchronizes: bool | int = False  # whether Lookahead's slow weights move in this step
 
 
 def start_state(recipe: Recipe, variables: dict) -> TrainState:
     """The state before the first step; arrays are copied, as steps reuse their memory."""
     variables = jax.tree.map(jnp.array, variables)
     ema = jax.tree.map(jnp.array, variables) if recipe.ema else None
-    return TrainState(variables, optimizer(recipe).init(variables["params"]), ema)
+    moments: Any = optimizer(recipe).init(variables["params"])
+    if recipe.lookahead:
+        moments = moments, jax.tree.map(jnp.array, variables["params"])
+    return TrainState(variables, moments, ema)
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
@@ -69,15 +76,28 @@ def train_step(
     (loss, (updates, accuracy)), grads = loss_and_gradient(
         params, classifier, recipe, state.variables, masks, inputs
     )
-    direction, moments = optimizer(recipe).update(grads, state.moments, params)
+    moments, slow = state.moments if recipe.lookahead else (state.moments, None)
+    direction, moments = optimizer(recipe).update(grads, moments, params)
     params = jax.tree.map(lambda p, d: p - inputs.learning_rate * d, params, direction)
     if recipe.orthogonal:
         params = orthogonalize(params, recipe.orthogonal, jax.random.fold_in(inputs.key, 1))
+    if recipe.lookahead:
+        params, slow = _looked_ahead(params, slow, inputs.synchronizes)
+        moments = moments, slow
     variables, ema = {"params": params, **updates}, state.ema
     if recipe.ema:
         old = inputs.ema_decay
         ema = jax.tree.map(lambda a, w: old * a + (1 - old) * w, ema, variables)
     return TrainState(variables, moments, ema), loss, accuracy
+
+
+def _looked_ahead(fast, slow, synchronizes):
+    """Weights and slow weights after a step of Lookahead."""
+    middle = optax.incremental_update(fast, slow, LOOKAHEAD_STEP)
+    return tuple(
+        jax.tree.map(lambda new, old: jnp.where(synchronizes, new, old), middle, kept)
+        for kept in (fast, slow)
+    )
 
 
 def _loss(params, classifier, recipe, variables, masks, inputs):

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from ccsrp_jax.attacks.base import unchecked
-from ccsrp_jax.data.augmentation import Augmentation, augment
+from ccsrp_jax.data.augmentation import Augmentation, alternating_flips, augment, is_alternating
 from ccsrp_jax.data.splits import Split, to_unit_range
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import Architecture
@@ -26,6 +26,7 @@ from ccsrp_jax.networks.inputs import checked_network
 from ccsrp_jax.networks.interval_bounds import check_bounded
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.neurons import Surrogate
+from ccsrp_jax.training import overfitting
 from ccsrp_jax.training.batches import Batch, full_batch, shuffled_batches, steps_per_epoch
 from ccsrp_jax.training.parallel import ParallelClassifier
 from ccsrp_jax.training.recipe import (
@@ -35,6 +36,7 @@ from ccsrp_jax.training.recipe import (
     corrected_decay,
     learning_rate,
     needs_precise_bn,
+    synchronizes,
 )
 from ccsrp_jax.training.step import StepInputs, TrainState, start_state, train_step
 from ccsrp_jax.training.trades import trades_attack
@@ -44,6 +46,7 @@ from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.keys import checked_key
 
 STATISTICS_BATCHES = 16  # that exact statistics are of, if an epoch has as many
+OVERFITTING = 2**30 + 1  # folded into the key, for attacks that check for overfitting
 
 
 class Epoch(NamedTuple):
@@ -58,6 +61,14 @@ class Epoch(NamedTuple):
     learning_rate: float
     step_ms: float
     images_per_second: float
+    # on some training images after an epoch of a one-step attack; see `overfitting`
+    one_step_accuracy: float | None = None
+    pgd_accuracy: float | None = None
+    collapsed: bool | None = None  # whether they show catastrophic overfitting
+
+    def as_row(self) -> dict[str, Any]:
+        """The record by name, without what was not measured."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 @keyword_aliases(report="on_epoch", progress="on_step", keep="on_checkpoint")
@@ -122,12 +133,21 @@ def train(
         augmentation,
         key,
     )
+    history: list[overfitting.AttackedAccuracies] = []
     for epoch in range(first_epoch, recipe.epochs):
         state, record = _train_epoch(training, epoch, state, kept, on_step)
         if not (math.isfinite(record.loss) and bool(_finite(state.variables))):
             raise InputError(
                 f"training diverged in epoch {epoch + 1} (mean loss {record.loss:g}): "
                 f"use a learning rate below {recipe.learning_rate}."
+            )
+        if overfitting.is_checked(recipe, epoch):
+            history.append(_attacked_accuracies(training, epoch, (state.variables, kept)))
+            found = history[-1]
+            record = record._replace(
+                one_step_accuracy=found.one_step,
+                pgd_accuracy=found.pgd,
+                collapsed=overfitting.collapsed(history),
             )
         if adapt:
             state, kept = adapt(epoch + 1, state, kept)
@@ -210,6 +230,30 @@ def _with_exact_statistics(training: _Training, variables: dict, masks: MaskTree
     return averaged(variables, after)
 
 
+def _attacked_accuracies(
+    training: _Training, epoch: int, network_state: tuple[dict, MaskTree]
+) -> overfitting.AttackedAccuracies:
+    """Of the first training images, as many whole batches as hold `overfitting.IMAGES`."""
+    classifier, recipe, count = training.classifier, training.recipe, len(training.labels)
+    size = full_batch(recipe, count)
+    number = max(min(overfitting.IMAGES, count) // size, 1)
+    options = {"kind": "none", "mesh": classifier.mesh}
+    batches = [
+        _augmented(
+            training.key,
+            training.images,
+            training.labels,
+            jnp.arange(first * size, (first + 1) * size),
+            None,
+            **options,
+        )
+        for first in range(number)
+    ]
+    key = jax.random.fold_in(jax.random.fold_in(training.key, OVERFITTING), epoch)
+    attack = recipe.attack_at(epoch + 1)
+    return overfitting.attacked_accuracies(classifier, network_state, batches, attack, key)
+
+
 def _step_inputs(
     training: _Training, epoch: int, batch: Batch, network_state: tuple[dict, MaskTree]
 ) -> StepInputs:
@@ -221,17 +265,19 @@ def _step_inputs(
         training.images,
         training.labels,
         batch.indices,
+        (training.key, epoch) if is_alternating(training.augmentation) else None,
         kind=training.augmentation,
         mesh=classifier.mesh,
     )
+    steps = steps_per_epoch(recipe, len(training.labels))
     clean_share = recipe.clean_share(epoch)
     versions, shares = ([x], [clean_share]) if clean_share > 0 else ([], [])
     if recipe.attacks(epoch):
-        versions.append(_attacked(classifier, network_state, x, y, recipe, key_attack))
+        attack = recipe.attack_at((batch.step + 0.5) / steps)
+        versions.append(_attacked(classifier, network_state, x, y, recipe, attack, key_attack))
         shares.append(1 - clean_share)
     dropout = classifier.architecture.draws_in_training
     draws = classifier.stochastic or dropout or recipe.orthogonal
-    steps = steps_per_epoch(recipe, len(training.labels))
     certified = certified_share(recipe, (batch.step + 0.5) / steps)
     return StepInputs(
         versions=versions,
@@ -243,6 +289,7 @@ def _step_inputs(
         clean=x if recipe.certifies(epoch) else None,
         certified_weight=recipe.certified * certified,
         certified_eps=recipe.certified_radius * certified if certified else 0.0,
+        synchronizes=synchronizes(recipe, batch.step, recipe.epochs * steps),
     )
 
 
@@ -263,8 +310,7 @@ def _check(classifier: Classifier, recipe: Recipe, batch: int, mesh: Mesh | None
     devices.check_divisible(batch, mesh)
 
 
-def _attacked(classifier, network_state, images, labels, recipe, key):
-    attack = recipe.adversarial
+def _attacked(classifier, network_state, images, labels, recipe, attack, key):
     if recipe.trades:
         temperature = recipe.trades_temperature
         return trades_attack(classifier, network_state, images, attack, key, temperature)
@@ -295,8 +341,13 @@ def _finite(tree):
 
 
 @partial(jax.jit, static_argnames=("kind", "mesh"))
-def _augmented(key, images, labels, indices, *, kind, mesh):
+def _augmented(key, images, labels, indices, alternation, *, kind, mesh):
     if mesh is not None:
         sharded = NamedSharding(mesh, P(devices.DEVICES))
         indices = jax.lax.with_sharding_constraint(indices, sharded)
-    return augment(key, to_unit_range(images[indices]), kind=kind), labels[indices]
+    flips = None
+    if alternation is not None:
+        key_training, epoch = alternation
+        flips = alternating_flips(key_training, indices, epoch, len(images))
+    x = augment(key, to_unit_range(images[indices]), kind=kind, flips=flips)
+    return x, labels[indices]

@@ -10,7 +10,7 @@ import pytest
 from conftest import AT_REST, TINY, busy, enlarged, jit, thinned, tiny
 
 from ccsrp_jax.networks import cost, masks, zoo
-from ccsrp_jax.networks.architecture import Architecture, groups
+from ccsrp_jax.networks.architecture import Architecture, groups, shapes
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.gradients import Relu
 from ccsrp_jax.networks.neurons import LIF, Surrogate, lif
@@ -339,3 +339,14 @@ def test_width_multiplies_every_layer():
     assert set(groups(zoo.build("small", (8, 8, 1), 10, width=1e-3)).values()) == {1}
     with pytest.raises(InputError, match="model width"):
         zoo.build("small", (8, 8, 1), 10, width=0)
+
+
+def test_wide5_has_a_first_stride_of_two_and_ends_in_a_global_average():
+    architecture = zoo.build("wide5", (32, 32, 3), 10)
+    found = shapes(architecture)
+    sides = [found[f"conv{i}"][0] for i in range(1, 6)]
+    assert sides == [16, 16, 8, 8, 4]
+    assert found["pool3"] == (1, 1, 256)
+    macs = {1: 16**2 * 27 * 48, 2: 16**2 * 9 * 48 * 96, 3: 8**2 * 9 * 96 * 192}
+    macs |= {4: 8**2 * 9 * 192 * 192, 5: 4**2 * 9 * 192 * 256}
+    assert sum(cost.macs(architecture).values()) == sum(macs.values()) + 256 * 10

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from ccsrp_jax.attacks import NFGSM, PGD, rs_fgsm
 from ccsrp_jax.networks import cost, zoo
 from ccsrp_jax.pipeline.config import Config, Training, settings
 from ccsrp_jax.pipeline.parse_config import parse
 from ccsrp_jax.training.recipe import BaseRecipe, Recipe
+from ccsrp_jax.utils.errors import InputError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 CONFIGS = sorted((EXPERIMENTS / "configs").glob("*.toml"))
@@ -19,12 +21,14 @@ RUNS = sorted((EXPERIMENTS / "results").rglob("config.json"))
 SHARED = [each.name for each in dataclasses.fields(Recipe) if each.name != "adversarial"]
 
 
-def changed(name: str) -> int | float | str:
+def changed(name: str) -> bool | int | float | str:
     """A valid value of a shared setting other than its default."""
     value = getattr(Training(), name)
     choices = typing.get_args(typing.get_type_hints(Recipe)[name])
     if choices:
         return next(choice for choice in choices if choice != value)
+    if isinstance(value, bool):
+        return not value
     return value + 1 if isinstance(value, int) else value / 2 + 0.25
 
 
@@ -89,14 +93,15 @@ def test_every_setting_of_a_recipe_has_a_flag_and_a_key_that_reach_it(name, tmp_
     assert value != getattr(Training(), name)
     flag = f"--training.{name.replace('_', '-')}"
     file = tmp_path / "settings.toml"
-    file.write_text(f"[training]\n{name} = {value!r}\n")
-    for config in (parse([flag, str(value)]), parse(["--config", str(file)])):
+    file.write_text(f"[training]\n{name} = {json.dumps(value)}\n")
+    flags = [flag] if value is True else [flag, str(value)]
+    for config in (parse(flags), parse(["--config", str(file)])):
         assert getattr(config.training, name) == getattr(config.recipe, name) == value
         assert settings(config)["training"][name] == value
         expected = dataclasses.replace(Training(), **{name: value})
         assert config.training == Training(**{name: value}) == expected
-        # fine-tuning has its own epochs and learning rate, and no clean epochs
-        own = name in ("epochs", "learning_rate", "clean_epochs")
+        # fine-tuning has its own epochs and learning rate, and begins on full attacks
+        own = name in ("epochs", "learning_rate", "clean_epochs", "eps_ramp")
         assert (getattr(config.finetune_recipe, name) == value) == (not own)
 
 
@@ -106,6 +111,18 @@ def test_the_attack_of_a_recipe_follows_its_flags():
     attack = config.recipe.adversarial
     assert (attack.eps, attack.steps) == (0.25, 5)
     assert config.finetune_recipe.adversarial == attack
+
+
+def test_one_step_attacks_of_training_are_named_by_a_flag(tmp_path):
+    assert Training().recipe(0.1).adversarial == PGD(0.1, 3)  # as in settings of earlier versions
+    file = tmp_path / "settings.toml"
+    file.write_text('[training]\nattack = "rs-fgsm"\n[attack]\neps = 0.25\n')
+    assert parse(["--config", str(file)]).recipe.adversarial == rs_fgsm(0.25)
+    config = parse(["--training.attack", "n-fgsm", "--attack.eps", "0.25"])
+    assert config.finetune_recipe.adversarial == config.recipe.adversarial == NFGSM(0.25)
+    assert not Training(adversarial=False, attack="n-fgsm").recipe(0.25).adversarial
+    with pytest.raises(InputError, match="trades 6"):
+        Training(attack="n-fgsm", trades=6.0).recipe(0.25)
 
 
 def test_a_setting_of_a_recipe_is_declared_once():

@@ -1,14 +1,20 @@
 """What a long run tells of its progress: lines, TensorBoard's curves, rows for other trackers."""
 
+import io
 import json
+from types import SimpleNamespace
 
 import jax
 import pytest
+from rich.console import Console
+from workers.trainer import SMALL
 
-from ccsrp_jax.pipeline import tensorboard
+from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.pipeline import stages, tensorboard
 from ccsrp_jax.pipeline.stages import Run, epoch_line
+from ccsrp_jax.training.recipe import Recipe
 from ccsrp_jax.training.trainer import Epoch
-from ccsrp_jax.utils.console import duration
+from ccsrp_jax.utils.console import Terminal, duration
 from ccsrp_jax.utils.profiling import StepProfile
 
 
@@ -62,6 +68,25 @@ def test_the_line_of_an_epoch_says_how_much_time_is_left():
         "training: epoch 5 of 8, loss 0.250  accuracy 0.500, 1600 images a second, 3 min 30 s left"
     )
     assert "left" not in epoch_line("training", epoch, 8, 8, seconds=70.0)
+
+
+def test_catastrophic_overfitting_is_said_once_and_logged_always(monkeypatch, tmp_path, untyped):
+    monkeypatch.setattr(stages.throughput, "peak_macs", lambda *arguments: 1.0)
+    (tmp_path / "config.json").write_text("{}")
+    out, rows = io.StringIO(), []
+    fields = dict.fromkeys(Run._fields) | {"folder": tmp_path, "on_metrics": rows.append}
+    fields |= {"classifier": Classifier(SMALL)}
+    fields |= {"data": SimpleNamespace(train=SimpleNamespace(labels=range(8)))}
+    job = Run(**fields | {"terminal": Terminal(Console(file=out, width=400))})
+    with stages.training_stage(job, Recipe(4, 8), "training", {}) as (on_epoch, _):
+        for number, seen in enumerate((None, False, True, True)):
+            figures = (None, None) if seen is None else (0.75, 0.05)
+            on_epoch(Epoch(number, 1.0, 0.5, 0.1, 20.0, 400.0, *figures, seen))
+    assert [row.get("collapsed") for row in rows] == [None, False, True, True]
+    assert "pgd_accuracy" not in rows[0] and rows[1]["pgd_accuracy"] == 0.05
+    warnings = [line for line in out.getvalue().splitlines() if "catastrophic" in line]
+    assert len(warnings) == 1
+    assert "epoch 3" in warnings[0] and "0.75" in warnings[0] and "0.05" in warnings[0]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import optax
 from jaxtyping import Array, Float
 
 from ccsrp_jax.attacks.base import unchecked
-from ccsrp_jax.data.augmentation import augment
+from ccsrp_jax.data.augmentation import alternating_flips, augment
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import kernel_shapes
@@ -148,7 +148,9 @@ def search_scores(
     for epoch in range(epochs):
         for step, key_step, indices in shuffled_batches(key, recipe, count, epoch):
             key_augment, key_attack, key_pass = jax.random.split(key_step, 3)
-            x = augment(key_augment, to_unit_range(images[indices]), kind=problem.augmentation)
+            flips = alternating_flips(key, indices, epoch, count)
+            kind = problem.augmentation
+            x = augment(key_augment, to_unit_range(images[indices]), kind=kind, flips=flips)
             y = labels[indices]
             if attack:
                 masks = straight_through(scores, counts)
