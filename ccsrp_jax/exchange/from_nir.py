@@ -70,8 +70,8 @@ def from_nir(
     time_steps = stated.get("time_steps") if time_steps is None else time_steps
     if time_steps is None:
         raise InputError(
-            f"{graph.source} does not say the number of time steps: give time_steps, as the network "
-            "was trained with."
+            f"{graph.source} does not say the number of time steps: give time_steps, the number "
+            "that the network was trained with."
         )
     dt = float(stated.get("dt", DT)) if dt is None else dt
     reset = str(stated.get("reset", RESET)) if reset is None else reset
@@ -117,11 +117,13 @@ def _input_shape(graph: FlatGraph, given: Any) -> tuple[int, int, int]:
         )
     kind = getattr(graph.nodes[inputs[0]], "input_type", None) or {}
     sizes = next(iter(kind.values()), None)
-    found = () if sizes is None else tuple(int(size) for size in np.ravel(sizes))
+    found: tuple[int, ...] = ()
+    if sizes is not None:
+        found = tuple(int(size) for size in np.ravel(sizes))
     if len(found) in (2, 4) and found[0] == 1:  # some exporters keep the batch of their sample
         found = found[1:]
     if given is not None:
-        shape = converted("input_shape", given, tuple[int, int, int], SIZE)
+        shape: tuple[int, int, int] = converted("input_shape", given, tuple[int, int, int], SIZE)
         if found and math.prod(found) != math.prod(shape):
             raise InputError(
                 f"input_shape {shape} has {math.prod(shape)} values, and {graph.source} takes "
@@ -129,7 +131,7 @@ def _input_shape(graph: FlatGraph, given: Any) -> tuple[int, int, int]:
             )
         return shape
     if len(found) == 1:
-        return (1, 1, found[0])
+        return (1, 1, *found)  # type: ignore[return-value]
     if len(found) != 3:
         raise InputError(
             f"{graph.source} takes inputs of shape {found}, and an image has (C, H, W): give "

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ccsrp_jax.exchange.report import required
+from ccsrp_jax.exchange.report import imported
 from ccsrp_jax.utils.errors import InputError, reason, shown
 from ccsrp_jax.utils.io import as_path
 
@@ -95,11 +95,7 @@ def read_graph(source: Any) -> FlatGraph:
 
 
 def _read_file(path: Path) -> Any:
-    try:
-        import nir
-        from nir import serialization
-    except ImportError as error:
-        raise required("nir", "nir", error) from error
+    nir, serialization = imported("nir", "nir"), imported("nir.serialization", "nir")
     if not path.is_file():
         raise InputError(f"there is no file {path}: give the path of a NIR file.")
     try:

@@ -5,9 +5,9 @@ Euler's method in steps of dt, with the spike and the reset after each, gives fo
     v <- v + dt / tau (v_leak - v + r x),  z = [v >= v_threshold],  v <- v_reset where z
 
 so that tau / dt is the time constant in steps, and the factor of the input is r dt / tau; for
-`nir.IF` it is r dt. `nir.CubaLIF` first charges i <- i + dt / tau_syn (w_in x - i), in the same step.
-`nir.Threshold` keeps nothing between steps, as a LIF neuron with a time constant of one step. NIR's
-own threshold is strict, v > v_threshold; only a potential exactly at the threshold tells them apart.
+`nir.IF` it is r dt. `nir.CubaLIF` first charges i <- i + dt / tau_syn (w_in x - i), in the same
+step. `nir.Threshold` keeps nothing between steps, as a LIF neuron with a time constant of one step.
+NIR's own threshold is strict, v > v_threshold; only a potential exactly at it tells them apart.
 
 All neurons of a network are of one family with one reset here. Time constants may differ from
 layer to layer (`learned`), thresholds and factors also from channel to channel: they go into the

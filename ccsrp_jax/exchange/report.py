@@ -1,5 +1,6 @@
 """What an export reports, the network that it takes, and how its file is written."""
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -122,12 +123,19 @@ def partial_path(path: Any) -> tuple[Path, Path]:
     return path, path.with_name(path.name + PARTIAL)
 
 
-def required(module: str, extra: str, error: ImportError) -> InputError:
-    """The error for a package that an extra brings."""
-    return InputError(
-        f"{module} cannot be imported ({reason(error)}): install it with "
-        f"pip install 'ccsrp-jax[{extra}]'."
-    )
+def imported(module: str, extra: str) -> Any:
+    """A module of a package that an extra brings.
+
+    Raises:
+      InputError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"{module} cannot be imported ({reason(error)}): install it with "
+            f"pip install 'ccsrp-jax[{extra}]'."
+        ) from error
 
 
 def check_close(form: str, difference: float, tolerance: float) -> None:
