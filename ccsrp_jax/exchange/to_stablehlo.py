@@ -68,4 +68,3 @@ def export_stablehlo(network: Any, path: Any, images: Any = None) -> ExportRepor
     )
     compared = "deserialized and compared with the network"
     return ExportReport(target, "stablehlo", compared, len(images), difference, notes=notes)
-

@@ -12,7 +12,6 @@ from ccsrp_jax.networks.serialization import save
 from ccsrp_jax.networks.stochastic_lif import StochasticLIF
 from ccsrp_jax.utils.errors import InputError
 
-
 pytest.importorskip("flatbuffers")
 pytestmark = pytest.mark.usefixtures("untyped")  # symbolic sizes are no integers
 
