@@ -17,7 +17,7 @@ from evosax.algorithms.population_based import base
 from flax import struct
 from jaxtyping import Array, Float, Int, ScalarLike
 
-from ccsrp_jax.utils.errors import InputError, reason, unknown
+from ccsrp_jax.utils.errors import InputError, reason, shown, unknown
 
 
 def keep_count(filters: int, keep_floor: float, multiple: int = 1) -> int:
@@ -178,36 +178,71 @@ STRATEGIES: Mapping[str, type[base.EvolutionaryAlgorithm]] = {
 }
 
 
-def is_distribution_based(name: str) -> bool:
+Strategy = str | type[base.EvolutionaryAlgorithm] | base.EvolutionaryAlgorithm
+
+# attributes of a strategy that depend on the number of genes
+OF_SIZE = frozenset(
+    {"population_size", "solution", "solution_flat", "num_dims", "max_num_dims_sq"}
+    | {"_ravel_solution", "_unravel_solution"}
+)
+
+
+def strategy_class(strategy: Any) -> type[base.EvolutionaryAlgorithm]:
+    """The class of a strategy that is given by its name, as a class or as an instance.
+
+    Raises:
+      InputError: it is none.
+    """
+    if isinstance(strategy, base.EvolutionaryAlgorithm):
+        return type(strategy)
+    if isinstance(strategy, type) and issubclass(strategy, base.EvolutionaryAlgorithm):
+        return strategy
+    if not isinstance(strategy, str):
+        raise InputError(
+            f"strategy is {shown(strategy)}: give the name of one, or a class or instance of an "
+            "evosax algorithm."
+        )
+    if strategy not in STRATEGIES:
+        raise unknown("strategy", strategy, STRATEGIES)
+    return STRATEGIES[strategy]
+
+
+def is_distribution_based(strategy: Strategy) -> bool:
     """Whether a strategy samples from a distribution, in evosax's classification.
 
     Such a strategy compares candidates of one generation only; others keep parents.
     """
-    return not issubclass(STRATEGIES[name], base.PopulationBasedAlgorithm)
+    return not issubclass(strategy_class(strategy), base.PopulationBasedAlgorithm)
 
 
 @cache  # every strategy object compiles its own ask and tell
-def make_strategy(name: str, population: int, filters: int) -> base.EvolutionaryAlgorithm:
-    """The strategy of that name with `filters` genes; the same object for equal arguments.
+def make_strategy(strategy: Strategy, population: int, filters: int) -> base.EvolutionaryAlgorithm:
+    """The strategy with `filters` genes; the same object for equal arguments.
+
+    An instance stands for one of its class with its settings and another number of genes.
 
     Raises:
       InputError: the name is unknown, or the strategy does not support this population size.
     """
-    if name not in STRATEGIES:
-        raise unknown("strategy", name, STRATEGIES)
-    extra = {}
-    if name == "RandomSearch":  # takes its sampling distribution as an argument
+    kind, extra = strategy_class(strategy), {}
+    if kind is STRATEGIES["RandomSearch"]:  # takes its sampling distribution as an argument
         extra["sampling_fn"] = lambda key: jax.random.normal(key, (filters,))
     try:
         with own_numerics():
-            return STRATEGIES[name](
-                population_size=population, solution=jnp.zeros(filters), **extra
-            )
+            made = kind(population_size=population, solution=jnp.zeros(filters), **extra)
     except (AssertionError, TypeError, ValueError) as error:
         raise InputError(
-            f"strategy {name} cannot be made for a population of {population} "
+            f"strategy {kind.__name__} cannot be made for a population of {population} "
             f"({reason(error)}): change the population or choose another strategy."
         ) from error
+    if isinstance(strategy, base.EvolutionaryAlgorithm):
+        if strategy.population_size != population:
+            raise InputError(
+                f"the strategy has a population of {strategy.population_size}, and the search one "
+                f"of {population}: give both the same."
+            )
+        vars(made).update({k: v for k, v in vars(strategy).items() if k not in OF_SIZE})
+    return made
 
 
 @contextmanager

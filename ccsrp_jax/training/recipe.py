@@ -3,15 +3,16 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import optax
 
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.utils.errors import InputError, shown
-from ccsrp_jax.utils.fields import LARGEST_INTEGER, POSITIVE, Limits, check_fields
+from ccsrp_jax.utils.fields import LARGEST_INTEGER, POSITIVE, Limits, check_fields, converted
 
+Optimizer = Literal["adamw", "sgd"]
 LIMITS = {
     "batch_size": Limits(1, LARGEST_INTEGER),
     **dict.fromkeys(("epochs", "clean_epochs"), Limits(0, LARGEST_INTEGER)),
@@ -88,7 +89,7 @@ class BaseRecipe:
     adversarial: PGD | bool | None = None
     clean_epochs: int = 0
     clean_weight: float = 0.0
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Optimizer = "adamw"
     momentum: float = 0.9
     clip_norm: float = 1.0
     label_smoothing: float = 0.0
@@ -132,12 +133,18 @@ class Recipe(BaseRecipe):
     Attributes:
       adversarial: the attack to train on; None trains on clean images. `attacks.fgsm(eps)` is
         single-step PGD from the image, `PGD(eps, 1)` is FGSM from a random start.
+      optimizer: also an optax transformation, such as `optax.adam(1e-3)`, whose updates are added
+        to the weights as they are: it has its own learning rate, momentum, decay and clipping, and
+        those of the recipe are not used.
     """
 
     adversarial: PGD | None = None
+    optimizer: Any = "adamw"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.optimizer, optax.GradientTransformation):
+            converted("optimizer", self.optimizer, Optimizer)
         if not (self.adversarial is None or callable(self.adversarial)):
             raise InputError(
                 f"adversarial is {shown(self.adversarial)}: give an attack, such as PGD(), or None."
@@ -198,7 +205,10 @@ def compiled_part(recipe: Recipe, epoch: int) -> Recipe:
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """The update direction, before scaling by the learning rate (an argument of the step)."""
+    """The update direction, before scaling by the learning rate (an argument of the step); one's
+    own optimizer as it is."""
+    if isinstance(recipe.optimizer, optax.GradientTransformation):
+        return recipe.optimizer
     decay = optax.add_decayed_weights(recipe.weight_decay, mask=_kernels)
     if recipe.optimizer == "sgd":
         rule = (decay, optax.trace(recipe.momentum))

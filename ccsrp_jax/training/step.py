@@ -70,7 +70,9 @@ def train_step(
         params, classifier, recipe, state.variables, masks, inputs
     )
     direction, moments = optimizer(recipe).update(grads, state.moments, params)
-    params = jax.tree.map(lambda p, d: p - inputs.learning_rate * d, params, direction)
+    own = not isinstance(recipe.optimizer, str)  # its updates are scaled, and added
+    rate = -1.0 if own else inputs.learning_rate
+    params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
     if recipe.orthogonal:
         params = orthogonalize(params, recipe.orthogonal, jax.random.fold_in(inputs.key, 1))
     variables, ema = {"params": params, **updates}, state.ema
