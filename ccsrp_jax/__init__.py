@@ -1,7 +1,8 @@
 """Robust pruning of spiking neural networks by cooperative coevolution, in JAX.
 
 - Networks: describe one (`Architecture`, `build`, `plain`, `residual`), run it (`Classifier`,
-  `SpikingNetwork`), train it (`Recipe`, `train`), save and load it (`save`, `load`).
+  `SpikingNetwork`), train it (`Recipe`, `train`), save and load it (`save`, `load`), import one
+  (`from_nir`, `from_torch`) and export it (`exchange`).
 - Data: `load_data` by name; `data.from_arrays` for arrays in memory.
 - Attacks: `PGD`, `APGD`, `SAPGD`, `Square`, with any surrogate gradient (`gradients`).
 - Robustness: evaluate a suite of attacks with an audit for masked gradients (`evaluate`), certify
@@ -11,7 +12,7 @@
   `search_round`), remove the filters (`compact`) and count the operations saved (`cost`).
 
 Further parts are in the subpackages `data`, `networks`, `attacks`, `training`, `robustness`,
-`coevolution`, `pruning`, `reporting`, `pipeline` and `utils`.
+`coevolution`, `pruning`, `exchange`, `reporting`, `pipeline` and `utils`.
 """
 
 from ccsrp_jax.attacks.apgd import APGD
@@ -29,6 +30,8 @@ from ccsrp_jax.coevolution.subproblem import make_task
 from ccsrp_jax.coevolution.task import Task
 from ccsrp_jax.data.datasets import load as load_data
 from ccsrp_jax.data.splits import Dataset, Split
+from ccsrp_jax.exchange.from_nir import from_nir
+from ccsrp_jax.exchange.from_torch import from_torch
 from ccsrp_jax.networks import cost, gradients, masks
 from ccsrp_jax.networks.architecture import Architecture, groups
 from ccsrp_jax.networks.classifier import Classifier
@@ -81,6 +84,8 @@ __all__ = [
     "devices",
     "evaluate",
     "fgsm",
+    "from_nir",
+    "from_torch",
     "gradients",
     "groups",
     "hypervolume",
