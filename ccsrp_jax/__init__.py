@@ -1,7 +1,8 @@
 """Robust pruning of spiking neural networks by cooperative coevolution, in JAX.
 
 - Networks: describe one (`Architecture`, `build`, `plain`, `residual`), run it (`Classifier`,
-  `SpikingNetwork`), train it (`Recipe`, `train`), save and load it (`save`, `load`).
+  `SpikingNetwork`), train it (`Recipe`, `train`), save and load it (`save`, `load`), import one
+  (`from_nir`, `from_torch`) and export it (`exchange`).
 - Data: `load_data` by name; `data.from_arrays` for arrays in memory.
 - Attacks: `PGD`, `APGD`, `SAPGD`, `Square`, with any surrogate gradient (`gradients`).
 - Robustness: evaluate a suite of attacks with an audit for masked gradients (`evaluate`), certify
@@ -11,21 +12,22 @@
   `search_round`), remove the filters (`compact`) and count the operations saved (`cost`).
 
 Further parts are in the subpackages `data`, `networks`, `attacks`, `training`, `robustness`,
-`coevolution`, `pruning`, `reporting`, `pipeline` and `utils`.
+`coevolution`, `pruning`, `exchange`, `reporting`, `pipeline` and `utils`.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 SUBPACKAGES = (
-    *("attacks", "coevolution", "data", "networks", "pipeline", "pruning", "reporting"),
-    *("robustness", "training", "utils"),
+    *("attacks", "coevolution", "data", "exchange", "networks", "pipeline", "pruning"),
+    *("reporting", "robustness", "training", "utils"),
 )
 
 if TYPE_CHECKING:
     from ccsrp_jax import attacks as attacks
     from ccsrp_jax import coevolution as coevolution
     from ccsrp_jax import data as data
+    from ccsrp_jax import exchange as exchange
     from ccsrp_jax import networks as networks
     from ccsrp_jax import pipeline as pipeline
     from ccsrp_jax import pruning as pruning

@@ -15,6 +15,8 @@ from ccsrp_jax.coevolution.subproblem import make_task
 from ccsrp_jax.coevolution.task import Task
 from ccsrp_jax.data.datasets import load as load_data
 from ccsrp_jax.data.splits import Dataset, Split
+from ccsrp_jax.exchange.from_nir import from_nir
+from ccsrp_jax.exchange.from_torch import from_torch
 from ccsrp_jax.networks import cost, gradients, masks
 from ccsrp_jax.networks.architecture import Architecture, groups
 from ccsrp_jax.networks.classifier import Classifier
@@ -67,6 +69,8 @@ __all__ = [
     "devices",
     "evaluate",
     "fgsm",
+    "from_nir",
+    "from_torch",
     "gradients",
     "groups",
     "hypervolume",

@@ -10,7 +10,8 @@ LIBRARY = Path(__file__).parents[1] / "ccsrp_jax"
 LEVELS = {
     **{"utils": 0, "data": 1, "networks": 2, "attacks": 3},
     **dict.fromkeys(("training", "robustness", "coevolution"), 4),
-    **{"pruning": 5, "reporting": 5, "pipeline": 6, "api": 6, "commands": 7, "cli": 8},
+    **{"pruning": 5, "reporting": 5, "exchange": 5, "pipeline": 6},
+    **{"api": 6, "commands": 7, "cli": 8},
 }
 
 

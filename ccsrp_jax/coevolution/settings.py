@@ -1,25 +1,39 @@
 """Settings of a round's search, and the presets that name them."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import tyro
 from jaxtyping import Float
 
 from ccsrp_jax.coevolution import selection, strategies
 from ccsrp_jax.coevolution.racing import Racing
 from ccsrp_jax.networks.architecture import Architecture, coupled, groups
 from ccsrp_jax.networks.masks import MaskTree
-from ccsrp_jax.utils.errors import InputError
+from ccsrp_jax.utils.errors import InputError, shown, unknown
 from ccsrp_jax.utils.fields import LARGEST_INTEGER, SIZE, Limits, check_fields
 
 Objective = Literal["accuracy", "loss", "change"]
-Selection = Literal["weighted_sum", "nsga2"]
+SELECTIONS = ("weighted_sum", "nsga2")
 SharedSet = Literal["pooled", "per_layer"]
 Splice = Literal["winners", "price"]
 
 # Strategies that compare fitness values of different generations, which ranks do not allow.
 USE_EARLIER_FITNESS = ("PSO", "HillClimbing", "GradientlessDescent", "SimulatedAnnealing")
+
+
+def _by_name(metavar: str, choices: tuple[str, ...] | None = None) -> Any:
+    """How a flag reads a setting that is a name there, and may be more in Python."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda given: given[0],
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [str(value)],
+        choices=choices,
+    )
+
 
 SHARE = Limits(0, 1, above=True)
 LIMITS = {
@@ -39,7 +53,8 @@ class Search:
     method, (ours) chosen here because no source states it.
 
     Attributes:
-      strategy: `BitFlip` (CCEP) or the name of any evosax algorithm (ours).
+      strategy: `BitFlip` (CCEP) or the name of any evosax algorithm (ours). In Python also a
+        class or an instance of one, which are used as any other evosax algorithm.
       population: members of a sub-population (CCEP: 5).
       generations: generations per group and round (CCEP: 10).
       keep_floor: share of a group's filters that a round keeps at least (CCEP: 0.9). As in CCEP,
@@ -56,7 +71,9 @@ class Search:
       objective: `accuracy` (CCEP); `loss`, which has fewer ties; or `change`, the mean over images
         of the absolute difference from the current network's loss: it measures what fine-tuning
         has to repair and does not reward gains on the search images (both ours).
-      selection: `weighted_sum` with ties to fewer MACs, or `nsga2` (both ours).
+      selection: `weighted_sum` with ties to fewer MACs, or `nsga2` (both ours). In Python also a
+        function from objectives (N, 3), all minimized, clean, robust and MACs, to (N,) values, of
+        which the smallest is the best; they are compared among the N candidates only.
       robust_weight: weight of the robust objective relative to the clean one (ours).
       macs_weight: weight of the share of MACs left; with 0, MACs only break ties (CCEP).
       shared_set: `pooled`, every variant attacks its share of the search images, or
@@ -89,7 +106,7 @@ class Search:
       InputError: a value out of range, or settings that do not go together.
     """
 
-    strategy: str = "BitFlip"
+    strategy: Annotated[Any, _by_name("STR")] = "BitFlip"
     population: int = 5
     generations: int = 10
     keep_floor: float = 0.9
@@ -98,7 +115,7 @@ class Search:
     decoder: strategies.Decoder = "topk"
     multiple: int = 1
     objective: Objective = "accuracy"
-    selection: Selection = "weighted_sum"
+    selection: Annotated[Any, _by_name("{weighted_sum,nsga2}", SELECTIONS)] = "weighted_sum"
     robust_weight: float = 1.0
     macs_weight: float = 0.0
     shared_set: SharedSet = "pooled"
@@ -115,6 +132,8 @@ class Search:
     def __post_init__(self) -> None:
         check_fields(self, limits=LIMITS)
         strategies.check_strategy(self.strategy)
+        if not callable(self.selection) and self.selection not in SELECTIONS:
+            raise unknown("selection", self.selection, SELECTIONS)
         if self.population < 2:
             raise InputError(
                 f"population {self.population} is too small to search: give 2 or more members."
@@ -133,23 +152,26 @@ class Search:
             )
 
     def _check_strategy(self) -> None:
-        if self.selection == "nsga2" and self.strategy in USE_EARLIER_FITNESS:
+        name = self.strategy
+        if not isinstance(name, str):
+            name = strategies.strategy_class(name).__name__
+        if self.selects_by_rank and name in USE_EARLIER_FITNESS:
             raise InputError(
-                f"strategy {self.strategy} compares ranks of different generations: use it with "
+                f"strategy {name} compares ranks of different generations: use it with "
                 "selection weighted_sum, or choose another strategy for nsga2."
             )
         ordered = self.decoder == "topk" and strategies.is_distribution_based(self.strategy)
         if (self.levels or self.single_removals) and not ordered:
             raise InputError(
                 f"levels and single_removals need decoder topk and a strategy without parents, not "
-                f"{self.strategy} with {self.decoder}: use SNES, for instance, or leave them out."
+                f"{name} with {self.decoder}: use SNES, for instance, or leave them out."
             )
 
     def _check_racing(self) -> None:
         _ = self.racing_rule  # checks the confidence and the weights
         if self.racing and self.objective == "change":
             raise InputError("racing compares accuracies or losses: use another objective.")
-        if self.racing and self.selection == "nsga2":
+        if self.racing and self.selects_by_rank:
             raise InputError(
                 "racing compares candidates by one value: use it with selection weighted_sum."
             )
@@ -165,9 +187,19 @@ class Search:
         )
 
     @property
+    def selects_by_rank(self) -> bool:
+        """Whether candidates' values hold among those of one call only."""
+        return self.selection != "weighted_sum"
+
+    @property
+    def is_bit_flip(self) -> bool:
+        """Whether genomes are masks, as CCEP's EA has them."""
+        return self.strategy == "BitFlip"
+
+    @property
     def width_multiple(self) -> int:
         """Groups are pruned to multiples of this many filters: `multiple` where it applies."""
-        return self.multiple if self.strategy != "BitFlip" and self.decoder == "topk" else 1
+        return self.multiple if not self.is_bit_flip and self.decoder == "topk" else 1
 
     def scalarize(self, points: Float[np.ndarray, "M 3"]) -> Float[np.ndarray, "M"]:
         """Weighted sums of objectives; infinite where an objective is, whatever its weight."""
@@ -175,6 +207,20 @@ class Search:
         values[finite] = selection.weighted_sum(
             points[finite], self.robust_weight, self.macs_weight
         )
+        return values
+
+    def selected(self, points: Float[np.ndarray, "M 3"]) -> Float[np.ndarray, "M"]:
+        """Values of one's own selection, to be minimized.
+
+        Raises:
+          InputError: it returned something else.
+        """
+        values = np.asarray(self.selection(points), np.float64)
+        if values.shape != (len(points),) or np.isnan(values).any():
+            raise InputError(
+                f"selection returned {shown(values)} for {len(points)} candidates: return one "
+                "number for each."
+            )
         return values
 
     def prunable(self, architecture: Architecture, masks: MaskTree) -> list[str]:

@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, ScalarLike
 
-from ccsrp_jax.utils.errors import InputError, reason, unknown
+from ccsrp_jax.utils.errors import InputError, reason, shown, unknown
 
 if TYPE_CHECKING:
     from evosax.algorithms.base import EvolutionaryAlgorithm
+
+    Strategy = str | type[EvolutionaryAlgorithm] | EvolutionaryAlgorithm
 else:  # evosax is loaded where a strategy is made
-    EvolutionaryAlgorithm = Any
+    EvolutionaryAlgorithm = Strategy = Any
 
 
 def keep_count(filters: int, keep_floor: float, multiple: int = 1) -> int:
@@ -143,48 +145,83 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def check_strategy(name: str) -> None:
-    """Checks the name of a strategy.
+# attributes of a strategy that depend on the number of genes
+OF_SIZE = frozenset(
+    {"population_size", "solution", "solution_flat", "num_dims", "max_num_dims_sq"}
+    | {"_ravel_solution", "_unravel_solution"}
+)
+
+
+def check_strategy(strategy: Any) -> None:
+    """As `strategy_class`, without loading evosax for the presets' strategies."""
+    if not (isinstance(strategy, str) and strategy in KNOWN):
+        strategy_class(strategy)
+
+
+def strategy_class(strategy: Any) -> type[EvolutionaryAlgorithm]:
+    """The class of a strategy that is given by its name, as a class or as an instance.
 
     Raises:
-      InputError: there is none of that name.
+      InputError: it is none.
     """
-    if name not in KNOWN and name not in all_strategies():
-        raise unknown("strategy", name, all_strategies())
+    strategies = all_strategies()
+    from evosax.algorithms.base import EvolutionaryAlgorithm as Base
+
+    if isinstance(strategy, Base):
+        return type(strategy)
+    if isinstance(strategy, type) and issubclass(strategy, Base):
+        return strategy
+    if not isinstance(strategy, str):
+        raise InputError(
+            f"strategy is {shown(strategy)}: give the name of one, or a class or instance of an "
+            "evosax algorithm."
+        )
+    if strategy not in strategies:
+        raise unknown("strategy", strategy, strategies)
+    return strategies[strategy]
 
 
-def is_distribution_based(name: str) -> bool:
+def is_distribution_based(strategy: Strategy) -> bool:
     """Whether a strategy samples from a distribution, in evosax's classification.
 
     Such a strategy compares candidates of one generation only; others keep parents.
     """
-    if name in KNOWN:
-        return KNOWN[name]
+    if isinstance(strategy, str) and strategy in KNOWN:
+        return KNOWN[strategy]
+    kind = strategy_class(strategy)
     from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 
-    return not issubclass(all_strategies()[name], PopulationBasedAlgorithm)
+    return not issubclass(kind, PopulationBasedAlgorithm)
 
 
 @cache  # every strategy object compiles its own ask and tell
-def make_strategy(name: str, population: int, filters: int) -> EvolutionaryAlgorithm:
-    """The strategy of that name with `filters` genes; the same object for equal arguments.
+def make_strategy(strategy: Strategy, population: int, filters: int) -> EvolutionaryAlgorithm:
+    """The strategy with `filters` genes; the same object for equal arguments.
+
+    An instance stands for one of its class with its settings and another number of genes.
 
     Raises:
       InputError: the name is unknown, or the strategy does not support this population size.
     """
-    check_strategy(name)
-    extra = {}
-    if name == "RandomSearch":  # takes its sampling distribution as an argument
+    kind, extra = strategy_class(strategy), {}
+    if kind is all_strategies()["RandomSearch"]:  # takes its sampling distribution as an argument
         extra["sampling_fn"] = lambda key: jax.random.normal(key, (filters,))
     try:
         with own_numerics():
-            made = all_strategies()[name]
-            return made(population_size=population, solution=jnp.zeros(filters), **extra)
+            made = kind(population_size=population, solution=jnp.zeros(filters), **extra)
     except (AssertionError, TypeError, ValueError) as error:
         raise InputError(
-            f"strategy {name} cannot be made for a population of {population} "
+            f"strategy {kind.__name__} cannot be made for a population of {population} "
             f"({reason(error)}): change the population or choose another strategy."
         ) from error
+    if not isinstance(strategy, str | type):
+        if strategy.population_size != population:
+            raise InputError(
+                f"the strategy has a population of {strategy.population_size}, and the search one "
+                f"of {population}: give both the same."
+            )
+        vars(made).update({k: v for k, v in vars(strategy).items() if k not in OF_SIZE})
+    return made
 
 
 @contextmanager

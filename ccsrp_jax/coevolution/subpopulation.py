@@ -86,7 +86,7 @@ class Subpopulation:
     @property
     def is_bit_flip(self) -> bool:
         """Whether genomes are masks, as CCEP's EA has them."""
-        return self.search.strategy == "BitFlip"
+        return self.search.is_bit_flip
 
     @property
     def has_parents(self) -> bool:
@@ -114,10 +114,11 @@ class Subpopulation:
         if self.search.selection == "nsga2":
             with strategies.own_numerics():  # crowding distances may be infinite
                 return np.asarray(selection.nsga2(jnp.asarray(points, jnp.float32)))
-        values = self.search.scalarize(points)
+        own = callable(self.search.selection)
+        values = self.search.selected(points) if own else self.search.scalarize(points)
         if self.is_bit_flip:  # ranked in float64, since float32 values would tie
             return np.unique(values, return_inverse=True)[1]
-        known = self.search.scalarize(self.scored.all_objectives())
+        known = values if own else self.search.scalarize(self.scored.all_objectives())
         worst = known[np.isfinite(known)].max(initial=0)
         return np.where(np.isfinite(values), values, worst + 1)
 
@@ -189,7 +190,7 @@ def search_group(
 def _make_subpopulation(
     current: Float[np.ndarray, "n"], evaluate: Evaluate, search: Search, keep_count: int | None
 ) -> Subpopulation:
-    if keep_count is not None and (search.strategy == "BitFlip" or search.decoder != "topk"):
+    if keep_count is not None and (search.is_bit_flip or search.decoder != "topk"):
         raise InputError(
             f"strategy {search.strategy} with decoder {search.decoder} cannot keep a given number "
             "of filters: use an evosax strategy, such as SNES, with decoder topk."
@@ -203,7 +204,7 @@ def _make_subpopulation(
     algorithm = strategies.make_strategy(search.strategy, search.population, len(current))
     with strategies.own_numerics():
         params = algorithm.default_params
-    if search.strategy == "BitFlip":
+    if search.is_bit_flip:
         params = params.replace(
             mutation_rate=search.mutation_rate,
             min_kept=strategies.bit_flip_keep_count(filters, search.keep_floor),
@@ -254,7 +255,7 @@ def _evolve(group: Subpopulation, key: Array, state: Any, keep_count: int) -> An
     """The strategy's state after one generation."""
     key_ask, key_tell = jax.random.split(key)
     algorithm: Any = group.algorithm
-    by_rank = group.search.selection == "nsga2" or group.is_bit_flip
+    by_rank = group.search.selects_by_rank or group.is_bit_flip
     with strategies.own_numerics():
         genomes, state = algorithm.ask(key_ask, state, group.params)
     points = group.scored.objectives(group.decode(genomes, keep_count))
@@ -295,7 +296,8 @@ def _choose(group: Subpopulation) -> int:
             "network's variables, or train with a lower learning rate."
         )
     indices = np.flatnonzero(eligible)
-    values = group.search.scalarize(points[indices])
+    own = callable(group.search.selection)
+    values = (group.search.selected if own else group.search.scalarize)(points[indices])
     if group.search.selection == "nsga2":
         with strategies.own_numerics():
             ranks = selection.front_ranks(jnp.asarray(points[indices], jnp.float32))

@@ -5,6 +5,7 @@ from ccsrp_jax.networks.architecture import Architecture, groups
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.compaction import compact
 from ccsrp_jax.networks.cuba_lif import CubaLIF
+from ccsrp_jax.networks.general_conv import GeneralConv
 from ccsrp_jax.networks.lowering import register_node
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.neurons import LIF, Neuron, Surrogate, lif, register_neuron, spike
@@ -24,6 +25,7 @@ from ccsrp_jax.networks.nodes import (
 )
 from ccsrp_jax.networks.self_connected_lif import SelfConnectedLIF
 from ccsrp_jax.networks.serialization import load, save
+from ccsrp_jax.networks.spike_rate import SpikeRate
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.networks.stochastic_lif import StochasticLIF
 from ccsrp_jax.networks.zoo import MODELS, build, init, plain, residual
@@ -41,6 +43,7 @@ __all__ = [
     "DepthwiseConv",
     "Dropout",
     "Flatten",
+    "GeneralConv",
     "GlobalPool",
     "MaskTree",
     "Neuron",
@@ -49,6 +52,7 @@ __all__ = [
     "Pool",
     "SelfConnectedLIF",
     "Spike",
+    "SpikeRate",
     "SpikingNetwork",
     "StochasticLIF",
     "Surrogate",

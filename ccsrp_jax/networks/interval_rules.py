@@ -63,7 +63,7 @@ def interval_rule(node: Node) -> IntervalRule:
     return rule
 
 
-def _fold(layer: Callable[[Array, Array], Array], x: Array, kernel: Array) -> Array:
+def fold(layer: Callable[[Array, Array], Array], x: Array, kernel: Array) -> Array:
     folded = layer(x.reshape(-1, *x.shape[2:]), kernel)
     return folded.reshape(*x.shape[:2], *folded.shape[1:])
 
@@ -81,13 +81,13 @@ def conv(node: Conv | DepthwiseConv, run: IntervalRun, x: Interval) -> Interval:
     )
     terms = int(np.prod(kernel.shape[:-1]))
     bias = run.variables.get("bias")
-    return intervals.linear(partial(_fold, layer), x, kernel, bias, terms, run.unit)
+    return intervals.linear(partial(fold, layer), x, kernel, bias, terms, run.unit)
 
 
 def dense(node: Dense, run: IntervalRun, x: Interval) -> Interval:
     kernel, bias = run.variables["kernel"], run.variables.get("bias")
     product = partial(masked_dot, dimension_numbers=(((1,), (0,)), ((), ())), mask=run.kernel_mask)
-    return intervals.linear(partial(_fold, product), x, kernel, bias, kernel.shape[0], run.unit)
+    return intervals.linear(partial(fold, product), x, kernel, bias, kernel.shape[0], run.unit)
 
 
 def norm(node: Norm, run: IntervalRun, x: Interval) -> Interval:
@@ -110,7 +110,12 @@ def pool(node: Pool, run: IntervalRun, x: Interval) -> Interval:
 
     if node.kind == "max":
         return x.map(lambda end: windows(end).max((3, 5)))
-    return intervals.mean(x.map(windows), (3, 5), w * w, run.unit)
+    mean = intervals.mean(x.map(windows), (3, 5), w * w, run.unit)
+    if node.kind == "avg":
+        return mean
+    # the mean's slack becomes that of the sum; 8 units more cover the product
+    total = mean.map(lambda end: w * w * end)
+    return total.widened(8 * run.unit * total.magnitude)
 
 
 def global_pool(node: GlobalPool, run: IntervalRun, x: Interval) -> Interval:

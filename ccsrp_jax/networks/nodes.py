@@ -189,7 +189,7 @@ class Pool(Node):
     """Non-overlapping pooling; positions left over at the border are dropped."""
 
     window: int = 2
-    kind: Literal["max", "avg"] = "avg"
+    kind: Literal["max", "avg", "sum"] = "avg"
 
     limits: ClassVar[Mapping[str, Limits]] = {"window": SIDE}
     keeps_zeros: ClassVar[bool] = True

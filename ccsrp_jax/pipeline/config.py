@@ -16,7 +16,7 @@ from ccsrp_jax.networks.neurons import LIF, Surrogate
 from ccsrp_jax.networks.zoo import MODELS
 from ccsrp_jax.pruning import METHODS
 from ccsrp_jax.training.recipe import BaseRecipe, Recipe
-from ccsrp_jax.utils.errors import InputError, unknown
+from ccsrp_jax.utils.errors import InputError, shown, unknown
 from ccsrp_jax.utils.fields import LARGEST_INTEGER, POSITIVE, SIZE, Limits, check_fields
 
 COUNT = Limits(0, LARGEST_INTEGER)
@@ -273,7 +273,17 @@ EXECUTION = (
 
 
 def settings(config: Config) -> dict:
-    """The settings that determine a run's results, as JSON-compatible data."""
+    """The settings that determine a run's results, as JSON-compatible data.
+
+    Raises:
+      InputError: the search has a part of one's own, which a file cannot hold.
+    """
+    for name in ("strategy", "selection"):
+        if not isinstance(value := getattr(config.search, name), str):
+            raise InputError(
+                f"search.{name} is {shown(value)}, which the settings of a run cannot hold: give a "
+                "name, or use ccsrp_jax.search_round."
+            )
     fields = dataclasses.asdict(config)
     return {name: value for name, value in fields.items() if name not in EXECUTION}
 

@@ -155,8 +155,13 @@ def evaluate(
     """Attacks a classifier with a suite, audits the result, and measures natural robustness.
 
     It needs only a hashable, differentiable `classifier(network_state, images)` on images in
-    [0, 1]; `networks.classifier` says what else it may have. A function that has changed since
-    it was evaluated before, or that equals another without computing the same, is compiled anew.
+    [0, 1], where the state is any PyTree of arrays and random keys: variables of Flax's linen, the
+    state of an NNX module in evaluation mode, the arrays of an Equinox module. The other gradients
+    of the suites come from a method `with_backward(surrogate)`, which returns a copy that
+    differentiates through that surrogate, see `networks.gradients`; without it, gradient attacks
+    use the network's own gradient only. `networks.classifier` says what else it may have. A
+    function that has changed since it was evaluated before, or that equals another without
+    computing the same, is compiled anew.
 
     Args:
       classifier: returns logits (B, K).
@@ -183,15 +188,19 @@ def evaluate(
       InputError: one of them cannot be used.
     """
     threat = ThreatModel(norm, eps)
+    if not (terminal is None or hasattr(terminal, "line")):
+        raise InputError(f"terminal is {shown(terminal)}: give a utils.console.Terminal, or None.")
     audit_images = integer("audit_images", audit_images, Limits(1))
     key = checked_key(key)
     evaluator = Evaluator(classifier, network_state, split, batch_size, votes)
     classifier = identified(classifier, network_state, evaluator.split.images)
     evaluator = replace(evaluator, classifier=classifier)
     others = _checked_others(others or {}, evaluator.split)
-    reference = None if baseline is None else replace(evaluator, **baseline._asdict())
+    reference = _checked_baseline(baseline, evaluator)
     preset = suite if isinstance(suite, str) else "custom"
     corruptions = default_corruptions(preset, evaluator.split) if natural is None else natural
+    if not isinstance(corruptions, Sequence):
+        raise InputError(f"natural is {shown(natural)}: give pairs of a name and a severity.")
     for pair in corruptions:
         if not (isinstance(pair, tuple | list) and len(pair) == 2):
             raise InputError(f"natural holds {shown(pair)}: give pairs of a name and a severity.")
@@ -229,6 +238,10 @@ def _checked_others(
     Raises:
       InputError: one has the name of a gradient source of this network, or cannot be used.
     """
+    if not isinstance(others, Mapping):
+        raise InputError(
+            f"others are {shown(others)}: give a dictionary from name to GradientSource."
+        )
     if taken := {OWN, *BACKWARDS} & set(others):
         raise InputError(
             f"another network is called {min(taken)!r}, which is a gradient source of this one: "
@@ -248,6 +261,22 @@ def _checked_others(
             raise InputError(f"the other network {name!r} cannot be used: {error}") from error
         checked[name] = GradientSource(function, other[1])
     return checked
+
+
+def _checked_baseline(baseline: Any, evaluator: Evaluator) -> Evaluator | None:
+    """The evaluator of the network that errors are compared with."""
+    if baseline is None:
+        return None
+    if not (isinstance(baseline, tuple) and len(baseline) == 2):
+        raise InputError(
+            f"the baseline is {shown(baseline)}: give GradientSource(classifier, network_state)."
+        )
+    try:
+        checked_inputs(*baseline, evaluator.split)
+    except InputError as error:
+        raise InputError(f"the baseline cannot be used: {error}") from error
+    classifier, network_state = baseline
+    return replace(evaluator, classifier=classifier, network_state=network_state)
 
 
 def gradient_samples(specs: Sequence[AttackSpec]) -> int:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Shaped
 from ccsrp_jax.data.splits import to_unit_range
 from ccsrp_jax.networks.classifier import Classifier, ClassifierFn, key_kwargs
 from ccsrp_jax.utils.digests import sha256, sha256_arrays
+from ccsrp_jax.utils.keys import raw
 
 PROBES = 8  # images whose logits stand for a function in a record
 
@@ -71,7 +72,7 @@ def program(
 
     trace = jax.make_jaxpr(fresh)(network_state, two, jax.random.key(0))
     text = re.sub(r" at 0x[0-9a-f]+", "", str(trace))
-    return sha256((text + sha256_arrays(map(_raw, _captured(trace)))).encode())
+    return sha256((text + sha256_arrays(map(raw, _captured(trace)))).encode())
 
 
 def answers(
@@ -102,9 +103,3 @@ def _captured(trace: Any) -> Iterator[Any]:
         for part in jax.tree.leaves(list(equation.params.values())):
             if hasattr(part, "eqns"):
                 yield from _captured(part)
-
-
-def _raw(value: Any) -> Any:
-    """A value that NumPy takes: the data of a random key."""
-    is_key = jnp.issubdtype(getattr(value, "dtype", jnp.float32), jax.dtypes.prng_key)
-    return jax.random.key_data(value) if is_key else value

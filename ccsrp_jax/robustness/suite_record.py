@@ -20,6 +20,7 @@ from ccsrp_jax.robustness.suites import AttackSpec
 from ccsrp_jax.utils.digests import sha256_json
 from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.io import write_atomic
+from ccsrp_jax.utils.keys import raw
 
 
 def fingerprint(
@@ -38,7 +39,7 @@ def fingerprint(
     settings = (e.classifier, sources, specs, threat.eps, threat.norm, e.batch_size, e.votes)
     arrays = [*e.split, jax.random.key_data(key), e.network_state, sources]
     digest = hashlib.sha256(settings_text(settings).encode())
-    for leaf in jax.tree.leaves(arrays):
+    for leaf in map(raw, jax.tree.leaves(arrays)):
         if hasattr(leaf, "shape"):
             digest.update(f"{leaf.shape}{leaf.dtype}".encode())
             digest.update(np.ascontiguousarray(leaf).tobytes())

@@ -1,6 +1,6 @@
 """Attack suites: which attacks are run, and which gradient sources they differentiate."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -287,8 +287,10 @@ def build_suite(
         if suite not in PRESETS:
             raise unknown("suite preset", suite, PRESETS)
         specs = PRESETS[suite](threat, sources, samples)
-    else:
+    elif isinstance(suite, Iterable):
         specs = list(suite)
+    else:
+        raise InputError(f"the suite is {shown(suite)}: give a preset or a list of attacks.")
     if not specs:
         raise InputError("the suite holds no attack: give a preset or at least one attack.")
     for spec in specs:

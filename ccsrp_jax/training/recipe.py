@@ -14,8 +14,9 @@ from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.lowering import NORM_MOMENTUM
 from ccsrp_jax.networks.nodes import Norm
 from ccsrp_jax.utils.errors import InputError, shown
-from ccsrp_jax.utils.fields import LARGEST_INTEGER, POSITIVE, Limits, check_fields
+from ccsrp_jax.utils.fields import LARGEST_INTEGER, POSITIVE, Limits, check_fields, converted
 
+Optimizer = Literal["adamw", "sgd"]
 LIMITS = {
     "batch_size": Limits(1, LARGEST_INTEGER),
     **dict.fromkeys(("epochs", "clean_epochs", "lookahead"), Limits(0, LARGEST_INTEGER)),
@@ -104,7 +105,7 @@ class BaseRecipe:
     clean_epochs: int = 0
     eps_ramp: float = 0.0
     clean_weight: float = 0.0
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Optimizer = "adamw"
     momentum: float = 0.9
     nesterov: bool = False
     lookahead: int = 0
@@ -152,12 +153,18 @@ class Recipe(BaseRecipe):
         single-step PGD from the image, `attacks.rs_fgsm(eps)` and `attacks.NFGSM(eps)` are the
         one-step attacks of fast adversarial training. `PGD(eps, 1)` ends in a corner of the ball
         almost always: its step of 2.5 eps is longer than the ball is wide.
+      optimizer: also an optax transformation, such as `optax.adam(1e-3)`, whose updates are added
+        to the weights as they are: it has its own learning rate, momentum, decay and clipping, and
+        those of the recipe are not used.
     """
 
     adversarial: PGD | NFGSM | None = None
+    optimizer: Any = "adamw"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.optimizer, optax.GradientTransformation):
+            converted("optimizer", self.optimizer, Optimizer)
         if not (self.adversarial is None or callable(self.adversarial)):
             raise InputError(
                 f"adversarial is {shown(self.adversarial)}: give an attack, such as PGD(), or None."
@@ -238,7 +245,10 @@ def compiled_part(recipe: Recipe, epoch: int) -> Recipe:
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """The update direction, before scaling by the learning rate (an argument of the step)."""
+    """The update direction, before scaling by the learning rate (an argument of the step); one's
+    own optimizer as it is."""
+    if isinstance(recipe.optimizer, optax.GradientTransformation):
+        return recipe.optimizer
     decay = optax.add_decayed_weights(recipe.weight_decay, mask=_kernels)
     if recipe.optimizer == "sgd":
         rule = (decay, optax.trace(recipe.momentum, nesterov=recipe.nesterov))

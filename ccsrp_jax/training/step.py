@@ -78,7 +78,9 @@ def train_step(
     )
     moments, slow = state.moments if recipe.lookahead else (state.moments, None)
     direction, moments = optimizer(recipe).update(grads, moments, params)
-    params = jax.tree.map(lambda p, d: p - inputs.learning_rate * d, params, direction)
+    own = not isinstance(recipe.optimizer, str)  # its updates are scaled, and added
+    rate = -1.0 if own else inputs.learning_rate
+    params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
     if recipe.orthogonal:
         params = orthogonalize(params, recipe.orthogonal, jax.random.fold_in(inputs.key, 1))
     if recipe.lookahead:

@@ -1,4 +1,4 @@
-"""The check of random keys at public functions."""
+"""Random keys: the check at public functions, and their data."""
 
 from typing import Any
 
@@ -30,3 +30,9 @@ def checked_key(key: Any) -> Array:
     raise InputError(
         f"the key is a {type(key).__name__}: give a random key, such as jax.random.key(0)."
     )
+
+
+def raw(value: Any) -> Any:
+    """A value that NumPy takes: the data of random keys, which a state may hold."""
+    is_key = jnp.issubdtype(getattr(value, "dtype", jnp.float32), jax.dtypes.prng_key)
+    return jax.random.key_data(value) if is_key else value

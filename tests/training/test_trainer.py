@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import busy, thinned
 from workers import trainer
@@ -449,3 +450,16 @@ def test_membrane_penalty_needs_a_surrogate_with_a_width(network, split):
     odd = Classifier(architecture, StraightThrough())
     with pytest.raises(InputError, match="membrane"):
         training.train(jax.random.key(0), odd, variables, {}, split, Recipe(membrane=0.1))
+
+
+def test_an_optimizer_of_ones_own_is_applied_as_it_is(split):
+    start = busy(trainer.SMALL, seed=0)["params"]["conv1"]["kernel"]
+
+    def change(rate):
+        own = Recipe(epochs=1, batch_size=24, learning_rate=1.0, optimizer=optax.sgd(rate))
+        return np.asarray(tiny(own, split)["params"]["conv1"]["kernel"]) - start
+
+    none, small, double = (change(rate) for rate in (0.0, 1e-4, 2e-4))
+    np.testing.assert_array_equal(none, 0)  # the recipe's rate is not used
+    np.testing.assert_allclose(double, 2 * small, rtol=0.05, atol=1e-6)
+    assert np.abs(small).max() > 1e-5
