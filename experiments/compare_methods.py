@@ -34,7 +34,7 @@ include their dense networks, so that other methods and seeds can be added, cell
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -53,8 +53,10 @@ from ccsrp_jax.pipeline import final_evaluation, stages
 from ccsrp_jax.pipeline.config import Config
 from ccsrp_jax.pipeline.flags import read_flags
 from ccsrp_jax.pipeline.parse_config import parse
+from ccsrp_jax.pipeline.run import model_name
 from ccsrp_jax.pruning import METHODS, WEIGHT_METHODS
 from ccsrp_jax.pruning.budget import Target
+from ccsrp_jax.pruning.descriptions import describe
 from ccsrp_jax.pruning.problem import Callbacks, timed
 from ccsrp_jax.reporting import comparison_report, figure_style
 from ccsrp_jax.robustness.accuracy import Evaluator
@@ -232,7 +234,7 @@ def _prepare(settings: Settings) -> Stage:
     record = {
         "settings": settings.fixed,
         "dataset": loaded.name,
-        "model": job.model,
+        "model": model_name(job, architecture),
         "eps": job.attack.eps,
         "images": {name: len(getattr(loaded, name).labels) for name in SPLITS},
         "batch_size": job.training.batch_size,
@@ -320,7 +322,8 @@ def _cell(stage: Stage, name: str, fraction: float, seed: int, terminal: Termina
     network = settings.folder / "networks" / f"{_file(name, fraction, seed)}.safetensors"
     network.parent.mkdir(exist_ok=True)
     compact = compaction.compact(stage.architecture, found.variables, found.masks)
-    serialization.save(network, *compact, stage.provenance)
+    origin = provenance.trained_further(stage.provenance, asdict(recipe))
+    serialization.save(network, *compact, origin)
     return {
         "method": name,
         "target": fraction,
@@ -385,8 +388,10 @@ def report(folder: Path) -> None:
     summary = comparison_report.summarize(record)
     said = {"finding": comparison_report.finding(summary)}
     curves = figure_style.to_png(comparison_report.curves(record, summary))
+    descriptions = {row["method"]: describe(row["method"]) for row in summary["rows"]}
+    page = comparison_report.page(record, summary, descriptions)
     write_atomic(folder / "curves.png", curves)
-    write_atomic(folder / "index.html", comparison_report.page(record, summary, curves).encode())
+    write_atomic(folder / "index.html", page.encode())
     io.write_json(table, said | {k: v for k, v in record.items() if k != "finding"})
     print(said["finding"])
 
