@@ -24,6 +24,8 @@ from ccsrp_jax.networks import masks, serialization
 from ccsrp_jax.pipeline import final_evaluation, stages
 from ccsrp_jax.pipeline.flags import read_flags
 from ccsrp_jax.pipeline.parse_config import parse
+from ccsrp_jax.pipeline.run import model_name
+from ccsrp_jax.pruning.descriptions import describe
 from ccsrp_jax.reporting import comparison_report, figure_style
 from ccsrp_jax.utils import compilation, devices, digests, io
 from ccsrp_jax.utils.console import Terminal
@@ -82,7 +84,7 @@ def _prepare(settings: Settings) -> Stage:
     record = {
         "settings": settings.fixed,
         "dataset": loaded.name,
-        "model": job.model,
+        "model": model_name(job, architecture),
         "eps": job.attack.eps,
         "images": {name: len(getattr(loaded, name).labels) for name in SPLITS},
         "batch_size": job.training.batch_size,
@@ -146,6 +148,8 @@ def report(folder: Path) -> None:
     said = {"finding": comparison_report.finding(summary)}
     curves = figure_style.to_png(comparison_report.curves(record, summary))
     write_atomic(folder / "curves.png", curves)
-    write_atomic(folder / "index.html", comparison_report.page(record, summary, curves).encode())
+    descriptions = {row["method"]: describe(row["method"]) for row in summary["rows"]}
+    page = comparison_report.page(record, summary, descriptions)
+    write_atomic(folder / "index.html", page.encode())
     io.write_json(table, said | {k: v for k, v in record.items() if k != "finding"})
     print(said["finding"])

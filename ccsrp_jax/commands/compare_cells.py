@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import jax
 
 from ccsrp_jax.attacks.threat_model import ThreatModel
 from ccsrp_jax.commands.compare_settings import KNOWN, Settings
-from ccsrp_jax.data import splits
+from ccsrp_jax.data import provenance, splits
 from ccsrp_jax.networks import compaction, cost, masks, serialization
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
@@ -117,7 +117,8 @@ def _cell(stage: Stage, name: str, fraction: float, seed: int, terminal: Termina
     network = settings.folder / "networks" / f"{cell_name(name, fraction, seed)}.safetensors"
     network.parent.mkdir(exist_ok=True)
     compact = compaction.compact(stage.architecture, found.variables, found.masks)
-    serialization.save(network, *compact, stage.provenance)
+    origin = provenance.trained_further(stage.provenance, asdict(recipe))
+    serialization.save(network, *compact, origin)
     return {
         "method": name,
         "target": fraction,

@@ -5,7 +5,7 @@ of the test images of another, so its file carries the seed and digests of both 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ccsrp_jax.data.division import DRAWN
@@ -17,7 +17,12 @@ CARRIED = ("name", "version", "seed", "search_fraction", DIGESTS, "search_sha256
 
 
 def describe(
-    dataset: str, record: Mapping[str, Any], *, recipe: Mapping[str, Any], **limits: int | None
+    dataset: str,
+    record: Mapping[str, Any],
+    *,
+    recipe: Mapping[str, Any],
+    trainings: Sequence[Mapping[str, Any]] | None = None,
+    **limits: int | None,
 ) -> dict[str, Any]:
     """The provenance of a network, as JSON-compatible data.
 
@@ -25,6 +30,7 @@ def describe(
       dataset: as `data.load` takes it.
       record: `Dataset.record` of the data that it was trained on.
       recipe: how it was trained, of which the digest is kept.
+      trainings: recipes of the trainings that it went through, in their order, which are kept.
       limits: on the numbers of images of the splits, as `data.load` takes them.
     """
     text = json.dumps(recipe, sort_keys=True, default=repr)
@@ -33,7 +39,17 @@ def describe(
         **{name: record[name] for name in CARRIED},
         **limits,
         "recipe_sha256": sha256(text.encode()),
+        **({} if trainings is None else {"trainings": [dict(each) for each in trainings]}),
     }
+
+
+def trained_further(
+    origin: Mapping[str, Any] | None, recipe: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The provenance of a network after one more training; None if it is not known."""
+    if origin is None or origin.get("trainings") is None:
+        return origin and dict(origin)
+    return {**origin, "trainings": [*origin["trainings"], dict(recipe)]}
 
 
 def check(

@@ -1,11 +1,13 @@
 """The archive of a run: the dense network and that of every round, measured on search images."""
 
+import dataclasses
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import jax
 
+from ccsrp_jax.data import provenance
 from ccsrp_jax.networks import compaction, cost, masks, serialization
 from ccsrp_jax.pipeline.checkpoints import Checkpoints
 from ccsrp_jax.pipeline.config import settings
@@ -117,7 +119,11 @@ def _row(job: Run, state: State, number: int, estimate: dict) -> dict:
     path = network_file(job, number)
     path.parent.mkdir(exist_ok=True)
     network = compaction.compact(architecture, state.variables, state.masks)
-    serialization.save(path, *network, job.provenance)
+    origin = job.provenance
+    if number:
+        recipe = dataclasses.asdict(job.config.finetune_recipe)
+        origin = provenance.trained_further(origin, recipe)
+    serialization.save(path, *network, origin)
     kept = " ".join(f"{n}/{row['filters'][group]}" for group, n in row["kept"].items())
     job.terminal.line(
         f"{name:<9} search accuracy {row['accuracy']:.3f}  "

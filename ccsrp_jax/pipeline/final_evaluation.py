@@ -15,6 +15,7 @@ from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.cost import costs
 from ccsrp_jax.pipeline.config import Config
+from ccsrp_jax.reporting.run_summary import count_attacks
 from ccsrp_jax.robustness.evaluation import evaluate
 from ccsrp_jax.robustness.gradient_sources import GradientSource
 from ccsrp_jax.utils.console import Terminal
@@ -83,7 +84,7 @@ def measure(
     for name, latency in latencies.items():
         measured[name]["latency_ms"] = latency
     return {
-        **_attack_records(config, attacks=len(robustness["dense"]["attacks"])),
+        **_attack_records(config, attacks=count_attacks(robustness["dense"])),
         **measured,
         "robustness": {"suite": config.attack.suite, **robustness},
         "latency_batch": config.latency_batch,
@@ -164,7 +165,7 @@ def show(terminal: Terminal, summary: dict, page: Path) -> None:
     names = {
         "accuracy": ("test accuracy", "{:.3f}"),
         "pgd_accuracy": (f"under PGD-20 alone, eps {attack['eps']:.4g}", "{:.3f}"),
-        "robust_accuracy": (f"under all {attack['attacks']} attacks", "{:.3f}"),
+        "robust_accuracy": (f"worst case of the {attack['name']}", "{:.3f}"),
         "macs": ("MACs", "{:,.0f}"),
         "params": ("parameters", "{:,.0f}"),
         "synops": ("SynOps an image", "{:,.0f}"),

@@ -1,5 +1,6 @@
 """The main job: from a data set to a compact, robust spiking network and a report."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -12,7 +13,7 @@ from ccsrp_jax.data import provenance
 from ccsrp_jax.data.paths import user_path
 from ccsrp_jax.data.splits import Dataset
 from ccsrp_jax.networks import cost, masks, serialization, zoo
-from ccsrp_jax.networks.architecture import Architecture
+from ccsrp_jax.networks.architecture import Architecture, kernel_shapes
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.pipeline import final_evaluation, run_dir
 from ccsrp_jax.pipeline.archive import Archive, network_file, verify_networks
@@ -158,7 +159,27 @@ def load_dense(
         provenance.check(str(path), origin, data.record, also_search=True)
     elif provenance.is_drawn(data.record):
         terminal.line(provenance.not_known(str(path), data.record))
-    return architecture, variables, origin and provenance_of_run(config, data)
+    if origin is None:
+        return architecture, variables, None
+    trainings = origin.get("trainings")  # files of earlier versions do not have them
+    return architecture, variables, {**provenance_of_run(config, data), "trainings": trainings}
+
+
+def model_name(config: Config, architecture: Architecture) -> str:
+    """The model of the settings, or a description of the network that a run began with."""
+    if not config.dense:
+        return config.model
+    ranks = [len(shape) for shape in kernel_shapes(architecture).values()]
+    dense = sum(rank == 2 for rank in ranks)
+    layers = f"{len(ranks) - dense} convolutional and {dense} dense layers"
+    return f"{Path(config.dense).name} ({layers})"
+
+
+def _trainings(job: Run) -> dict:
+    """Recipes of the trainings of the dense network, if they are known, and of fine-tuning."""
+    origin = job.provenance or {}
+    tuned = dataclasses.asdict(job.config.finetune_recipe)
+    return {"dense": origin.get("trainings"), "finetune": tuned}
 
 
 def _dense_state(job: Run) -> State:
@@ -187,7 +208,7 @@ def _execute(job: Run, state: State, started: float) -> dict:
     measured = final_evaluation.measure(config, job.data, networks, key, folder, job.terminal)
     summary = {
         "dataset": job.data.name,
-        "model": config.model,
+        "model": model_name(config, job.classifier.architecture),
         "method": config.method,
         "time_steps": config.time_steps,
         "seed": config.seed,
@@ -196,6 +217,7 @@ def _execute(job: Run, state: State, started: float) -> dict:
         "chosen_round": chosen,
         "run_dir": str(folder),
         "devices": used,
+        "training": _trainings(job),
         **measured,
     }
     io.write_json(folder / "summary.json", summary)
@@ -219,9 +241,10 @@ def _devices(job: Run) -> list[str]:
 def _print_setup(job: Run) -> None:
     data, architecture = job.data, job.classifier.architecture
     splits = {"training": data.train, "search": data.search, "test": data.test}
+    name = model_name(job.config, architecture)
     sizes = ", ".join(f"{len(split.labels)} {name}" for name, split in splits.items())
     job.terminal.line(
-        f"{data.name}: {sizes} images; {job.config.model} network, T = {architecture.time_steps}, "
+        f"{data.name}: {sizes} images; {name} network, T = {architecture.time_steps}, "
         f"{sum(cost.macs(architecture).values()):,} MACs; {job.folder}"
     )
 

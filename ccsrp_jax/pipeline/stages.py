@@ -259,12 +259,13 @@ def data_of(config: Config, warn: Callable[[str], None] = log_warning) -> Datase
 
 
 def provenance_of_run(config: Config, data: Dataset) -> dict:
-    """What the networks of a run are trained on, for their files; see `data.provenance`."""
+    """What the dense network of a run is trained on, for its file; see `data.provenance`."""
     recipes = {"dense": config.recipe, "finetune": config.finetune_recipe}
     return provenance.describe(
         config.dataset,
         data.record,
         recipe={name: dataclasses.asdict(recipe) for name, recipe in recipes.items()},
+        trainings=[dataclasses.asdict(config.recipe)],
         train_images=config.train_images,
         search_images=config.search_images,
         test_images=config.test_images,

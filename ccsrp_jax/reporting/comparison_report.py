@@ -1,11 +1,10 @@
 """The report of a comparison of pruning methods: summary, finding in words, and HTML page."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from ccsrp_jax.reporting import comparison_figure
 from ccsrp_jax.reporting.comparison import (
     COSTS,
     PairedTest,
@@ -14,7 +13,7 @@ from ccsrp_jax.reporting.comparison import (
     paired_t_test,
     spread,
 )
-from ccsrp_jax.reporting.templates import base64_text, render
+from ccsrp_jax.reporting.templates import render
 
 DEFAULT = "ccsrp"
 SIGNIFICANCE = 0.05
@@ -124,24 +123,38 @@ def _spread_text(value: Spread | None, digits: int = 4) -> str:
     return f"{value.mean:.{digits}f} ± {value.deviation:.{digits}f}"
 
 
-def curves(record: Mapping, summary: Mapping) -> Figure:
-    """Clean and robust accuracy against the remaining MACs and SynOps."""
+def curves(record: Mapping, summary: Mapping) -> Any:
+    """Clean and robust accuracy against the remaining MACs and SynOps, as a matplotlib figure."""
+    from ccsrp_jax.reporting import comparison_figure  # matplotlib is slow to import
+
     return comparison_figure.curves(record, summary, DEFAULT)
 
 
-def page(record: Mapping, summary: Mapping, picture: bytes) -> str:
+def page(
+    record: Mapping, summary: Mapping, descriptions: Mapping[str, tuple[str, str]] | None = None
+) -> str:
     """The self-contained HTML page.
 
     Args:
       record, summary: as of `summarize`.
-      picture: the curves as PNG.
+      descriptions: what each method does and its source, by its name.
     """
+    from ccsrp_jax.reporting import comparison_figure  # matplotlib is slow to import
+    from ccsrp_jax.reporting.figure_style import FAINT, PAGE_COLORS
+
+    methods = comparison_figure.method_order(summary)
+    colors = comparison_figure.method_colors(summary, DEFAULT)
+    weights = {row["method"] for row in summary["rows"] if row["weights"]}
     values = {
         "record": record,
         "rows": summary["rows"],
         "volumes": summary["volumes"],
         "finding": finding(summary),
         "default": DEFAULT,
-        "figure": base64_text(picture),
+        "panels": comparison_figure.curve_panels(record, summary, DEFAULT),
+        "numbers": {method: number for number, method in enumerate(methods)},
+        "colors": {m: PAGE_COLORS[colors.get(m, FAINT).lower()] for m in methods},
+        "weights": weights,
+        "descriptions": descriptions or {},
     }
     return render("comparison.html.j2", {"spread": _spread_text}, values)

@@ -15,6 +15,16 @@ Point = tuple[float | int, float | int]
 # The palette of Okabe and Ito, distinguishable with the common color-vision deficiencies.
 BLUE, VERMILION, GREEN, INK, GREY = "#0072B2", "#D55E00", "#007A5A", "#222222", "#6B6B6B"
 GRID, FRAME = "#EBEBEB", "#999999"
+PINK, ORANGE, FAINT, RULE = "#CC79A7", "#E69F00", "#BBBBBB", "#CCCCCC"
+# Names of these colors in page.css, which has two of each: for light and for dark pages.
+PAGE_COLORS = {
+    color.lower(): name
+    for color, name in {
+        **{BLUE: "blue", VERMILION: "vermilion", GREEN: "green", PINK: "pink", ORANGE: "orange"},
+        **{INK: "ink", GREY: "grey", GRID: "grid", FRAME: "frame", FAINT: "faint", RULE: "rule"},
+        **{"#FFFFFF": "page", "#000000": "ink"},
+    }.items()
+}
 HALO = [withStroke(linewidth=2.5, foreground="white")]  # keeps text readable on lines
 STAR: dict[str, Any] = {
     "color": INK,

@@ -89,8 +89,8 @@ def robustness_figure(records: dict[str, Row]) -> Figure:
             f"{len(records)} networks do not fit into the figure: give records of 1 to "
             f"{len(COLORS)}."
         )
-    attacks = {name: _attacks(record) for name, record in records.items()}
-    rows = _rows(attacks)
+    attacks = {name: attacks_by_key(record) for name, record in records.items()}
+    rows = suite_rows(attacks)
     headlines = {name: _headline(name, record) for name, record in records.items()}
     header = 0.5 + HEADER_LINE * sum(text.count("\n") + 1 for text in headlines.values())
     body = max(MIN_HEIGHT, ROW_HEIGHT * rows.borders[-1] + 0.9)
@@ -98,12 +98,12 @@ def robustness_figure(records: dict[str, Row]) -> Figure:
     figure = Figure(figsize=(7, height), layout="constrained")
     layout: Any = figure.get_layout_engine()
     layout.set(rect=(0, 0, 1, 1 - header / height), wspace=0.06)
-    has_widths = any(len(record["audit"]["width_curve"]) > 1 for record in records.values())
+    has_widths = tries_widths(records)
     axes = _panels(figure, ["eps", "width"] if has_widths else ["eps"], body)
-    _plot_suite(axes["suite"], records, attacks, rows)
-    _plot_eps(axes["eps"], records)
+    plot_suite(axes["suite"], records, attacks, rows)
+    plot_eps(axes["eps"], records)
     if has_widths:
-        _plot_widths(axes["width"], records)
+        plot_widths(axes["width"], records)
     _plot_header(figure, records, headlines)
     handles = _legend_handles(attacks, rows.keys)
     figure.legend(
@@ -117,7 +117,13 @@ def robustness_figure(records: dict[str, Row]) -> Figure:
     return figure
 
 
-def _attacks(record: Row) -> dict[AttackKey, Row]:
+def tries_widths(records: dict[str, Row]) -> bool:
+    """Whether an audit tried further surrogate gradients."""
+    return any(len(record["audit"]["width_curve"]) > 1 for record in records.values())
+
+
+def attacks_by_key(record: Row) -> dict[AttackKey, Row]:
+    """The attacks of a suite, in its order."""
     seen: Counter[tuple[str, str, str]] = Counter()
     attacks = {}
     for row in record["attacks"]:
@@ -127,7 +133,7 @@ def _attacks(record: Row) -> dict[AttackKey, Row]:
     return attacks
 
 
-def _rows(attacks: dict[str, dict[AttackKey, Row]]) -> Rows:
+def suite_rows(attacks: dict[str, dict[AttackKey, Row]]) -> Rows:
     """Rows for the attacks on all networks; the first and the last have room for numbers."""
     keys = _merged([list(own) for own in attacks.values()])
     labels = ["no attack", *map(_label, keys), "worst case"]
@@ -195,7 +201,7 @@ def _legend_handles(
     return [*handles, Line2D([], [], **STAR, label="worst case")]
 
 
-def _plot_suite(
+def plot_suite(
     ax: Axes, records: dict[str, Row], attacks: dict[str, dict[AttackKey, Row]], rows: Rows
 ) -> None:
     """Accuracy after each attack and all before it, with 95 % intervals, for each network."""
@@ -274,7 +280,7 @@ def _accuracy_limits(records: dict[str, Row]) -> Point:
     return low - margin, high + margin
 
 
-def _plot_eps(ax: Axes, records: dict[str, Row]) -> None:
+def plot_eps(ax: Axes, records: dict[str, Row]) -> None:
     """Accuracy against eps, on a scale that is logarithmic from the smallest radius on."""
     style_axes(ax, "Accuracy against eps")
     curves = [record["audit"]["eps_curve"] for record in records.values()]
@@ -304,7 +310,7 @@ def _plot_eps(ax: Axes, records: dict[str, Row]) -> None:
     ax.set_ylim(-0.03, 1.03)
 
 
-def _plot_widths(ax: Axes, records: dict[str, Row]) -> None:
+def plot_widths(ax: Axes, records: dict[str, Row]) -> None:
     """Accuracy under one attack with several surrogate gradients."""
     style_axes(ax, "Surrogate gradients")
     _grid_along_x(ax)

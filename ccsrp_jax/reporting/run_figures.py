@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 from ccsrp_jax.reporting.figure_style import (
     GREY,
     INK,
+    RULE,
     annotate,
     integer_ticks,
     spaced_labels,
@@ -97,38 +98,62 @@ def training_figure(metrics: list[Row]) -> Figure:
     Rows of stages other than `train` and `finetune` are ignored. Lines break where the network
     changes: between training and the rounds.
     """
-    epochs = [row for row in metrics if row.get("stage") in ("train", "finetune")]
     figure = Figure(figsize=(7, 4.8), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
-    style_axes(top, "Loss")
+    draw_training(top, metrics, "loss")
+    draw_training(bottom, metrics, "accuracy")
     style_axes(bottom, "Accuracy on the (augmented or attacked) training images")
-    first, labelled = 1, -math.inf
-    for (stage, _), rows in groupby(epochs, lambda row: (row["stage"], row.get("round"))):
-        segment = list(rows)
-        _plot_epochs(top, bottom, first, segment)
-        name = "training" if stage == "train" else round_name(segment[0])
-        middle = first + (len(segment) - 1) / 2
-        if middle - labelled > 0.035 * len(epochs):
-            place = {"xycoords": top.get_xaxis_transform(), "ha": "center", "color": GREY}
-            annotate(top, name, (middle, 1), (0, 3), **place)
-            labelled = middle
-        first += len(segment)
-    if not epochs:
-        bottom.text(0.5, 0.5, "no epochs recorded", transform=bottom.transAxes, ha="center")
-    top.set_ylim(bottom=0)
-    bottom.set_xlim(0.5, max(len(epochs), 2) + 0.5)
-    bottom.set_xticks([x for x in integer_ticks(1.0, float(len(epochs))) if 1 <= x <= len(epochs)])
+    label_stages(top, metrics)
     bottom.set_xlabel(
         "epochs: training, then fine-tuning in each round (numbers)", color=INK, fontsize=9
     )
     return figure
 
 
-def _plot_epochs(top: Axes, bottom: Axes, first: int, rows: list[Row]) -> None:
-    """Draws the epochs from number `first` on, with a line before them that separates stages."""
+def epochs_by_stage(metrics: list[Row]) -> list[tuple[str, int, list[Row]]]:
+    """Training and every fine-tuning: name, number of its first epoch from 1 on, and epochs."""
+    stages: list[tuple[str, int, list[Row]]] = []
+    first = 1
+    epochs = [row for row in metrics if row.get("stage") in ("train", "finetune")]
+    for (stage, _), rows in groupby(epochs, lambda row: (row["stage"], row.get("round"))):
+        segment = list(rows)
+        name = "training" if stage == "train" else round_name(segment[0])
+        stages.append((name, first, segment))
+        first += len(segment)
+    return stages
+
+
+def draw_training(ax: Axes, metrics: list[Row], key: str) -> None:
+    """Draws the loss or the accuracy over all epochs, with lines that separate stages."""
+    style_axes(ax, key.capitalize())
+    last = 0
+    for _, first, rows in epochs_by_stage(metrics):
+        _plot_epochs(ax, first, rows, key)
+        last = first + len(rows) - 1
+    if not last:
+        ax.text(0.5, 0.5, "no epochs recorded", transform=ax.transAxes, ha="center", color=INK)
+    if key == "loss":
+        ax.set_ylim(bottom=0)
+    ax.set_xlim(0.5, max(last, 2) + 0.5)
+    ax.set_xticks([x for x in integer_ticks(1.0, float(last)) if 1 <= x <= last])
+
+
+def label_stages(ax: Axes, metrics: list[Row]) -> None:
+    """Writes the rounds above the axes, where there is room."""
+    labelled, (_, end) = -math.inf, ax.get_xlim()
+    room = 0.245 / ax.get_figure(root=True).get_figwidth() * end
+    for name, first, rows in epochs_by_stage(metrics):
+        middle = first + (len(rows) - 1) / 2
+        if middle - labelled > room:
+            place = {"xycoords": ax.get_xaxis_transform(), "ha": "center", "color": GREY}
+            annotate(ax, name, (middle, 1), (0, 3), **place)
+            labelled = middle
+
+
+def _plot_epochs(ax: Axes, first: int, rows: list[Row], key: str) -> None:
+    """Draws the epochs from number `first` on, with a line before them."""
     epochs = range(first, first + len(rows))
     style: dict[str, Any] = {"linewidth": 1.6, "marker": "." if len(rows) < 3 else None}
-    for ax, key in ((top, "loss"), (bottom, "accuracy")):
-        ax.plot(epochs, [number(row.get(key)) for row in rows], color=GREY, **style)
-        if first > 1:
-            ax.axvline(first - 0.5, color="#CCCCCC", linewidth=0.8, zorder=0)
+    ax.plot(epochs, [number(row.get(key)) for row in rows], color=GREY, **style)
+    if first > 1:
+        ax.axvline(first - 0.5, color=RULE, linewidth=0.8, zorder=0)

@@ -4,15 +4,13 @@ import json
 from os import PathLike
 from pathlib import Path
 
-from ccsrp_jax.reporting.figure_style import to_png
-from ccsrp_jax.reporting.robustness_figure import robustness_figure
-from ccsrp_jax.reporting.run_figures import filters_figure, training_figure
 from ccsrp_jax.reporting.run_summary import (
     DASH,
     Row,
     attack_text,
     finding,
     format_number,
+    model_text,
     number,
     ratio,
     remaining_macs,
@@ -20,9 +18,10 @@ from ccsrp_jax.reporting.run_summary import (
     round_name,
     search_attack,
     test_attack,
+    test_text,
 )
-from ccsrp_jax.reporting.templates import base64_text, render
-from ccsrp_jax.reporting.tradeoff_figure import tradeoff_figure
+from ccsrp_jax.reporting.templates import render
+from ccsrp_jax.reporting.training_difference import training_difference
 from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.io import as_path, write_atomic
 from ccsrp_jax.utils.stats import wilson_interval
@@ -68,6 +67,21 @@ def write(run_dir: str | PathLike[str]) -> Path:
             "the dense network; give the directory of a finished run."
         )
     archive.sort(key=lambda row: row.get("round") or 0)
+    pictures = _pictures(archive, summary, metrics)
+    page = _to_html(config, summary, archive, metrics)
+    for name, data in pictures.items():
+        write_atomic(run_dir / f"{name}.png", data)
+    write_atomic(run_dir / "report.html", page.encode(errors="backslashreplace"))
+    return run_dir / "report.html"
+
+
+def _pictures(archive: list[Row], summary: Row, metrics: list[Row]) -> dict[str, bytes]:
+    """The figures as PNG images, by name."""
+    from ccsrp_jax.reporting.figure_style import to_png  # matplotlib is slow to import
+    from ccsrp_jax.reporting.robustness_figure import robustness_figure
+    from ccsrp_jax.reporting.run_figures import filters_figure, training_figure
+    from ccsrp_jax.reporting.tradeoff_figure import tradeoff_figure
+
     pictures = {
         "tradeoff": to_png(tradeoff_figure(archive, summary)),
         "filters": to_png(filters_figure(archive)),
@@ -75,32 +89,39 @@ def write(run_dir: str | PathLike[str]) -> Path:
     }
     if records := robustness_records(summary):
         pictures["robustness"] = to_png(robustness_figure(records))
-    page = _to_html(config, summary, archive, pictures)
-    for name, data in pictures.items():
-        write_atomic(run_dir / f"{name}.png", data)
-    write_atomic(run_dir / "report.html", page.encode(errors="backslashreplace"))
-    return run_dir / "report.html"
+    return pictures
 
 
-def _to_html(config: Row, summary: Row, archive: list[Row], pictures: dict[str, bytes]) -> str:
+def _to_html(config: Row, summary: Row, archive: list[Row], metrics: list[Row]) -> str:
+    from ccsrp_jax.reporting.run_panels import run_panels  # matplotlib is slow to import
+
+    records = robustness_records(summary)
+    widths: Row = {}
+    for point in archive:
+        widths |= dict.fromkeys(point.get("kept") or {}) | (point.get("filters") or {})
     values = {
         "summary": summary,
         "dense": summary.get("dense") or {},
         "pruned": summary.get("pruned") or {},
         "attack": test_attack(summary),
-        "attack_text": attack_text(test_attack(summary)),
+        "attack_text": test_text(summary),
         "search_attack": search_attack(summary),
         "search_text": attack_text(search_attack(summary)),
-        "records": robustness_records(summary),
+        "records": records,
+        "alone": any(a["alone"] is not None for r in records.values() for a in r["attacks"]),
+        "natural": any(record["natural"] for record in records.values()),
+        "shared": any(row.get("shared_accuracy") is not None for row in archive),
         "gaps": any("shared_gap" in row for row in archive),
-        "finding": finding(summary),
+        "finding": f"{finding(summary)} {training_difference(config, summary)}".strip(),
+        "model": model_text(config, summary),
+        "widths": widths,
         "quantities": QUANTITIES,
         "ratio": ratio,
         "interval": lambda share, images: wilson_interval(number(share), number(images)),
         "points": list(
             zip(map(round_name, archive), remaining_macs(archive), archive, strict=True)
         ),
-        "figures": {name: base64_text(png) for name, png in pictures.items()},
+        "panels": run_panels(archive, summary, metrics),
         "config": json.dumps(config, indent=2, ensure_ascii=False),
     }
     return render("report.html.j2", FILTERS, values)

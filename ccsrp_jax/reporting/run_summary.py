@@ -84,6 +84,37 @@ def _count_text(count: int, plural: str) -> str:
     return f"{count} {plural if count != 1 else plural[:-1]}"
 
 
+def count_attacks(record: Row) -> int:
+    """Number of attacks of a suite; noise is no attack."""
+    return sum(row["kind"] != "noise" for row in record["attacks"])
+
+
+def test_text(summary: Row) -> str:
+    """`attack_text` of the attack on the test images, which counts those on each network.
+
+    A pruned network meets more of them, by transfer from the dense one.
+    """
+    attack, records = test_attack(summary), robustness_records(summary)
+    if not records:
+        return attack_text(attack)
+    counts = {name: count_attacks(record) for name, record in records.items()}
+    first = next(iter(counts.values()))
+    text = attack_text(attack | {"attacks": first})
+    others = [f"{n} on the {name} network" for name, n in counts.items() if n != first]
+    if not others:
+        return text
+    of = _count_text(first, "attacks")
+    return text.replace(f" of {of}", f" of {', '.join([of, *others])}", 1)
+
+
+def model_text(config: Row, summary: Row) -> str:
+    """The model of a run. Earlier versions recorded a default where the network was loaded."""
+    if config.get("dense") and "training" not in summary:
+        return f"network of {str(config['dense']).rsplit('/', 1)[-1]}"
+    name = summary.get("model")
+    return DASH if name is None else str(name)
+
+
 def finding(summary: Row) -> str:
     """The result on the test images in words, after any warning about unreliable values."""
     dense, pruned = summary.get("dense") or {}, summary.get("pruned") or {}
@@ -93,7 +124,7 @@ def finding(summary: Row) -> str:
     under = ""
     if robustness_records(summary):
         names["robust_accuracy"] = "worst-case robust accuracy"
-        under = f" under the {attack_text(test_attack(summary))}"
+        under = f" under the {test_text(summary)}"
     if not pruned or summary.get("chosen_round") == 0:
         has = [f"{name} {format_number(dense.get(key), '.3f')}" for key, name in names.items()]
         what = f"{' and '.join(has)}{under}"

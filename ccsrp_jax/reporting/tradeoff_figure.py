@@ -58,6 +58,9 @@ RING: dict[str, Any] = {
 }
 
 
+KEYS = {"accuracy": BLUE, "robust_accuracy": VERMILION}  # of a network's measurements
+
+
 class Star(NamedTuple):
     """A network measured on the test images."""
 
@@ -77,29 +80,13 @@ def tradeoff_figure(archive: list[Row], summary: Row) -> Figure:
       archive: rows of archive.jsonl in the order of their rounds, the dense network first.
       summary: content of summary.json.
     """
-    macs = remaining_macs(archive)
-    stars = _stars(summary)
-    low, high = finite_range(macs + [star.macs for star in stars])
-    low = min(low, high - 10)
     figure = Figure(figsize=(7, 5.6), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
-    _style_macs_axis(axes[1], low, high)
-    records = robustness_records(summary)
-    said = {name: conclusion(record) for name, record in records.items()}
-    keys, colors = ("accuracy", "robust_accuracy"), (BLUE, VERMILION)
-    for ax, key, color in zip(axes, keys, colors, strict=True):
+    for ax, key in zip(axes, KEYS, strict=True):
+        draw_accuracy(ax, archive, summary, key)
         style_axes(ax, "Accuracy" if key == "accuracy" else _robust_title(summary))
-        heights = _plot_archive(ax, archive, macs, key, color)
-        for star in stars:
-            verdict = said.get(star.network, "reliable")
-            doubt = "" if key == "accuracy" or verdict == "reliable" else verdict
-            heights += _plot_star(ax, star, key, summary, doubt)
-        bottom, top = finite_range(heights)
-        span = max(top - bottom, 0.1)  # so that a difference of one image stays small
-        set_share_limits(ax, "y", (bottom - 0.36 * span, min(top + 0.12 * span, 1.01)))
-    for i in spaced_labels(macs, 0.05 * (high - low), chosen_first(archive)):
-        place = {"xycoords": axes[0].get_xaxis_transform(), "ha": "center", "color": GREY}
-        annotate(axes[0], round_name(archive[i]), (macs[i], 1), (0, 3), **place)
+    label_macs(axes[1])
+    label_rounds(axes[0], archive)
     figure.legend(
         handles=_legend_handles(archive),
         loc="outside upper left",
@@ -110,6 +97,31 @@ def tradeoff_figure(archive: list[Row], summary: Row) -> Figure:
     return figure
 
 
+def draw_accuracy(ax: Axes, archive: list[Row], summary: Row, key: str) -> None:
+    """Draws one of `KEYS` against the remaining MACs."""
+    macs, stars = remaining_macs(archive), _stars(summary)
+    _limit_macs(ax, macs, stars)
+    said = {name: conclusion(record) for name, record in robustness_records(summary).items()}
+    style_axes(ax, key.replace("_", " ").capitalize())
+    heights = _plot_archive(ax, archive, macs, key, KEYS[key])
+    for star in stars:
+        verdict = said.get(star.network, "reliable")
+        doubt = "" if key == "accuracy" or verdict == "reliable" else verdict
+        heights += _plot_star(ax, star, key, summary, doubt)
+    bottom, top = finite_range(heights)
+    span = max(top - bottom, 0.1)  # so that a difference of one image stays small
+    set_share_limits(ax, "y", (bottom - 0.36 * span, min(top + 0.12 * span, 1.01)))
+
+
+def label_rounds(ax: Axes, archive: list[Row]) -> None:
+    """Writes the rounds above the axes, where there is room."""
+    macs, (high, low) = remaining_macs(archive), ax.get_xlim()
+    width = ax.get_figure(root=True).get_figwidth()
+    for i in spaced_labels(macs, 0.3 / width * (high - low), chosen_first(archive)):
+        place = {"xycoords": ax.get_xaxis_transform(), "ha": "center", "color": GREY}
+        annotate(ax, round_name(archive[i]), (macs[i], 1), (0, 3), **place)
+
+
 def _stars(summary: Row) -> list[Star]:
     stars = [Star("dense", "dense", 100.0, -9.0)]
     if summary.get("chosen_round") != 0:
@@ -118,11 +130,17 @@ def _stars(summary: Row) -> list[Star]:
     return stars
 
 
-def _style_macs_axis(ax: Axes, low: float, high: float) -> None:
+def _limit_macs(ax: Axes, macs: list[float], stars: list[Star]) -> None:
+    low, high = finite_range(macs + [star.macs for star in stars])
+    low = min(low, high - 10)
     margin = 0.1 * (high - low)  # room for the text below the stars
     ax.set_xticks([x for x in integer_ticks(low, high) if 0 <= x <= 100])
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set_xlim(high + margin, low - margin)  # pruning proceeds to the right
+
+
+def label_macs(ax: Axes) -> None:
+    """Names the axis of the remaining MACs."""
     ax.set_xlabel("remaining MACs (% of the dense network's)", color=INK, fontsize=9)
 
 

@@ -70,7 +70,7 @@ class Assessment:
         ball = f"{outcome.threat.norm} eps {outcome.threat.eps:.4g}"
         figure = (
             f"robust accuracy {outcome.robust_accuracy:.3f} [{low:.3f}, {high:.3f}], worst "
-            f"case of {attacks} attacks, {ball}, {images} images"
+            f"case of {attacks} {'attack' if attacks == 1 else 'attacks'}, {ball}, {images} images"
         )
         if self.verdict.unchecked:
             figure += f"; not checked: {', '.join(self.verdict.unchecked)}"
