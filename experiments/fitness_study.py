@@ -353,6 +353,10 @@ def outcome(
     }
 
 
+def rank_correlation(values: np.ndarray, outcomes: np.ndarray) -> float:
+    return float(spearmanr(values, outcomes)[0])  # type: ignore[arg-type]
+
+
 def correlations(rows: list[dict]) -> dict[str, dict[str, Any]]:
     """By measure, Spearman's correlation with robust accuracy and its 95 % bootstrap interval."""
     if len(rows) < 3:
@@ -365,7 +369,7 @@ def correlations(rows: list[dict]) -> dict[str, dict[str, Any]]:
             continue
         interval = bootstrap(
             (values, outcomes),
-            lambda a, b: spearmanr(a, b).statistic if np.ptp(a) and np.ptp(b) else 0.0,
+            lambda a, b: rank_correlation(a, b) if np.ptp(a) and np.ptp(b) else 0.0,
             paired=True,
             vectorized=False,
             n_resamples=1000,
@@ -373,7 +377,7 @@ def correlations(rows: list[dict]) -> dict[str, dict[str, Any]]:
             rng=np.random.default_rng(0),
         ).confidence_interval
         found[name] = {
-            "correlation": float(spearmanr(values, outcomes).statistic),
+            "correlation": rank_correlation(values, outcomes),
             "interval": [float(interval.low), float(interval.high)],
         }
     return dict(sorted(found.items(), key=lambda item: -item[1]["correlation"]))

@@ -34,7 +34,7 @@ from ccsrp_jax.utils.errors import InputError
 class Members(NamedTuple):
     """M candidate masks for a group, and what batch norm behind its gate takes for them."""
 
-    masks: np.ndarray  # (M, n)
+    masks: Any  # (M, n)
     statistics: Statistics | None  # (M, C) each, if they are refreshed
 
     def rows(self, rows: Any) -> "Members":

@@ -8,6 +8,7 @@ shared, since each candidate then has its own images: see `attack_members` and `
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,7 @@ def _suffix_moments(architecture, group, variables, masks, prefix, members, key)
     start = with_zero_statistics(variables)
 
     def find_one(member):
+        after: Any
         _, after = network.apply(
             *(start, _gated(network, group, prefix, member), masks | {group: member}),
             begin=position + 1,

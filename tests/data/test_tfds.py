@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import thinned
 from data_files import arrays, refusal, write_tfds
 
 from ccsrp_jax.data import prepare as preparing
@@ -23,7 +24,7 @@ OFFICIAL = {  # sizes, first labels of the official training and test images, au
 }
 
 
-@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize("name", thinned(OFFICIAL, ("mnist", "svhn_cropped")))
 def test_prepared_sets_are_read_whole_and_in_order(name):
     if not (SHARED / name).is_dir():
         pytest.skip(f"{SHARED / name} is absent")

@@ -212,6 +212,7 @@ def test_saturated_logits_are_caught_by_their_zero_gradients(trained, images):
     assert {"gradients do not vanish", "accuracy falls to 0 with eps"} <= failed(verdict)
 
 
+@pytest.mark.slow
 def test_a_stochastic_encoder_needs_an_expectation(trained, images):
     architecture, variables = trained
     noisy = Classifier(dataclasses.replace(architecture, encoding="gaussian", noise=0.2))
