@@ -12,7 +12,7 @@ else
   INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 endif
 
-.PHONY: run test test-all lint oracles clean
+.PHONY: run test test-all lint dist oracles clean
 
 run: $(VENV)/.installed
 	$(BIN)/python experiments/ccsrp.py
@@ -27,6 +27,22 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --level error --pythonpath $(BIN)/python
+
+SHORT := --training.epochs 2 --rounds 1 --training.finetune-epochs 1 --train-images 256 \
+  --search-images 64 --test-images 64 --time-steps 2 --width 0.25 --attack.suite pgd
+
+# wheel and sdist; the wheel is tried in an environment of its own, outside the checkout
+dist: $(VENV)/.installed-dev
+	rm -rf dist
+	$(INSTALL) build twine
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv dist/venv
+	dist/venv/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	cd dist && venv/bin/ccsrp --help && venv/bin/ccsrp version
+	cd dist && venv/bin/ccsrp run --run-dir run $(SHORT)
+	cd dist && venv/bin/ccsrp info run
+	rm -rf dist/venv dist/run
 
 oracles: $(VENV)/.installed-oracles
 	$(BIN)/python -m pytest -m oracle tests/oracles

@@ -12,10 +12,13 @@ from pathlib import Path
 from types import ModuleType
 
 # tests mostly compile, and run what they compiled once: half the time in all
-FLAGS = "--xla_backend_optimization_level=0"
-# XLA aborts at a flag that it does not know
-OF_0_10 = " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-os.environ.setdefault("XLA_FLAGS", FLAGS + OF_0_10 * version("jaxlib").startswith("0.10."))
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0"
+    # XLA aborts at a flag that it does not know
+    + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    * version("jaxlib").startswith("0.10."),
+)
 
 import jax
 import jax.numpy as jnp
