@@ -1,7 +1,7 @@
 """Settings of a round's search, and the presets that name them."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import tyro
@@ -15,7 +15,8 @@ from ccsrp_jax.utils.errors import InputError, shown, unknown
 from ccsrp_jax.utils.fields import LARGEST_INTEGER, SIZE, Limits, check_fields
 
 Objective = Literal["accuracy", "loss", "change"]
-SELECTIONS = ("weighted_sum", "nsga2")
+SelectionName = Literal["weighted_sum", "nsga2"]
+SELECTIONS = get_args(SelectionName)
 SharedSet = Literal["pooled", "per_layer"]
 Splice = Literal["winners", "price"]
 
@@ -24,7 +25,10 @@ USE_EARLIER_FITNESS = ("PSO", "HillClimbing", "GradientlessDescent", "SimulatedA
 
 
 def _by_name(metavar: str, choices: tuple[str, ...] | None = None) -> Any:
-    """How a flag reads a setting that is a name there, and may be more in Python."""
+    """How a flag reads a setting that is a name there, and may be more in Python.
+
+    In an annotation, the type that it has in a settings file follows.
+    """
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
@@ -102,7 +106,7 @@ class Search:
       InputError: a value out of range, or settings that do not go together.
     """
 
-    strategy: Annotated[Any, _by_name("STR")] = "BitFlip"
+    strategy: Annotated[Any, _by_name("STR"), str] = "BitFlip"
     population: int = 5
     generations: int = 10
     keep_floor: float = 0.9
@@ -111,7 +115,9 @@ class Search:
     decoder: strategies.Decoder = "topk"
     multiple: int = 1
     objective: Objective = "accuracy"
-    selection: Annotated[Any, _by_name("{weighted_sum,nsga2}", SELECTIONS)] = "weighted_sum"
+    selection: Annotated[Any, _by_name("{weighted_sum,nsga2}", SELECTIONS), SelectionName] = (
+        "weighted_sum"
+    )
     robust_weight: float = 1.0
     macs_weight: float = 0.0
     shared_set: SharedSet = "pooled"
