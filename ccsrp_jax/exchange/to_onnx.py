@@ -27,8 +27,8 @@ INPUT, OUTPUT = "images", "logits"
 def export_onnx(network: Any, path: Any, images: Any = None) -> ExportReport:
     """Writes a network, with its weights, as an ONNX model from images to logits.
 
-    Its input `images` is (batch, H, W, C) in [0, 1], for a batch of any size; its output `logits` is
-    averaged over time.
+    Its input `images` is (batch, H, W, C) in [0, 1], for a batch of any size; its output `logits`
+    is averaged over time.
 
     Args:
       network: path of a saved network, or (architecture, variables).

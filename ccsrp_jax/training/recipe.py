@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import optax
@@ -11,8 +11,10 @@ import optax
 from ccsrp_jax.attacks.pgd import PGD
 from ccsrp_jax.utils.errors import InputError, shown
 from ccsrp_jax.utils.fields import LARGEST_INTEGER, POSITIVE, Limits, check_fields, converted
+from ccsrp_jax.utils.named_parts import by_name
 
-Optimizer = Literal["adamw", "sgd"]
+OptimizerName = Literal["adamw", "sgd"]
+OPTIMIZERS = get_args(OptimizerName)
 LIMITS = {
     "batch_size": Limits(1, LARGEST_INTEGER),
     **dict.fromkeys(("epochs", "clean_epochs"), Limits(0, LARGEST_INTEGER)),
@@ -45,7 +47,9 @@ class BaseRecipe:
       clean_epochs: number of initial epochs that use clean images only.
       clean_weight: weight of the clean images' loss, from 0 to 1; the adversarial images' loss
         has the rest.
-      optimizer: `adamw`, or `sgd` with momentum as in torch.optim.SGD.
+      optimizer: `adamw`, or `sgd` with momentum as in torch.optim.SGD. In Python also an optax
+        transformation, such as `optax.adam(1e-3)`, whose updates are added to the weights as they
+        are: the recipe's learning rate, momentum, decay and clipping are not used then.
       momentum: momentum of SGD.
       clip_norm: maximum global norm of the gradient, clipped before weight decay; 0 disables
         clipping.
@@ -89,7 +93,7 @@ class BaseRecipe:
     adversarial: PGD | bool | None = None
     clean_epochs: int = 0
     clean_weight: float = 0.0
-    optimizer: Optimizer = "adamw"
+    optimizer: Annotated[Any, by_name("{adamw,sgd}", OPTIMIZERS), OptimizerName] = "adamw"
     momentum: float = 0.9
     clip_norm: float = 1.0
     label_smoothing: float = 0.0
@@ -110,6 +114,8 @@ class BaseRecipe:
 
     def __post_init__(self) -> None:
         check_fields(self, limits=LIMITS)
+        if not isinstance(self.optimizer, optax.GradientTransformation):
+            converted("optimizer", self.optimizer, OptimizerName)
         if self.ema == 1:
             raise InputError("ema 1 would never leave its start: give a decay below 1, say 0.999.")
         if self.trades and not self.adversarial:
@@ -133,18 +139,12 @@ class Recipe(BaseRecipe):
     Attributes:
       adversarial: the attack to train on; None trains on clean images. `attacks.fgsm(eps)` is
         single-step PGD from the image, `PGD(eps, 1)` is FGSM from a random start.
-      optimizer: also an optax transformation, such as `optax.adam(1e-3)`, whose updates are added
-        to the weights as they are: it has its own learning rate, momentum, decay and clipping, and
-        those of the recipe are not used.
     """
 
     adversarial: PGD | None = None
-    optimizer: Any = "adamw"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.optimizer, optax.GradientTransformation):
-            converted("optimizer", self.optimizer, Optimizer)
         if not (self.adversarial is None or callable(self.adversarial)):
             raise InputError(
                 f"adversarial is {shown(self.adversarial)}: give an attack, such as PGD(), or None."
