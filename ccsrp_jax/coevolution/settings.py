@@ -1,10 +1,9 @@
 """Settings of a round's search, and the presets that name them."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-import tyro
 from jaxtyping import Float
 
 from ccsrp_jax.coevolution import selection, strategies
@@ -13,26 +12,16 @@ from ccsrp_jax.networks.architecture import Architecture, coupled, groups
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.utils.errors import InputError, shown, unknown
 from ccsrp_jax.utils.fields import LARGEST_INTEGER, SIZE, Limits, check_fields
+from ccsrp_jax.utils.named_parts import by_name
 
 Objective = Literal["accuracy", "loss", "change"]
-SELECTIONS = ("weighted_sum", "nsga2")
+SelectionName = Literal["weighted_sum", "nsga2"]
+SELECTIONS = get_args(SelectionName)
 SharedSet = Literal["pooled", "per_layer"]
 Splice = Literal["winners", "price"]
 
 # Strategies that compare fitness values of different generations, which ranks do not allow.
 USE_EARLIER_FITNESS = ("PSO", "HillClimbing", "GradientlessDescent", "SimulatedAnnealing")
-
-
-def _by_name(metavar: str, choices: tuple[str, ...] | None = None) -> Any:
-    """How a flag reads a setting that is a name there, and may be more in Python."""
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=metavar,
-        instance_from_str=lambda given: given[0],
-        is_instance=lambda value: isinstance(value, str),
-        str_from_instance=lambda value: [str(value)],
-        choices=choices,
-    )
 
 
 SHARE = Limits(0, 1, above=True)
@@ -106,7 +95,7 @@ class Search:
       InputError: a value out of range, or settings that do not go together.
     """
 
-    strategy: Annotated[Any, _by_name("STR")] = "BitFlip"
+    strategy: Annotated[Any, by_name("STR"), str] = "BitFlip"
     population: int = 5
     generations: int = 10
     keep_floor: float = 0.9
@@ -115,7 +104,9 @@ class Search:
     decoder: strategies.Decoder = "topk"
     multiple: int = 1
     objective: Objective = "accuracy"
-    selection: Annotated[Any, _by_name("{weighted_sum,nsga2}", SELECTIONS)] = "weighted_sum"
+    selection: Annotated[Any, by_name("{weighted_sum,nsga2}", SELECTIONS), SelectionName] = (
+        "weighted_sum"
+    )
     robust_weight: float = 1.0
     macs_weight: float = 0.0
     shared_set: SharedSet = "pooled"

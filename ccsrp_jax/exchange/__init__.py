@@ -12,6 +12,7 @@ from ccsrp_jax.exchange.from_nir import from_nir
 from ccsrp_jax.exchange.from_torch import from_torch
 from ccsrp_jax.exchange.report import ExportReport
 from ccsrp_jax.exchange.to_nir import export_nir
+from ccsrp_jax.exchange.to_onnx import export_onnx
 from ccsrp_jax.exchange.to_stablehlo import export_stablehlo
 from ccsrp_jax.exchange.to_torch import export_torch
 from ccsrp_jax.utils.errors import unknown
@@ -20,6 +21,7 @@ from ccsrp_jax.utils.errors import unknown
 EXPORTS: Mapping[str, str] = {
     "nir": "ccsrp_jax.exchange.to_nir:export_nir",
     "stablehlo": "ccsrp_jax.exchange.to_stablehlo:export_stablehlo",
+    "onnx": "ccsrp_jax.exchange.to_onnx:export_onnx",
     "torch": "ccsrp_jax.exchange.to_torch:export_torch",
 }
 
@@ -40,6 +42,7 @@ __all__ = [
     "EXPORTS",
     "ExportReport",
     "export_nir",
+    "export_onnx",
     "export_stablehlo",
     "export_torch",
     "exporter",

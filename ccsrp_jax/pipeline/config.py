@@ -276,13 +276,18 @@ def settings(config: Config) -> dict:
     """The settings that determine a run's results, as JSON-compatible data.
 
     Raises:
-      InputError: the search has a part of one's own, which a file cannot hold.
+      InputError: a part is one's own, which a file cannot hold.
     """
-    for name in ("strategy", "selection"):
-        if not isinstance(value := getattr(config.search, name), str):
+    parts = {
+        "search.strategy": config.search.strategy,
+        "search.selection": config.search.selection,
+        "training.optimizer": config.training.optimizer,
+    }
+    for name, value in parts.items():
+        if not isinstance(value, str):
             raise InputError(
-                f"search.{name} is {shown(value)}, which the settings of a run cannot hold: give a "
-                "name, or use ccsrp_jax.search_round."
+                f"{name} is {shown(value)}, which the settings of a run cannot hold: give a name, "
+                "or call the functions of the library."
             )
     fields = dataclasses.asdict(config)
     return {name: value for name, value in fields.items() if name not in EXECUTION}

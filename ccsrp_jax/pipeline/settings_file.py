@@ -103,7 +103,9 @@ def field_kinds(kind: type) -> dict[str, Any]:
     A field that is a dataclass itself has the annotation `dict` beside those of its fields.
     """
     kinds: dict[str, Any] = {}
-    for name, annotation in typing.get_type_hints(kind).items():
+    for name, annotation in typing.get_type_hints(kind, include_extras=True).items():
+        if typing.get_origin(annotation) is typing.Annotated:  # a part that is a name in files
+            annotation = typing.get_args(annotation)[-1]
         if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
             inner = field_kinds(annotation)
             kinds |= {name: dict} | {f"{name}.{each}": inner[each] for each in inner}

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import optax
@@ -15,8 +15,10 @@ from ccsrp_jax.networks.lowering import NORM_MOMENTUM
 from ccsrp_jax.networks.nodes import Norm
 from ccsrp_jax.utils.errors import InputError, shown
 from ccsrp_jax.utils.fields import LARGEST_INTEGER, POSITIVE, Limits, check_fields, converted
+from ccsrp_jax.utils.named_parts import by_name
 
-Optimizer = Literal["adamw", "sgd"]
+OptimizerName = Literal["adamw", "sgd"]
+OPTIMIZERS = get_args(OptimizerName)
 LIMITS = {
     "batch_size": Limits(1, LARGEST_INTEGER),
     **dict.fromkeys(("epochs", "clean_epochs", "lookahead"), Limits(0, LARGEST_INTEGER)),
@@ -55,7 +57,9 @@ class BaseRecipe:
         linearly from 0.
       clean_weight: weight of the clean images' loss, from 0 to 1; the adversarial images' loss
         has the rest.
-      optimizer: `adamw`, or `sgd` with momentum as in torch.optim.SGD.
+      optimizer: `adamw`, or `sgd` with momentum as in torch.optim.SGD. In Python also an optax
+        transformation, such as `optax.adam(1e-3)`, whose updates are added to the weights as they
+        are: the recipe's learning rate, momentum, decay and clipping are not used then.
       momentum: momentum of SGD.
       nesterov: whether SGD's momentum is Nesterov's, as in torch.optim.SGD.
       lookahead: steps after which the weights return half of their way to where they were then
@@ -105,7 +109,7 @@ class BaseRecipe:
     clean_epochs: int = 0
     eps_ramp: float = 0.0
     clean_weight: float = 0.0
-    optimizer: Optimizer = "adamw"
+    optimizer: Annotated[Any, by_name("{adamw,sgd}", OPTIMIZERS), OptimizerName] = "adamw"
     momentum: float = 0.9
     nesterov: bool = False
     lookahead: int = 0
@@ -128,6 +132,8 @@ class BaseRecipe:
 
     def __post_init__(self) -> None:
         check_fields(self, limits=LIMITS)
+        if not isinstance(self.optimizer, optax.GradientTransformation):
+            converted("optimizer", self.optimizer, OptimizerName)
         if self.ema == 1:
             raise InputError("ema 1 would never leave its start: give a decay below 1, say 0.999.")
         if self.trades and not self.adversarial:
@@ -153,18 +159,12 @@ class Recipe(BaseRecipe):
         single-step PGD from the image, `attacks.rs_fgsm(eps)` and `attacks.NFGSM(eps)` are the
         one-step attacks of fast adversarial training. `PGD(eps, 1)` ends in a corner of the ball
         almost always: its step of 2.5 eps is longer than the ball is wide.
-      optimizer: also an optax transformation, such as `optax.adam(1e-3)`, whose updates are added
-        to the weights as they are: it has its own learning rate, momentum, decay and clipping, and
-        those of the recipe are not used.
     """
 
     adversarial: PGD | NFGSM | None = None
-    optimizer: Any = "adamw"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.optimizer, optax.GradientTransformation):
-            converted("optimizer", self.optimizer, Optimizer)
         if not (self.adversarial is None or callable(self.adversarial)):
             raise InputError(
                 f"adversarial is {shown(self.adversarial)}: give an attack, such as PGD(), or None."

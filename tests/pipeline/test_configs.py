@@ -12,6 +12,7 @@ from ccsrp_jax.attacks import NFGSM, PGD, rs_fgsm
 from ccsrp_jax.networks import cost, zoo
 from ccsrp_jax.pipeline.config import Config, Training, settings
 from ccsrp_jax.pipeline.parse_config import parse
+from ccsrp_jax.pipeline.settings_file import field_kinds
 from ccsrp_jax.training.recipe import BaseRecipe, Recipe
 from ccsrp_jax.utils.errors import InputError
 
@@ -24,7 +25,7 @@ SHARED = [each.name for each in dataclasses.fields(Recipe) if each.name != "adve
 def changed(name: str) -> bool | int | float | str:
     """A valid value of a shared setting other than its default."""
     value = getattr(Training(), name)
-    choices = typing.get_args(typing.get_type_hints(Recipe)[name])
+    choices = typing.get_args(field_kinds(Recipe)[name])
     if choices:
         return next(choice for choice in choices if choice != value)
     if isinstance(value, bool):
