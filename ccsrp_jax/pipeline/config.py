@@ -29,7 +29,8 @@ class Training(BaseRecipe):
     """Training of the dense network, and fine-tuning of the pruned one after every round.
 
     Every field of `BaseRecipe` is a setting here too; those of fine-tuning replace `epochs` and
-    `learning_rate` there, which has no `clean_epochs` and no `eps_ramp`.
+    `learning_rate` there, which has no `clean_epochs`, `eps_ramp`, `early_epochs` and
+    `relu_epochs`, and keeps a whitening first layer.
 
     Attributes:
       adversarial: train and fine-tune on adversarial examples of radius `attack.eps`, made with
@@ -75,6 +76,9 @@ class Training(BaseRecipe):
             learning_rate=self.finetune_learning_rate,
             clean_epochs=0,
             eps_ramp=0.0,
+            first_layer="learned" if self.first_layer == "learned" else "frozen",
+            early_epochs=0,
+            relu_epochs=0,
         )
 
 

@@ -14,7 +14,14 @@ from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.lowering import NORM_MOMENTUM
 from ccsrp_jax.networks.nodes import Norm
 from ccsrp_jax.utils.errors import InputError, shown
-from ccsrp_jax.utils.fields import LARGEST_INTEGER, POSITIVE, Limits, check_fields, converted
+from ccsrp_jax.utils.fields import (
+    LARGEST_INTEGER,
+    POSITIVE,
+    SIZE,
+    Limits,
+    check_fields,
+    converted,
+)
 from ccsrp_jax.utils.named_parts import by_name
 
 OptimizerName = Literal["adamw", "sgd"]
@@ -22,6 +29,9 @@ OPTIMIZERS = get_args(OptimizerName)
 LIMITS = {
     "batch_size": Limits(1, LARGEST_INTEGER),
     **dict.fromkeys(("epochs", "clean_epochs", "lookahead"), Limits(0, LARGEST_INTEGER)),
+    **dict.fromkeys(("early_epochs", "relu_epochs"), Limits(0, LARGEST_INTEGER)),
+    "early_time_steps": SIZE,
+    "relu_threshold": POSITIVE,
     **dict.fromkeys(("learning_rate", "trades_temperature"), POSITIVE),
     **dict.fromkeys(("weight_decay", "clip_norm", "trades"), Limits(0)),
     **dict.fromkeys(("orthogonal", "sparse_gradient", "membrane", "certified_eps"), Limits(0)),
@@ -97,6 +107,15 @@ class BaseRecipe:
       certified_eps: L-infinity radius of that ball, in pixel units; 0 takes the attack's.
       certified_ramp: fraction of the epochs, after the clean ones, over which that radius and that
         weight rise linearly from 0.
+      first_layer: `learned`; `frozen`, the first convolution keeps its kernel; or `whitened`, it
+        is computed from the training images before the first epoch and then kept, see `whitening`.
+      norm_scale: `learned`, or `frozen`: the scales of batch norm keep their values.
+      early_epochs: number of first epochs in `early_time_steps` time steps.
+      early_time_steps: time steps of these epochs; weights do not depend on them.
+      relu_epochs: number of first epochs that train the ReLU network of the same weights, and
+        attack it; it is then converted, see `conversion`. 0 trains the spiking network throughout.
+      relu_threshold: firing thresholds at that conversion, as a fraction of the 99.7th percentile
+        of a layer's activations; 0.3 in its source.
     """
 
     epochs: int = 20
@@ -129,6 +148,12 @@ class BaseRecipe:
     certified: float = 0.0
     certified_eps: float = 0.0
     certified_ramp: float = 0.6
+    first_layer: Literal["learned", "frozen", "whitened"] = "learned"
+    norm_scale: Literal["learned", "frozen"] = "learned"
+    early_epochs: int = 0
+    early_time_steps: int = 1
+    relu_epochs: int = 0
+    relu_threshold: float = 0.3
 
     def __post_init__(self) -> None:
         check_fields(self, limits=LIMITS)
@@ -147,6 +172,16 @@ class BaseRecipe:
             raise InputError(
                 f"certified {self.certified} has no radius: give certified_eps, or train "
                 "adversarially."
+            )
+        if self.relu_epochs and (self.certified or self.membrane):
+            raise InputError(
+                f"relu_epochs {self.relu_epochs} do not go with the certified loss or the membrane "
+                "penalty, which ReLU networks do not have: give 0 of the one or the others."
+            )
+        if self.relu_epochs and self.relu_epochs >= self.epochs:
+            raise InputError(
+                f"relu_epochs {self.relu_epochs} leave none of the {self.epochs} epochs to the "
+                "spiking network: give fewer."
             )
 
 
@@ -241,6 +276,11 @@ def compiled_part(recipe: Recipe, epoch: int) -> Recipe:
         certified=float(recipe.certifies(epoch)),
         certified_eps=0.0,
         certified_ramp=0.0,
+        first_layer="learned" if recipe.first_layer == "learned" else "frozen",
+        early_epochs=0,
+        early_time_steps=1,
+        relu_epochs=0,
+        relu_threshold=1.0,
     )
 
 

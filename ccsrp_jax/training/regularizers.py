@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float, Int
 
+from ccsrp_jax.networks import masks as masking
+from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import ClassifierFn, key_kwargs
 from ccsrp_jax.networks.masks import MaskTree
 
@@ -154,3 +156,21 @@ def membrane_penalty(
         sigma = jnp.sqrt(jnp.maximum(distance.var(0), (MIN_SIGMA * width) ** 2))
         shares.append((norm.cdf((mu + width) / sigma) - norm.cdf((mu - width) / sigma)).mean())
     return jnp.stack(shares).mean()
+
+
+def zero_pruned_kernels(architecture: Architecture, variables: dict, masks: MaskTree) -> dict:
+    """The same masked network with all kernel entries of removed filters and inputs set to 0.
+
+    `orthogonalize` combines filters, and removed ones must not take part; as no gradient reaches
+    these weights, they stay 0.
+    """
+    kept = masking.kept_channels(architecture, masks)
+    params = dict(masking.fold(variables, masks)["params"])
+    for node in architecture.nodes:
+        if node.has_kernel:
+            kernel = params[node.name]["kernel"]
+            if "kernel" in node.input_axis:
+                kernel = kernel * kept[node.input][:, None]
+            kernel = kernel * kept[node.name]
+            params[node.name] = {**params[node.name], "kernel": kernel}
+    return {**variables, "params": params}

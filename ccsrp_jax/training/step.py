@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.training import losses
 from ccsrp_jax.training.certified import certified_loss
+from ccsrp_jax.training.frozen import frozen_leaves, with_leaves
 from ccsrp_jax.training.parallel import ParallelClassifier
 from ccsrp_jax.training.recipe import Recipe, optimizer
 from ccsrp_jax.training.regularizers import membrane_penalty, orthogonalize, sparse_gradient_penalty
@@ -71,7 +72,8 @@ def train_step(
     Returns:
       The new state, and the loss and accuracy before the step.
     """
-    params = state.variables["params"]
+    params = old = state.variables["params"]
+    frozen = frozen_leaves(classifier.architecture, recipe)
     loss_and_gradient = jax.value_and_grad(_loss, has_aux=True)
     (loss, (updates, accuracy)), grads = loss_and_gradient(
         params, classifier, recipe, state.variables, masks, inputs
@@ -83,6 +85,7 @@ def train_step(
     params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
     if recipe.orthogonal:
         params = orthogonalize(params, recipe.orthogonal, jax.random.fold_in(inputs.key, 1))
+    params = with_leaves(params, frozen, old)
     if recipe.lookahead:
         params, slow = _looked_ahead(params, slow, inputs.synchronizes)
         moments = moments, slow
@@ -108,6 +111,8 @@ def _loss(params, classifier, recipe, variables, masks, inputs):
     images, labels = jnp.concatenate(inputs.versions), jnp.tile(inputs.labels, versions)
     weights = jnp.repeat(inputs.weights, batch)
     threshold = classifier.architecture.neuron.threshold
+    frozen = frozen_leaves(classifier.architecture, recipe)
+    params = with_leaves(params, frozen, jax.lax.stop_gradient(params))
     variables = {**variables, "params": params}
     logits, potentials, updates = classifier.forward(
         variables, masks, images, inputs.key, train=True, activity=recipe.membrane > 0

@@ -1,5 +1,6 @@
 """Work of a training step, and the peak rate of the device to compare it with."""
 
+import dataclasses
 import time
 from functools import cache
 
@@ -23,6 +24,10 @@ def training_macs(architecture: Architecture, recipe: Recipe, epoch: int) -> int
     backward pass, for weights and for activations. An attack needs the forward pass and the
     gradient for activations in each of its steps. Regularizers are not counted.
     """
+    if recipe.early_epochs > epoch:
+        architecture = dataclasses.replace(architecture, time_steps=recipe.early_time_steps)
+    if recipe.relu_epochs > epoch and architecture.encoding == "direct":
+        architecture = dataclasses.replace(architecture, time_steps=1)
     attacks = recipe.attacks(epoch)
     versions = (recipe.clean_share(epoch) > 0) + attacks
     steps = recipe.adversarial.steps if recipe.adversarial and attacks else 0

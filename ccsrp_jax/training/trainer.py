@@ -18,7 +18,6 @@ from jaxtyping import Array
 from ccsrp_jax.attacks.base import unchecked
 from ccsrp_jax.data.augmentation import Augmentation, alternating_flips, augment, is_alternating
 from ccsrp_jax.data.splits import Split, to_unit_range
-from ccsrp_jax.networks import masks as masking
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.batch_statistics import averaged, with_zero_statistics
 from ccsrp_jax.networks.classifier import Classifier
@@ -26,9 +25,11 @@ from ccsrp_jax.networks.inputs import checked_network
 from ccsrp_jax.networks.interval_bounds import check_bounded
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.networks.neurons import Surrogate
-from ccsrp_jax.training import overfitting
+from ccsrp_jax.training import conversion, overfitting
 from ccsrp_jax.training.batches import Batch, full_batch, shuffled_batches, steps_per_epoch
+from ccsrp_jax.training.frozen import frozen_leaves
 from ccsrp_jax.training.parallel import ParallelClassifier
+from ccsrp_jax.training.phases import check_phases, classifier_at, converted
 from ccsrp_jax.training.recipe import (
     Recipe,
     certified_share,
@@ -38,15 +39,18 @@ from ccsrp_jax.training.recipe import (
     needs_precise_bn,
     synchronizes,
 )
+from ccsrp_jax.training.regularizers import zero_pruned_kernels
 from ccsrp_jax.training.step import StepInputs, TrainState, start_state, train_step
 from ccsrp_jax.training.trades import trades_attack
+from ccsrp_jax.training.whitening import with_whitening
 from ccsrp_jax.utils import devices
 from ccsrp_jax.utils.aliases import keyword_aliases
 from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.keys import checked_key
 
 STATISTICS_BATCHES = 16  # that exact statistics are of, if an epoch has as many
-OVERFITTING = 2**30 + 1  # folded into the key, for attacks that check for overfitting
+# folded into the key, for attacks that check for overfitting, and the ReLU network's activity
+OVERFITTING, CONVERSION = 2**30 + 1, 2**30 + 2
 
 
 class Epoch(NamedTuple):
@@ -120,8 +124,8 @@ def train(
     key = checked_key(key)
     kept, split = checked_network(classifier, variables, masks, split)
     _check(classifier, recipe, full_batch(recipe, len(split.labels)), mesh)
-    if recipe.orthogonal and start is None:
-        variables = zero_pruned_kernels(classifier.architecture, variables, kept)
+    if start is None:
+        variables = _prepared(classifier.architecture, recipe, variables, kept, split)
     state = start_state(recipe, variables) if start is None else jax.tree.map(jnp.array, start)
     state, kept, key = (devices.put(mesh, each) for each in (state, dict(kept), key))
     images, labels = devices.put(mesh, tuple(split))
@@ -135,6 +139,8 @@ def train(
     )
     history: list[overfitting.AttackedAccuracies] = []
     for epoch in range(first_epoch, recipe.epochs):
+        if recipe.relu_epochs and epoch == recipe.relu_epochs:
+            state = _converted(training, state, kept)
         state, record = _train_epoch(training, epoch, state, kept, on_step)
         if not (math.isfinite(record.loss) and bool(_finite(state.variables))):
             raise InputError(
@@ -172,6 +178,10 @@ class _Training:
     augmentation: Augmentation
     key: Array
 
+    def classifier_at(self, epoch: int) -> ParallelClassifier:
+        """The classifier of an epoch."""
+        return classifier_at(self.classifier, self.recipe, epoch)
+
 
 def _training_classifier(
     classifier: Classifier, recipe: Recipe, mesh: Mesh | None
@@ -189,7 +199,7 @@ def _train_epoch(
     masks: MaskTree,
     on_step: Callable[[], None],
 ) -> tuple[TrainState, Epoch]:
-    classifier, recipe, count = training.classifier, training.recipe, len(training.labels)
+    classifier, recipe, count = training.classifier_at(epoch), training.recipe, len(training.labels)
     program, mesh = compiled_part(recipe, epoch), classifier.mesh
     steps = steps_per_epoch(recipe, count)
     # on CPUs, some dozens of unfinished calls that communicate with each other deadlock
@@ -234,31 +244,36 @@ def _attacked_accuracies(
     training: _Training, epoch: int, network_state: tuple[dict, MaskTree]
 ) -> overfitting.AttackedAccuracies:
     """Of the first training images, as many whole batches as hold `overfitting.IMAGES`."""
-    classifier, recipe, count = training.classifier, training.recipe, len(training.labels)
+    classifier, recipe, count = training.classifier_at(epoch), training.recipe, len(training.labels)
     size = full_batch(recipe, count)
     number = max(min(overfitting.IMAGES, count) // size, 1)
-    options = {"kind": "none", "mesh": classifier.mesh}
-    batches = [
-        _augmented(
-            training.key,
-            training.images,
-            training.labels,
-            jnp.arange(first * size, (first + 1) * size),
-            None,
-            **options,
-        )
-        for first in range(number)
-    ]
+    batches = [_first_images(training, first * size, size) for first in range(number)]
     key = jax.random.fold_in(jax.random.fold_in(training.key, OVERFITTING), epoch)
     attack = recipe.attack_at(epoch + 1)
     return overfitting.attacked_accuracies(classifier, network_state, batches, attack, key)
+
+
+def _first_images(training: _Training, begin: int, count: int) -> tuple[Array, Array]:
+    """Training images without augmentation, sharded as a batch is, and their labels."""
+    indices = jnp.arange(begin, begin + count)
+    everything = training.images, training.labels, indices, None
+    return _augmented(training.key, *everything, kind="none", mesh=training.classifier.mesh)
+
+
+def _converted(training: _Training, state: TrainState, masks: MaskTree) -> TrainState:
+    """The state of the spiking network, after the epochs with ReLU."""
+    count = min(conversion.IMAGES, len(training.labels))
+    images = to_unit_range(training.images[:count])
+    key = jax.random.fold_in(training.key, CONVERSION)
+    architecture = training.classifier.architecture
+    return converted(architecture, training.recipe, state, masks, images, key)
 
 
 def _step_inputs(
     training: _Training, epoch: int, batch: Batch, network_state: tuple[dict, MaskTree]
 ) -> StepInputs:
     """Augments and attacks the images of a batch."""
-    classifier, recipe = training.classifier, training.recipe
+    classifier, recipe = training.classifier_at(epoch), training.recipe
     key_augment, key_attack = jax.random.split(batch.key)
     x, y = _augmented(
         key_augment,
@@ -307,7 +322,20 @@ def _check(classifier: Classifier, recipe: Recipe, batch: int, mesh: Mesh | None
                 f"{classifier.surrogate} is none: train with a Surrogate, or give 0."
             )
         _ = recipe.certified_radius  # refuses an attack of another norm
+    check_phases(classifier.architecture, recipe)
+    frozen_leaves(classifier.architecture, recipe)  # refuses networks without such layers
     devices.check_divisible(batch, mesh)
+
+
+def _prepared(
+    architecture: Architecture, recipe: Recipe, variables: dict, masks: MaskTree, split: Split
+) -> dict:
+    """Variables as training begins with them."""
+    if recipe.first_layer == "whitened":
+        variables = with_whitening(architecture, variables, split.images)
+    if recipe.orthogonal:
+        variables = zero_pruned_kernels(architecture, variables, masks)
+    return variables
 
 
 def _attacked(classifier, network_state, images, labels, recipe, attack, key):
@@ -315,24 +343,6 @@ def _attacked(classifier, network_state, images, labels, recipe, attack, key):
         temperature = recipe.trades_temperature
         return trades_attack(classifier, network_state, images, attack, key, temperature)
     return unchecked(attack)(classifier, network_state, images, labels, key)
-
-
-def zero_pruned_kernels(architecture: Architecture, variables: dict, masks: MaskTree) -> dict:
-    """The same masked network with all kernel entries of removed filters and inputs set to 0.
-
-    `orthogonalize` combines filters, and removed ones must not take part; as no gradient reaches
-    these weights, they stay 0.
-    """
-    kept = masking.kept_channels(architecture, masks)
-    params = dict(masking.fold(variables, masks)["params"])
-    for node in architecture.nodes:
-        if node.has_kernel:
-            kernel = params[node.name]["kernel"]
-            if "kernel" in node.input_axis:
-                kernel = kernel * kept[node.input][:, None]
-            kernel = kernel * kept[node.name]
-            params[node.name] = {**params[node.name], "kernel": kernel}
-    return {**variables, "params": params}
 
 
 @jax.jit

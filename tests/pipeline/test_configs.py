@@ -103,6 +103,7 @@ def test_every_setting_of_a_recipe_has_a_flag_and_a_key_that_reach_it(name, tmp_
         assert config.training == Training(**{name: value}) == expected
         # fine-tuning has its own epochs and learning rate, and begins on full attacks
         own = name in ("epochs", "learning_rate", "clean_epochs", "eps_ramp")
+        own |= name in ("early_epochs", "relu_epochs")
         assert (getattr(config.finetune_recipe, name) == value) == (not own)
 
 
