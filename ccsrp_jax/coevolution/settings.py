@@ -12,7 +12,6 @@ from ccsrp_jax.networks.architecture import Architecture, coupled, groups
 from ccsrp_jax.networks.masks import MaskTree
 from ccsrp_jax.utils.errors import InputError, shown, unknown
 from ccsrp_jax.utils.fields import LARGEST_INTEGER, SIZE, Limits, check_fields
-from ccsrp_jax.utils.named_parts import by_name
 
 Objective = Literal["accuracy", "loss", "change"]
 SelectionName = Literal["weighted_sum", "nsga2"]
@@ -95,7 +94,7 @@ class Search:
       InputError: a value out of range, or settings that do not go together.
     """
 
-    strategy: Annotated[Any, by_name("STR"), str] = "BitFlip"
+    strategy: Annotated[Any, str] = "BitFlip"
     population: int = 5
     generations: int = 10
     keep_floor: float = 0.9
@@ -104,9 +103,7 @@ class Search:
     decoder: strategies.Decoder = "topk"
     multiple: int = 1
     objective: Objective = "accuracy"
-    selection: Annotated[Any, by_name("{weighted_sum,nsga2}", SELECTIONS), SelectionName] = (
-        "weighted_sum"
-    )
+    selection: Annotated[Any, SelectionName] = "weighted_sum"
     robust_weight: float = 1.0
     macs_weight: float = 0.0
     shared_set: SharedSet = "pooled"

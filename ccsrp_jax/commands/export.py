@@ -1,39 +1,29 @@
 """`ccsrp export`: a saved network in the format of other tools."""
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import jax
-import jax.numpy as jnp
 import tyro
 
-from ccsrp_jax.networks import serialization
-from ccsrp_jax.networks.architecture import Architecture
-from ccsrp_jax.networks.classifier import Classifier
+from ccsrp_jax.exchange import exporter
 from ccsrp_jax.pipeline.flags import read_flags
 from ccsrp_jax.utils.console import Terminal
-from ccsrp_jax.utils.errors import InputError, unknown
 from ccsrp_jax.utils.guard import guard
-from ccsrp_jax.utils.io import write_atomic
 
-PLATFORMS = ("cpu", "cuda", "tpu")
-PLATFORMS = ("cpu", "cuda", "tpu")
-# functions `(architecture, variables, path) -> None`, loaded when they are used
-FORMATS = {"stablehlo": "ccsrp_jax.commands.export:to_stablehlo"}
+ENDINGS = {"torch": "_torch.py"}  # of formats whose files do not end as they are called
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Write a saved network in the format of other tools.
+    """Write a saved network in the format of other tools, and compare the two.
 
     Attributes:
       network: a .safetensors file that this library wrote, such as runs/latest/pruned.safetensors.
-      to: `stablehlo`, a portable program of the whole network that maps images in [0, 1], any
-        number of them, to logits.
-      out: the file to write; by default the network's, with the format as its suffix.
+      to: `nir`, which SpikingJelly, snnTorch, Norse and others read; `stablehlo`, a program for
+        CPU, CUDA and TPU with a batch of any size; `onnx`; or `torch`, a module of SpikingJelly.
+      out: the file to write; by default beside the network, with the format as its suffix.
     """
 
     network: Annotated[Path, tyro.conf.Positional]
@@ -51,29 +41,8 @@ def main(flags: Sequence[str], prog: str | None = None) -> int:
 
 
 def _run(settings: Settings, terminal: Terminal) -> None:
-    if settings.to not in FORMATS:
-        raise unknown("format", settings.to, FORMATS)
-    architecture, variables = serialization.load(settings.network)
-    module, _, name = FORMATS[settings.to].partition(":")
-    out = settings.out or settings.network.with_suffix(f".{settings.to}")
-    getattr(importlib.import_module(module), name)(architecture, variables, out)
-    terminal.line(f"written to {out}")
-
-
-def to_stablehlo(architecture: Architecture, variables: dict, path: Path) -> None:
-    """Writes a portable StableHLO artifact for CPU, CUDA and TPU, with the weights as constants.
-
-    Raises:
-      InputError: the network draws at random.
-    """
-    if architecture.stochastic:
-        raise InputError(
-            "a network that draws at random needs a key of JAX, which other tools do not have: "
-            "export one with another encoding and neuron."
-        )
-    classifier = Classifier(architecture)
-    program = jax.jit(lambda images: classifier((variables, None), images))
-    (batch,) = jax.export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, *architecture.input_shape), jnp.float32)
-    exported = jax.export.export(program, platforms=PLATFORMS)(images)
-    write_atomic(path, exported.mlir_module_serialized)
+    export = exporter(settings.to)
+    name = settings.network.stem + ENDINGS.get(settings.to, f".{settings.to}")
+    report = export(settings.network, settings.out or settings.network.with_name(name))
+    for line in (report.sentence, *report.notes):
+        terminal.line(line)

@@ -120,7 +120,7 @@ def _input_shape(graph: FlatGraph, given: Any) -> tuple[int, int, int]:
     found: tuple[int, ...] = ()
     if sizes is not None:
         found = tuple(int(size) for size in np.ravel(sizes))
-    if len(found) in (2, 4) and found[0] == 1:  # some exporters keep the batch of their sample
+    if len(found) in (2, 4) and found[:1] == (1,):  # some exporters keep the batch of their sample
         found = found[1:]
     if given is not None:
         shape: tuple[int, int, int] = converted("input_shape", given, tuple[int, int, int], SIZE)

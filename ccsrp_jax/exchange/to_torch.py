@@ -2,6 +2,8 @@
 
 import types
 from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,11 +103,12 @@ def export_torch(network: Any, path: Any, images: Any = None) -> ExportReport:
       InputError: torch or spikingjelly is not installed, or the network has what SpikingJelly does
         not; nothing is written.
     """
-    torch = imported("torch", "oracles")
-    imported("spikingjelly.activation_based", "oracles")
     target, _ = partial_path(path)
     if target.suffix != ".py":
         raise InputError(f"{target} is to be a Python module: give a name that ends in .py.")
+    _check_kept(network, target.with_suffix(".safetensors"))
+    torch = imported("torch", "oracles")
+    imported("spikingjelly.activation_based", "oracles")
     architecture, variables = as_network(network)
     images = check_images(architecture, images)
     code, weights = module_code(architecture), state_dict(architecture, variables)
@@ -123,6 +126,16 @@ def export_torch(network: Any, path: Any, images: Any = None) -> ExportReport:
     notes = (f"The weights are in {target.with_suffix('.safetensors').name}.",)
     compared = "run in SpikingJelly and compared with the network"
     return ExportReport(target, "torch", compared, len(images), difference, notes=notes)
+
+
+def _check_kept(network: Any, weights: Path) -> None:
+    """Refuses weights of the module that would replace the network's own file."""
+    given = isinstance(network, str | PathLike)
+    if given and Path(network).resolve() == weights.resolve():
+        raise InputError(
+            f"the module's weights would replace the network {weights}: give the module another "
+            "name."
+        )
 
 
 def module_code(architecture: Architecture) -> str:

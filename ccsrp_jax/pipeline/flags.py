@@ -10,6 +10,23 @@ import tyro
 from ccsrp_jax.utils.errors import InputError
 
 Settings = TypeVar("Settings")
+PARTS = tyro.constructors.ConstructorRegistry()
+
+
+@PARTS.primitive_rule
+def _name_of_a_part(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """A part that in Python may be an object of one's own is a name in flags; its class is Any."""
+    if info.type is not Any:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME",
+        instance_from_str=lambda given: given[0],
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def read_flags(
@@ -30,7 +47,8 @@ def read_flags(
       InputError: invalid flags, in one sentence.
       SystemExit: after printing the text of --help.
     """
-    return _refusing(lambda: tyro.cli(kind, prog=prog, default=default, args=list(flags)))
+    options = {"prog": prog, "default": default, "args": list(flags), "registry": PARTS}
+    return _refusing(lambda: tyro.cli(kind, **options))
 
 
 def read_known_flags(kind: type[Settings], flags: Sequence[str]) -> Settings:
@@ -40,7 +58,11 @@ def read_known_flags(kind: type[Settings], flags: Sequence[str]) -> Settings:
       InputError: one of them is invalid.
     """
     args = [] if flags and flags[0].startswith("--tyro-") else list(flags)  # shell completion
-    return _refusing(lambda: tyro.cli(kind, args=args, return_unknown_args=True, add_help=False)[0])
+    return _refusing(
+        lambda: tyro.cli(kind, args=args, return_unknown_args=True, add_help=False, registry=PARTS)[
+            0
+        ]
+    )
 
 
 def _refusing(parse: Callable[[], Any]) -> Any:

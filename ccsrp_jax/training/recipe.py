@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import jax
 import optax
@@ -22,10 +22,8 @@ from ccsrp_jax.utils.fields import (
     check_fields,
     converted,
 )
-from ccsrp_jax.utils.named_parts import by_name
 
 OptimizerName = Literal["adamw", "sgd"]
-OPTIMIZERS = get_args(OptimizerName)
 LIMITS = {
     "batch_size": Limits(1, LARGEST_INTEGER),
     **dict.fromkeys(("epochs", "clean_epochs", "lookahead"), Limits(0, LARGEST_INTEGER)),
@@ -128,7 +126,7 @@ class BaseRecipe:
     clean_epochs: int = 0
     eps_ramp: float = 0.0
     clean_weight: float = 0.0
-    optimizer: Annotated[Any, by_name("{adamw,sgd}", OPTIMIZERS), OptimizerName] = "adamw"
+    optimizer: Annotated[Any, OptimizerName] = "adamw"
     momentum: float = 0.9
     nesterov: bool = False
     lookahead: int = 0
