@@ -132,8 +132,8 @@ def _input_shape(graph: FlatGraph, given: Any) -> tuple[int, int, int]:
         return (1, 1, found[0])
     if len(found) != 3:
         raise InputError(
-            f"{graph.source} takes inputs of shape {tuple(found)}, and an image has (C, H, W): give "
-            "input_shape, (H, W, C)."
+            f"{graph.source} takes inputs of shape {tuple(found)}, and an image has (C, H, W): "
+            "give input_shape, (H, W, C)."
         )
     channels, height, width = found
     return (height, width, channels)

@@ -18,5 +18,5 @@ def test_a_format_is_a_function_of_a_network_a_path_and_images(form):
 
 
 def test_an_unknown_format_is_refused():
-    with pytest.raises(InputError, match="unknown export format 'onx'.*did you mean onnx"):
+    with pytest.raises(InputError, match=r"unknown export format 'onx'.*did you mean onnx"):
         exporter("onx")
