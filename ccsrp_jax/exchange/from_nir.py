@@ -117,25 +117,23 @@ def _input_shape(graph: FlatGraph, given: Any) -> tuple[int, int, int]:
         )
     kind = getattr(graph.nodes[inputs[0]], "input_type", None) or {}
     sizes = next(iter(kind.values()), None)
-    found: tuple[int, ...] = ()
-    if sizes is not None:
-        found = tuple(int(size) for size in np.ravel(sizes))
-    if len(found) in (2, 4) and found[:1] == (1,):  # some exporters keep the batch of their sample
+    found = [] if sizes is None else [int(size) for size in np.ravel(sizes)]
+    if len(found) in (2, 4) and found[0] == 1:  # some exporters keep the batch of their sample
         found = found[1:]
     if given is not None:
         shape: tuple[int, int, int] = converted("input_shape", given, tuple[int, int, int], SIZE)
         if found and math.prod(found) != math.prod(shape):
             raise InputError(
                 f"input_shape {shape} has {math.prod(shape)} values, and {graph.source} takes "
-                f"{found}: give (H, W, C) of its images."
+                f"{tuple(found)}: give (H, W, C) of its images."
             )
         return shape
     if len(found) == 1:
-        return (1, 1, *found)  # type: ignore[return-value]
+        return (1, 1, found[0])
     if len(found) != 3:
         raise InputError(
-            f"{graph.source} takes inputs of shape {found}, and an image has (C, H, W): give "
-            "input_shape, (H, W, C)."
+            f"{graph.source} takes inputs of shape {tuple(found)}, and an image has (C, H, W): "
+            "give input_shape, (H, W, C)."
         )
     channels, height, width = found
     return (height, width, channels)
