@@ -29,9 +29,11 @@ function sort(table, head) {
 }
 for (const table of document.querySelectorAll("table.sortable")) {
   for (const head of table.tHead.rows[0].cells) {
-    const button = document.createElement("button");
+    const button = document.createElement("button"), arrow = document.createElement("span");
     button.type = "button";
     button.append(...head.childNodes);
+    arrow.className = "arrow";
+    button.insertBefore(arrow, button.querySelector("small"));
     head.append(button);
     button.addEventListener("click", () => sort(table, head));
   }

@@ -60,7 +60,9 @@ def robustness_panels(records: dict[str, Row]) -> list[Panel]:
     attacks = {name: attacks_by_key(record) for name, record in records.items()}
     rows = suite_rows(attacks)
     figure = panel_figure(max(2 * PANEL_HEIGHT, ROW_HEIGHT * rows.borders[-1] + 5 * HEADER_LINE))
-    plot_suite(figure.subplots(), records, attacks, rows)
+    ax = figure.subplots()
+    ax.locator_params(axis="x", nbins=5)
+    plot_suite(ax, records, attacks, rows)
     panels = [Panel(to_svg(figure, "suite", _suite_text(records)), tall=True)]
     sweeps = [("eps", plot_eps, "eps_curve", "against eps")]
     if tries_widths(records):

@@ -3,6 +3,7 @@
 import json
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 from ccsrp_jax.reporting.run_summary import (
     DASH,
@@ -57,6 +58,30 @@ def write(run_dir: str | PathLike[str]) -> Path:
       InputError: a file is missing or is not JSON, or the archive is empty.
     """
     run_dir = as_path(run_dir)
+    run = _read_run(run_dir)
+    pictures = _pictures(run)
+    text = _to_html(run)
+    for name, data in pictures.items():
+        write_atomic(run_dir / f"{name}.png", data)
+    write_atomic(run_dir / "report.html", text.encode(errors="backslashreplace"))
+    return run_dir / "report.html"
+
+
+def page(run_dir: str | PathLike[str]) -> str:
+    """The page that `write` writes, alone; it raises the same errors."""
+    return _to_html(_read_run(as_path(run_dir)))
+
+
+class _Run(NamedTuple):
+    """The records of a run."""
+
+    config: Row
+    summary: Row
+    archive: list[Row]  # in the order of its rounds
+    metrics: list[Row]
+
+
+def _read_run(run_dir: Path) -> _Run:
     [config] = _read(run_dir / "config.json", lines=False)
     [summary] = _read(run_dir / "summary.json", lines=False)
     metrics = _read(run_dir / "metrics.jsonl", lines=True)
@@ -67,15 +92,10 @@ def write(run_dir: str | PathLike[str]) -> Path:
             "the dense network; give the directory of a finished run."
         )
     archive.sort(key=lambda row: row.get("round") or 0)
-    pictures = _pictures(archive, summary, metrics)
-    page = _to_html(config, summary, archive, metrics)
-    for name, data in pictures.items():
-        write_atomic(run_dir / f"{name}.png", data)
-    write_atomic(run_dir / "report.html", page.encode(errors="backslashreplace"))
-    return run_dir / "report.html"
+    return _Run(config, summary, archive, metrics)
 
 
-def _pictures(archive: list[Row], summary: Row, metrics: list[Row]) -> dict[str, bytes]:
+def _pictures(run: _Run) -> dict[str, bytes]:
     """The figures as PNG images, by name."""
     from ccsrp_jax.reporting.figure_style import to_png  # matplotlib is slow to import
     from ccsrp_jax.reporting.robustness_figure import robustness_figure
@@ -83,18 +103,19 @@ def _pictures(archive: list[Row], summary: Row, metrics: list[Row]) -> dict[str,
     from ccsrp_jax.reporting.tradeoff_figure import tradeoff_figure
 
     pictures = {
-        "tradeoff": to_png(tradeoff_figure(archive, summary)),
-        "filters": to_png(filters_figure(archive)),
-        "training": to_png(training_figure(metrics)),
+        "tradeoff": to_png(tradeoff_figure(run.archive, run.summary)),
+        "filters": to_png(filters_figure(run.archive)),
+        "training": to_png(training_figure(run.metrics)),
     }
-    if records := robustness_records(summary):
+    if records := robustness_records(run.summary):
         pictures["robustness"] = to_png(robustness_figure(records))
     return pictures
 
 
-def _to_html(config: Row, summary: Row, archive: list[Row], metrics: list[Row]) -> str:
+def _to_html(run: _Run) -> str:
     from ccsrp_jax.reporting.run_panels import run_panels  # matplotlib is slow to import
 
+    config, summary, archive, metrics = run
     records = robustness_records(summary)
     widths: Row = {}
     for point in archive:

@@ -15,6 +15,7 @@ from ccsrp_jax.reporting.figure_style import PAGE_COLORS
 # Inches: of a panel. At 72 units an inch, text of 8.5 is readable where the panel fills a phone.
 PANEL_WIDTH, PANEL_HEIGHT = 3.75, 2.9
 SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # characters that XML does not have
 SERIES = "series-"  # of gids: parts of a figure that belong together
 
 
@@ -46,7 +47,7 @@ def to_svg(figure: Figure, name: str, label: str) -> Markup:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    root = ElementTree.fromstring(buffer.getvalue())
+    root = ElementTree.fromstring(CONTROL.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue()))
     for child in [c for c in root if c.tag.endswith("metadata")]:
         root.remove(child)
     for element in list(root.iter()):

@@ -100,7 +100,7 @@ def tradeoff_figure(archive: list[Row], summary: Row) -> Figure:
 def draw_accuracy(ax: Axes, archive: list[Row], summary: Row, key: str) -> None:
     """Draws one of `KEYS` against the remaining MACs."""
     macs, stars = remaining_macs(archive), _stars(summary)
-    _limit_macs(ax, macs, stars)
+    _limit_macs(ax, macs + [star.macs for star in stars])
     said = {name: conclusion(record) for name, record in robustness_records(summary).items()}
     style_axes(ax, key.replace("_", " ").capitalize())
     heights = _plot_archive(ax, archive, macs, key, KEYS[key])
@@ -130,10 +130,11 @@ def _stars(summary: Row) -> list[Star]:
     return stars
 
 
-def _limit_macs(ax: Axes, macs: list[float], stars: list[Star]) -> None:
-    low, high = finite_range(macs + [star.macs for star in stars])
+def _limit_macs(ax: Axes, macs: list[float]) -> None:
+    low, high = finite_range(macs)
     low = min(low, high - 10)
-    margin = 0.1 * (high - low)  # room for the text below the stars
+    width = ax.get_figure(root=True).get_figwidth()
+    margin = 0.7 / width * (high - low)  # room for the text below the stars
     ax.set_xticks([x for x in integer_ticks(low, high) if 0 <= x <= 100])
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set_xlim(high + margin, low - margin)  # pruning proceeds to the right

@@ -111,7 +111,7 @@ ASSESSED = SUMMARY | {
         "name": "quick suite",
         "norm": "linf",
         "eps": 0.1,
-        "attacks": 5,
+        "attacks": 4,
         "surrogate": "atan:1.0",
         "caveat": "A first opinion.",
     },

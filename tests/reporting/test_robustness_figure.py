@@ -43,7 +43,9 @@ def record(suite=QUICK, reasons=(), images=200, clean=190, eps=0.1, own=0.7) -> 
         )
         left = now
     shares = {"accuracy": clean / images, "robust_accuracy": left / images}
-    words = f"robust accuracy {left / images:.3f} under {len(suite)} attacks"
+    number = sum(kind != "noise" for _, _, kind, _, _ in suite)
+    plural = "" if number == 1 else "s"
+    words = f"robust accuracy {left / images:.3f} under {number} attack{plural}"
     checks = [("never rises with eps", 0.0, 0.02), ("inside ball and box", 1e-8, 1e-6)]
     return {
         "headline": f"unreliable: {'; '.join(reasons)} ({words})" if reasons else words,

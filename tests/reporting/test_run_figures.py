@@ -31,7 +31,7 @@ def test_tradeoff_figure_names_the_attack_of_the_line_and_that_of_the_stars():
         (
             ASSESSED,
             "Robust accuracy; line: PGD, linf, eps 0.1, 20 steps, 2 restarts;\n"
-            "stars: worst case of the quick suite of 5 attacks (linf, eps 0.1)",
+            "stars: worst case of the quick suite of 4 attacks (linf, eps 0.1)",
         ),
     ):
         _, bottom = tradeoff_figure(ARCHIVE, summary).axes

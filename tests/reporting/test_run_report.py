@@ -1,11 +1,13 @@
 """The page of a run: its content, and what happens to a damaged run."""
 
 import base64
+import hashlib
 import io
 import json
 import os
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from matplotlib.image import imread
@@ -21,10 +23,13 @@ from run_records import (
     write_run,
 )
 from scipy.stats import binomtest
-from test_robustness_figure import REASONS, record
+from test_robustness_figure import QUICK, REASONS, record
 
+from ccsrp_jax.pipeline.config import Config, settings
 from ccsrp_jax.reporting import run_report
 from ccsrp_jax.utils.errors import InputError
+
+NO_PANELS = {"tradeoff": [], "robustness": [], "training": []}
 
 
 class Page(HTMLParser):
@@ -34,6 +39,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
+        self.source = text
         self.tags, self.rows, self.text, self.open = [], [], [], []
         self.feed(text)
         self.close()
@@ -64,28 +70,101 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
+        if {"style", "script"} & set(self.open):
+            return
         self.text.append(data)
         if "td" in self.open or "th" in self.open:
             self.rows[-1][-1].append(data)
 
 
 def page_of(run: Path) -> Page:
-    return Page(run_report.write(run).read_text("utf-8"))
+    """The page without its figures, which take seconds."""
+    with patch("ccsrp_jax.reporting.run_panels.run_panels", return_value=NO_PANELS):
+        return Page(run_report.page(run))
 
 
-def test_page_needs_nothing_outside_itself(tmp_path):
-    text = run_report.write(write_run(tmp_path, ASSESSED, ESTIMATED)).read_text("utf-8")
-    page = Page(text)
-    assert "http:" not in text and "https:" not in text and "url(" not in text
-    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
-    assert not [attrs for _, attrs in page.tags if "href" in attrs]
-    images = [attrs for tag, attrs in page.tags if tag == "img"]
-    assert all(attrs["alt"] for attrs in images)
-    embedded = [attrs["src"].removeprefix("data:image/png;base64,") for attrs in images]
-    files = ("tradeoff.png", "robustness.png", "filters.png", "training.png")
-    assert [base64.b64decode(data, validate=True) for data in embedded] == [
-        (tmp_path / name).read_bytes() for name in files
-    ]
+def drawn_page_of(run: Path) -> Page:
+    return Page(run_report.page(run))
+
+
+@pytest.fixture(scope="module")
+def assessed(tmp_path_factory) -> Page:
+    """The page of a run whose networks met a suite."""
+    return drawn_page_of(write_run(tmp_path_factory.mktemp("assessed"), ASSESSED))
+
+
+def test_page_needs_nothing_outside_itself(assessed):
+    page, text = assessed, assessed.source
+    assert "http:" not in text and "https:" not in text
+    assert text.count("url(") == text.count("url(#") and "@import" not in text
+    assert not {"img", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert all(attrs["href"][0] == "#" for _, attrs in page.tags if "href" in attrs)
+    assert [attrs for tag, attrs in page.tags if tag == "script"] == [{}]
+    script = text[text.index("<script>") + 8 : text.index("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    [policy] = [attrs["content"] for tag, attrs in page.tags if "http-equiv" in attrs]
+    assert policy == (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    )
+    assert len(text.encode()) <= 600_000
+
+
+def test_contents_list_leads_to_every_section(tmp_path, assessed):
+    for page in (page_of(write_run(tmp_path)), assessed):
+        ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+        assert len(ids) == len(set(ids))
+        links = {attrs["href"][1:] for tag, attrs in page.tags if tag == "a"}
+        sections = {attrs.get("id") for tag, attrs in page.tags if tag == "h2"}
+        assert sections <= links <= set(ids)
+        assert [tag for tag, _ in page.tags].count("main") == 1
+
+
+def test_figures_are_drawings_that_say_their_numbers(assessed):
+    page = assessed
+    drawings = [attrs for tag, attrs in page.tags if tag == "svg" and attrs.get("role") == "img"]
+    labels = [attrs["aria-label"] for attrs in drawings]
+    assert len(labels) == 7 and all("viewbox" in attrs for attrs in drawings)
+    assert "1, 50 % of the MACs: 0.690" in labels[1] and "dense 0.650, pruned 0.595" in labels[1]
+    assert "PGD 20 0.750" in labels[2] and "worst case 0.595, unreliable" in labels[2]
+    assert "0.1: 0.700" in labels[3] and "atan:2: 0.690" in labels[4]
+    assert "fine-tuning 1: 0.700 to 0.300 in 2 epochs" in labels[5]
+    assert {"chosen, test", "APGD-CE 25, assg"} <= {text.strip() for text in page.text}
+
+
+def test_wide_tables_can_be_reached_and_scrolled(assessed):
+    page = assessed
+    names = [tag for tag, _ in page.tags]
+    boxes = [attrs for _, attrs in page.tags if "scroll" in attrs.get("class", "").split()]
+    assert len(boxes) == names.count("table") == names.count("caption")
+    assert all(box["tabindex"] == "0" and box["aria-label"] for box in boxes)
+    assert "scroll sideways" in page.words
+
+
+def test_attacks_are_counted_on_each_network_without_noise(tmp_path):
+    summary = json.loads(json.dumps(ASSESSED))
+    transfer = summary["robustness"]["pruned"]["attacks"][3] | {"through": "dense"}
+    summary["robustness"]["pruned"]["attacks"].append(transfer)
+    summary["attack"]["attacks"] = 6  # as earlier versions counted
+    words = page_of(write_run(tmp_path, summary)).words
+    assert "quick suite of 4 attacks, 5 on the pruned network (linf, eps 0.1)" in words
+    assert "6 attacks" not in words
+    summary["robustness"] = {"suite": "pgd", "dense": record(QUICK[:2])}
+    words = page_of(write_run(tmp_path, summary | {"chosen_round": 0})).words
+    assert "suite of 1 attack (linf" in words and "1 attacks" not in words
+
+
+def test_a_run_that_began_with_a_network_is_named_after_it(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "config.json").write_text(
+        json.dumps(settings(Config(dense="some/net.safetensors")))
+    )
+    page = page_of(tmp_path)
+    assert "digits, network of net.safetensors" in page.words
+    assert "How the dense network was trained is not recorded" in page.words
+    assert "digits, small" not in page.words
+    named = SUMMARY | {"model": "net.safetensors (2 layers)", "training": {}}
+    (tmp_path / "summary.json").write_text(json.dumps(named))
+    assert "digits, net.safetensors (2 layers)" in page_of(tmp_path).words
 
 
 def test_page_holds_the_numbers_of_the_run(tmp_path):
@@ -105,27 +184,27 @@ def test_page_holds_the_numbers_of_the_run(tmp_path):
 
 
 def test_run_without_a_suite_speaks_of_none(tmp_path):
-    page = page_of(write_run(tmp_path))
+    page = Page(run_report.write(write_run(tmp_path)).read_text("utf-8"))
     for word in ("reliable", "suite", "worst case", "audit", "Gap", "PGD alone", "corruption"):
         assert word not in page.words
     assert "the attack is PGD, linf, eps 0.1, 20 steps, 2 restarts." in page.words
     assert not (tmp_path / "robustness.png").exists()
 
 
-def test_verdict_stands_beside_the_robust_accuracy(tmp_path):
-    page = page_of(write_run(tmp_path, ASSESSED))
+def test_verdict_stands_beside_the_robust_accuracy(assessed):
+    page = assessed
     _, dense, pruned, change = page.row("Robust accuracy")
     assert dense.startswith("0.650 ") and dense.endswith("reliable") and "unrel" not in dense
     assert pruned.startswith("0.595 ") and pruned.endswith("unreliable") and change == "0.915"
     assert [cell[:5] for cell in page.row("Under PGD alone")[1:]] == ["0.760", "0.755", "0.993"]
     assert f"Robust accuracy of the pruned network: {'; '.join(REASONS)}." in page.words
     assert "dense network: none of 2 checks for masked gradients failed." in page.words
-    caption = "robust accuracy is the worst case of the quick suite of 5 attacks (linf, eps 0.1)."
+    caption = "robust accuracy is the worst case of the quick suite of 4 attacks (linf, eps 0.1)."
     assert caption in page.words and "A first opinion." in page.words
 
 
-def test_tables_hold_every_attack_check_and_corruption(tmp_path):
-    page = page_of(write_run(tmp_path, ASSESSED))
+def test_tables_hold_every_attack_check_and_corruption(assessed):
+    page = assessed
     for number, name in enumerate(("dense", "pruned")):
         data = ASSESSED["robustness"][name]
         for row in data["attacks"]:
@@ -173,9 +252,9 @@ def test_names_are_text_and_not_markup(tmp_path):
     summary = SUMMARY | {"dataset": name, "attack": ATTACK | {"caveat": name, "norm": "$x_"}}
     suite = [(name, name, "white box", 100, None)]
     assessed = {"suite": name, "dense": record(suite, [name]), "pruned": record(suite)}
-    page = page_of(write_run(tmp_path, summary | {"robustness": assessed}, archive))
+    page = drawn_page_of(write_run(tmp_path, summary | {"robustness": assessed}, archive))
     assert page.rows_of(name)[0][1] == name
-    assert "script" not in {tag for tag, _ in page.tags}
+    assert [tag for tag, _ in page.tags].count("script") == 1  # the page's own
     assert name in page.row("1 (chosen)")[-1].replace("\xa0", " ")
     [title] = [text for text in page.text if text.startswith("Robust pruning") and name in text][:1]
     assert title.endswith(f"{name}, small")
@@ -197,7 +276,7 @@ def test_archive_is_shown_in_the_order_of_its_rounds(tmp_path):
 def test_run_with_the_dense_network_only(tmp_path):
     archive = [ARCHIVE[0] | {"chosen": True}]
     summary = SUMMARY | {"pruned": None, "chosen_round": 0}
-    page = page_of(write_run(tmp_path, summary, archive, metrics=[]))
+    page = drawn_page_of(write_run(tmp_path, summary, archive, metrics=[]))
     assert page.row("MACs")[1:] == ["1,234,568", "–", "–"]
     assert page.row("dense")[8] == "–"
 
@@ -206,7 +285,8 @@ def test_missing_values_show_as_dashes(tmp_path):
     blank = {key: None for key in DENSE} | {"macs": float("nan")}
     summary = {"dense": blank, "pruned": blank, "attack": None, "versions": None}
     archive = [{"round": 0}, {"round": 1, "kept": None, "macs": None, "chosen": True}]
-    page = page_of(write_run(tmp_path, summary, archive, [{"stage": "train", "loss": None}]))
+    metrics = [{"stage": "train", "loss": None}]
+    page = drawn_page_of(write_run(tmp_path, summary, archive, metrics))
     for name in ("Accuracy", "Robust accuracy", "MACs", "Energy", "Latency"):
         assert page.row(name)[1:] == ["–"] * 3
     assert page.row("1 (chosen)")[1:] == ["–"] * 9
@@ -251,4 +331,4 @@ def test_nothing_is_left_half_written(tmp_path, monkeypatch):
 
 def test_same_run_gives_the_same_page(tmp_path):
     write_run(tmp_path)
-    assert run_report.write(tmp_path).read_bytes() == run_report.write(tmp_path).read_bytes()
+    assert run_report.page(tmp_path) == run_report.page(tmp_path)

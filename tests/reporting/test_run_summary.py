@@ -21,13 +21,13 @@ def test_finding_says_first_which_robust_accuracy_is_unreliable():
         "The robust accuracy of the pruned network is unreliable: larger balls seem safer; more "
         "steps break fewer images. On the 360 test images the pruned network has accuracy 0.981 "
         "(dense: 0.986) and worst-case robust accuracy 0.595 (dense: 0.650) under the quick suite "
-        "of 5 attacks (linf, eps 0.1), with 50 % of the MACs, 25 % of the parameters and 55 % of "
+        "of 4 attacks (linf, eps 0.1), with 50 % of the MACs, 25 % of the parameters and 55 % of "
         "the latency."
     )
     kept = run_summary.finding(ASSESSED | {"chosen_round": 0})
     assert kept == (
         "On the 360 test images the dense network has accuracy 0.986 and worst-case robust "
-        "accuracy 0.650 under the quick suite of 5 attacks (linf, eps 0.1); no pruned one was "
+        "accuracy 0.650 under the quick suite of 4 attacks (linf, eps 0.1); no pruned one was "
         "chosen."
     )
 
