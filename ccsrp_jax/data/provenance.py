@@ -47,8 +47,10 @@ def trained_further(
     origin: Mapping[str, Any] | None, recipe: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """The provenance of a network after one more training; None if it is not known."""
-    if origin is None or origin.get("trainings") is None:
-        return origin and dict(origin)
+    if origin is None:
+        return None
+    if origin.get("trainings") is None:
+        return dict(origin)
     return {**origin, "trainings": [*origin["trainings"], dict(recipe)]}
 
 
