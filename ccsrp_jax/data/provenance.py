@@ -47,9 +47,11 @@ def trained_further(
     origin: Mapping[str, Any] | None, recipe: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """The provenance of a network after one more training; None if it is not known."""
-    if origin is None or origin.get("trainings") is None:
-        return origin and dict(origin)
-    return {**origin, "trainings": [*origin["trainings"], dict(recipe)]}
+    if origin is None:
+        return None
+    before = origin.get("trainings")  # earlier versions did not record them
+    further = {} if before is None else {"trainings": [*before, dict(recipe)]}
+    return {**origin, **further}
 
 
 def check(

@@ -17,6 +17,7 @@ from ccsrp_jax.reporting.figure_style import (
     INK,
     RULE,
     annotate,
+    figure_width,
     integer_ticks,
     spaced_labels,
     style_axes,
@@ -141,7 +142,7 @@ def draw_training(ax: Axes, metrics: list[Row], key: str) -> None:
 def label_stages(ax: Axes, metrics: list[Row]) -> None:
     """Writes the rounds above the axes, where there is room."""
     labelled, (_, end) = -math.inf, ax.get_xlim()
-    room = 0.245 / ax.get_figure(root=True).get_figwidth() * end
+    room = 0.245 / figure_width(ax) * end
     for name, first, rows in epochs_by_stage(metrics):
         middle = first + (len(rows) - 1) / 2
         if middle - labelled > room:

@@ -19,6 +19,7 @@ from ccsrp_jax.reporting.figure_style import (
     STAR,
     VERMILION,
     annotate,
+    figure_width,
     finite_range,
     integer_ticks,
     set_share_limits,
@@ -116,7 +117,7 @@ def draw_accuracy(ax: Axes, archive: list[Row], summary: Row, key: str) -> None:
 def label_rounds(ax: Axes, archive: list[Row]) -> None:
     """Writes the rounds above the axes, where there is room."""
     macs, (high, low) = remaining_macs(archive), ax.get_xlim()
-    width = ax.get_figure(root=True).get_figwidth()
+    width = figure_width(ax)
     for i in spaced_labels(macs, 0.3 / width * (high - low), chosen_first(archive)):
         place = {"xycoords": ax.get_xaxis_transform(), "ha": "center", "color": GREY}
         annotate(ax, round_name(archive[i]), (macs[i], 1), (0, 3), **place)
@@ -133,7 +134,7 @@ def _stars(summary: Row) -> list[Star]:
 def _limit_macs(ax: Axes, macs: list[float]) -> None:
     low, high = finite_range(macs)
     low = min(low, high - 10)
-    width = ax.get_figure(root=True).get_figwidth()
+    width = figure_width(ax)
     margin = 0.7 / width * (high - low)  # room for the text below the stars
     ax.set_xticks([x for x in integer_ticks(low, high) if 0 <= x <= 100])
     ax.xaxis.set_major_formatter("{x:g}")
