@@ -12,7 +12,7 @@ else
   INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 endif
 
-.PHONY: run test test-all lint dist oracles clean
+.PHONY: run test test-all lint dist oracles browser clean
 
 run: $(VENV)/.installed
 	$(BIN)/python experiments/ccsrp.py
@@ -47,6 +47,9 @@ dist: $(VENV)/.installed-dev
 oracles: $(VENV)/.installed-oracles
 	$(BIN)/python -m pytest -m oracle tests/oracles
 
+browser: $(VENV)/.installed-browser
+	$(BIN)/python -m pytest tests/reporting/test_pages_in_a_browser.py
+
 $(VENV)/.installed: pyproject.toml
 	$(CREATE)
 	$(INSTALL) -e .
@@ -58,6 +61,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.installed-oracles: $(VENV)/.installed-dev
 	$(INSTALL) -e '.[oracles]'
+	@touch $@
+
+$(VENV)/.installed-browser: $(VENV)/.installed-dev
+	$(INSTALL) -e '.[browser]'
 	@touch $@
 
 clean:

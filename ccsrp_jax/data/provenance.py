@@ -49,9 +49,9 @@ def trained_further(
     """The provenance of a network after one more training; None if it is not known."""
     if origin is None:
         return None
-    if origin.get("trainings") is None:
-        return dict(origin)
-    return {**origin, "trainings": [*origin["trainings"], dict(recipe)]}
+    before = origin.get("trainings")  # earlier versions did not record them
+    further = {} if before is None else {"trainings": [*before, dict(recipe)]}
+    return {**origin, **further}
 
 
 def check(

@@ -76,6 +76,13 @@ def annotate(ax: Axes, text: str, at: Point, offset: Point, **style: Any) -> Non
     ax.annotate(text, at, offset, path_effects=HALO, parse_math=False, **style)
 
 
+def figure_width(ax: Axes) -> float:
+    """Width of the figure of these axes, in inches."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure.get_figwidth()
+
+
 def finite_range(values: Iterable[float]) -> tuple[float, float]:
     """Minimum and maximum of the finite values; zeros if there are none."""
     finite = [value for value in values if math.isfinite(value)] or [0.0]

@@ -90,8 +90,9 @@ def _price_line(evaluator, specs, sources, outcome):
     samples = EOT_SAMPLES["quick"] if evaluator.stochastic else 1
     cost, quick = price(specs), price(PRESETS["quick"](outcome.threat, sources, samples))
     compared = "" if cost == quick else f", {cost.passes / quick.passes:.2g} times the quick suite"
+    attacks = sum(spec.kind != "noise" for spec in specs)
     return (
-        f"{len(specs)} attacks: at most {cost.gradients:,} gradients and {cost.queries:,} queries "
+        f"{attacks} {'attack' if attacks == 1 else 'attacks'}: at most {cost.gradients:,} gradients and {cost.queries:,} queries "
         f"for each of {int(outcome.clean.sum())} images{compared}; less for images that break early"
     )
 

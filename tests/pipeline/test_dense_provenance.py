@@ -1,5 +1,7 @@
 """A run that begins with a trained network: only on the splits that this was trained with."""
 
+import dataclasses
+
 import pytest
 from conftest import busy
 
@@ -8,7 +10,7 @@ from ccsrp_jax.data import provenance
 from ccsrp_jax.data.datasets import load
 from ccsrp_jax.networks import serialization, zoo
 from ccsrp_jax.pipeline import run
-from ccsrp_jax.pipeline.config import Config
+from ccsrp_jax.pipeline.config import Config, Training
 from ccsrp_jax.pipeline.stages import data_of, provenance_of_run
 from ccsrp_jax.utils.console import Terminal
 
@@ -61,3 +63,22 @@ def test_what_a_run_says_of_its_networks_names_its_recipe_and_splits():
     provenance.check("n", origin, load("digits", seed=2).record, also_search=True)
     other = Config(seed=2, train_images=300, training=Config().training.__class__(epochs=3))
     assert provenance_of_run(other, data)["recipe_sha256"] != origin["recipe_sha256"]
+
+
+def test_files_say_the_trainings_that_their_network_went_through(dense):
+    """Those of the file that a run began with, not the run's own dense recipe."""
+    config = Config(seed=1, dense=str(dense), training=Training(adversarial=False))
+    data = data_of(config)
+    architecture, _, origin = run.load_dense(config, data, Terminal())
+    [recipe] = origin["trainings"]
+    assert recipe["adversarial"]["steps"] == Config().training.attack_steps
+    tuned = dataclasses.asdict(config.finetune_recipe)
+    further = provenance.trained_further(origin, tuned)
+    assert further["trainings"] == [recipe, tuned] and origin["trainings"] == [recipe]
+    assert provenance.trained_further(None, tuned) is None
+    old = {"dataset": "digits"}  # of a file of an earlier version
+    assert provenance.trained_further(old, tuned) == old
+    assert run.model_name(config, architecture) == (
+        "dense.safetensors (1 convolutional and 1 dense layers)"
+    )
+    assert run.model_name(Config(model="medium"), architecture) == "medium"
