@@ -42,13 +42,6 @@ LEGEND: dict[str, Any] = {
 }
 
 
-def figure_width(ax: Axes) -> float:
-    """The width of the figure that axes belong to, in inches."""
-    figure = ax.get_figure(root=True)
-    assert figure is not None  # the axes are drawn
-    return figure.get_figwidth()
-
-
 def style_axes(ax: Axes, title: str) -> None:
     """Sets the title, and the style of spines, ticks and horizontal grid lines."""
     ax.set_title(

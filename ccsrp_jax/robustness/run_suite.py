@@ -90,9 +90,10 @@ def _price_line(evaluator, specs, sources, outcome):
     samples = EOT_SAMPLES["quick"] if evaluator.stochastic else 1
     cost, quick = price(specs), price(PRESETS["quick"](outcome.threat, sources, samples))
     compared = "" if cost == quick else f", {cost.passes / quick.passes:.2g} times the quick suite"
-    attacks = sum(spec.kind != "noise" for spec in specs)
+    count = sum(spec.kind != "noise" for spec in specs)
+    attacks = f"{count} attack{'' if count == 1 else 's'}"
     return (
-        f"{attacks} {'attack' if attacks == 1 else 'attacks'}: at most {cost.gradients:,} gradients and {cost.queries:,} queries "
+        f"{attacks}: at most {cost.gradients:,} gradients and {cost.queries:,} queries "
         f"for each of {int(outcome.clean.sum())} images{compared}; less for images that break early"
     )
 
