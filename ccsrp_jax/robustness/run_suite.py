@@ -92,8 +92,9 @@ def _price_line(evaluator, specs, sources, outcome):
     compared = "" if cost == quick else f", {cost.passes / quick.passes:.2g} times the quick suite"
     attacks = sum(spec.kind != "noise" for spec in specs)
     return (
-        f"{attacks} {'attack' if attacks == 1 else 'attacks'}: at most {cost.gradients:,} gradients and {cost.queries:,} queries "
-        f"for each of {int(outcome.clean.sum())} images{compared}; less for images that break early"
+        f"{attacks} {'attack' if attacks == 1 else 'attacks'}: at most {cost.gradients:,} "
+        f"gradients and {cost.queries:,} queries for each of {int(outcome.clean.sum())} "
+        f"images{compared}; less for images that break early"
     )
 
 
