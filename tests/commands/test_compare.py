@@ -85,7 +85,7 @@ def test_pruned_networks_are_kept_and_are_those_of_the_table(compared):
 
 def test_the_page_shows_every_method(compared):
     page = (compared / "index.html").read_text()
-    assert "l1" in page and "magnitude" in page and "<svg" in page
+    assert "l1" in page and "magnitude" in page and "Methods and sources" in page and "<svg" in page
     assert "http://" not in page and "https://" not in page  # self-contained
 
 
