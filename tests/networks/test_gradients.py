@@ -151,7 +151,8 @@ def test_every_backward_leaves_spikes_and_potentials_of_a_layer_as_they_are(neur
     ours = jax.jit(lambda *asked: [answer(neuron, backward, *asked) for backward in KEEPING])
     for found in ours(*asked):
         np.testing.assert_array_equal(found[0], spikes)
-        np.testing.assert_array_equal(found[1], potentials)
+        # two programs, which XLA may round differently in the last place
+        np.testing.assert_allclose(found[1], potentials, rtol=3e-7, atol=1e-7)
         assert np.isfinite(found[2]).all() and np.abs(found[2]).max() > 1e-3
 
 

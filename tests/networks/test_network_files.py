@@ -121,7 +121,7 @@ def changed(field, value, node=None):
         (changed("depth", 3, 0), "unknown field of node 'conv1' 'depth'"),
         (changed("scale", float("nan"), 1), "norm scale nan"),
         (changed("scale", float("inf"), 1), "norm scale inf"),
-        (changed("kind", "sum", 3), "unknown pool kind 'sum'"),
+        (changed("kind", "median", 3), "unknown pool kind 'median'"),
         (changed("window", 10**9, 3), "window"),
         (changed("nodes", {}), "nodes"),
         (changed("nodes", []), "the last node"),
