@@ -58,6 +58,7 @@ def shown(browser, files):
         path = files.get(name, name)
         size = {"width": width, "height": 800}
         contexts.append(browser.new_context(viewport=size, color_scheme=scheme))
+        contexts[-1].set_default_timeout(180_000)  # ms; machines can be busy
         page = contexts[-1].new_page()
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: errors.append(message.text))
