@@ -116,17 +116,10 @@ def run(settings: Settings, terminal: Terminal) -> dict:
     data = test_data(settings, architecture, origin)
     if origin is None and provenance.is_drawn(data.record):
         terminal.line(provenance.not_known(str(settings.network), data.record))
-    others = {}
-    for text in settings.others:
-        name, separator, path = text.partition("=")
-        if not separator:
-            raise InputError(f"other network {text!r} has no name: give NAME=FILE.")
-        source, weights = serialization.load(Path(path))
-        others[name] = GradientSource(Classifier(source, settings.surrogate), (weights, None))
+    others = dict(other_network(settings, text) for text in settings.others)
     natural, baseline = None, None
     if settings.baseline is not None:
-        source, weights = serialization.load(settings.baseline)
-        baseline = GradientSource(Classifier(source, settings.surrogate), (weights, None))
+        baseline = gradient_source(settings, settings.baseline)
         natural = every_corruption(architecture)
     wanted = settings.suite
     if settings.attacks:
@@ -177,6 +170,24 @@ def run(settings: Settings, terminal: Terminal) -> dict:
     show(terminal, found, record)
     terminal.line(f"written to {report}")
     return record
+
+
+def gradient_source(settings: Settings, path: Path) -> GradientSource:
+    """A saved network as a source of gradients."""
+    source, weights = serialization.load(path)
+    return GradientSource(Classifier(source, settings.surrogate), (weights, None))
+
+
+def other_network(settings: Settings, text: str) -> tuple[str, GradientSource]:
+    """The name and the network of NAME=FILE.
+
+    Raises:
+      InputError: it has no name, or the file cannot be loaded.
+    """
+    name, separator, path = text.partition("=")
+    if not separator:
+        raise InputError(f"other network {text!r} has no name: give NAME=FILE.")
+    return name, gradient_source(settings, Path(path))
 
 
 def every_corruption(architecture: Architecture) -> list[tuple[str, int]]:
