@@ -323,7 +323,7 @@ def certified_share(recipe: Recipe, epochs: float) -> float:
     return _ramp(epochs - recipe.clean_epochs, recipe.certified_ramp * recipe.epochs)
 
 
-def _ramp(since: float, length: float) -> float:
+def _ramp(since: float | int, length: float | int) -> float:
     """Share of a value that rises linearly from 0 over `length` epochs, after `since` of them."""
     if since <= 0:
         return 0.0
