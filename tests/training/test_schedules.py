@@ -92,7 +92,8 @@ def test_the_radius_of_the_attack_rises_over_its_epochs_and_compiles_nothing_ane
 
     plan = Recipe(epochs=4, batch_size=12, clean_epochs=1, eps_ramp=0.5, adversarial=Spy(0.08))
     trained(split, plan, on_step=lambda: sizes.append(step.train_step._cache_size()))
-    steps = [eps for eps in seen if eps not in (0.08,)]
+    # an epoch ends with a check for overfitting, at the radius that it has reached
+    steps = [eps for eps in seen if round(eps, 6) not in (0.04, 0.08)]
     np.testing.assert_allclose(steps, (0.01, 0.03, 0.05, 0.07), atol=1e-9)
     assert seen.count(0.08) >= 2 and sizes[2] == sizes[-1]
 
