@@ -13,7 +13,7 @@ No test image is used, as defaults are chosen by this study: robust accuracy is 
 neither training nor fine-tuning nor any measure has seen, drawn from the training images.
 
 Writes results/fitness_study.json after every candidate and goes on from it, with the dense networks
-in --networks; then results/fitness_study.png.
+in --networks. Has not been run to its end.
 """
 
 import sys
@@ -118,6 +118,7 @@ class Study(NamedTuple):
     shared: Split  # adversarial versions of the search images
     outcome: Split
     order: Scores  # of filters, by Taylor score
+    margin: float  # median |margin| of the unpruned network on the adversarial images
     key: jax.Array
 
 
@@ -144,10 +145,10 @@ def run(settings: Settings, terminal: Terminal) -> dict:
             continue
         study = prepared(settings, name, terminal)
         network |= description(study, CASES[name])
-        for kind, masks in candidates(study, settings.candidates):
-            if (number := masks[0]) < len(network[kind]):
+        for kind, number, masks in candidates(study, settings.candidates):
+            if number < len(network[kind]):
                 continue
-            network[kind].append(measured(study, masks[1]))
+            network[kind].append(measured(study, masks))
             write_json(settings.out, record)
             terminal.line(f"{name}, {kind} {number + 1}: {network[kind][-1]['outcome']}")
     for network in found.values():
@@ -205,10 +206,13 @@ def prepared(settings: Settings, name: str, terminal: Terminal) -> Study:
     dense = masking.ones(architecture)
     order, _ = criteria.taylor(key, problem, variables, dense)
     search = Search()
-    shared = shared_adversarial_sets(
+    sets = shared_adversarial_sets(
         *(key, classifier, variables, dense, data.search, problem.attack, search, list(dense))
     )
-    return Study(problem, next(iter(shared.values())), outcome, order, key)
+    shared = next(iter(sets.values()))
+    logits = logits_of(classifier, (variables, None), shared)
+    margin = float(np.median(np.abs(margins(logits, np.asarray(shared.labels)))))
+    return Study(problem, shared, outcome, order, margin, key)
 
 
 def dense_recipe(case: Case) -> Recipe:
@@ -234,7 +238,7 @@ def description(study: Study, case: Case) -> dict[str, Any]:
     }
 
 
-def candidates(study: Study, count: int) -> Iterator[tuple[str, tuple[int, MaskTree]]]:
+def candidates(study: Study, count: int) -> Iterator[tuple[str, int, MaskTree]]:
     """Kind, number and masks of every candidate; all are within the target."""
     problem, order = study.problem, study.order
     cost_of, limit = problem.cost(), problem.limit()
@@ -242,7 +246,7 @@ def candidates(study: Study, count: int) -> Iterator[tuple[str, tuple[int, MaskT
         random = np.random.default_rng(number)
         shares = {name: float(random.uniform(0.15, 1)) for name in order}
         ranking = budget.proportional_ranking(order, shares)
-        yield "divisions", (number, budget.prune_to_budget(ranking, cost_of, limit))
+        yield "divisions", number, budget.prune_to_budget(ranking, cost_of, limit)
     for number in range(count):
         random = np.random.default_rng(1000 + number)
         spread = 3 * number / max(count - 1, 1)  # from the order itself to almost random ones
@@ -251,7 +255,7 @@ def candidates(study: Study, count: int) -> Iterator[tuple[str, tuple[int, MaskT
             for name, values in order.items()
         }
         ranking = budget.uniform_ranking(mixed)
-        yield "masks", (number, budget.prune_to_budget(ranking, cost_of, limit))
+        yield "masks", number, budget.prune_to_budget(ranking, cost_of, limit)
 
 
 def measured(study: Study, masks: MaskTree) -> dict[str, Any]:
@@ -294,8 +298,6 @@ def measures(study: Study, variables: dict, masks: MaskTree, statistics: str) ->
     clean = logits_of(problem.classifier, (variables, masks), problem.search)
     attacked = logits_of(problem.classifier, (variables, masks), study.shared)
     labels = np.asarray(problem.search.labels)
-    dense = logits_of(problem.classifier, (problem.variables, None), study.shared)
-    scale = float(np.median(np.abs(margins(dense, labels))))
     both = np.concatenate([clean, attacked]), np.concatenate([labels, labels])
     found = {
         "loss": -cross_entropy(*both),
@@ -306,8 +308,8 @@ def measures(study: Study, variables: dict, masks: MaskTree, statistics: str) ->
         "robust accuracy": accuracy_of(attacked, labels),
     }
     for share in (0.1, 0.3, 1.0):
-        found[f"smooth accuracy {share}"] = smooth(*both, share * scale)
-        found[f"smooth robust accuracy {share}"] = smooth(attacked, labels, share * scale)
+        found[f"smooth accuracy {share}"] = smooth(*both, share * study.margin)
+        found[f"smooth robust accuracy {share}"] = smooth(attacked, labels, share * study.margin)
     return {f"{name}, {statistics}": value for name, value in found.items()}
 
 

@@ -45,7 +45,7 @@ from ccsrp_jax.robustness.gradient_sources import GradientSource
 from ccsrp_jax.robustness.interval_certificates import certified
 from ccsrp_jax.robustness.outcome import Outcome
 from ccsrp_jax.robustness.smoothing import Smoothing, certified_accuracy, certify
-from ccsrp_jax.robustness.suites import EOT_SAMPLES, parse_attack
+from ccsrp_jax.robustness.suites import EOT_SAMPLES, AttackSpec, parse_attack
 from ccsrp_jax.utils.console import Terminal
 from ccsrp_jax.utils.errors import InputError, check_number
 from ccsrp_jax.utils.fields import converted
@@ -121,11 +121,6 @@ def run(settings: Settings, terminal: Terminal) -> dict:
     if settings.baseline is not None:
         baseline = gradient_source(settings, settings.baseline)
         natural = every_corruption(architecture)
-    wanted = settings.suite
-    if settings.attacks:
-        draws = (settings.samples or EOT_SAMPLES["standard"]) if classifier.stochastic else 1
-        threat = ThreatModel(settings.norm, settings.eps)
-        wanted = [parse_attack(text, threat, draws) for text in settings.attacks]
     folder = settings.out or settings.network.parent
     folder.mkdir(parents=True, exist_ok=True)
     # named by the settings, so that no other suite on this network is in its way
@@ -138,7 +133,7 @@ def run(settings: Settings, terminal: Terminal) -> dict:
         data.test,
         eps=settings.eps,
         key=key,
-        suite=wanted,
+        suite=wanted_suite(settings, classifier),
         norm=settings.norm,
         others=others,
         samples=settings.samples,
@@ -170,6 +165,19 @@ def run(settings: Settings, terminal: Terminal) -> dict:
     show(terminal, found, record)
     terminal.line(f"written to {report}")
     return record
+
+
+def wanted_suite(settings: Settings, classifier: Classifier) -> str | list[AttackSpec]:
+    """The name of a suite, or the attacks that take its place.
+
+    Raises:
+      InputError: there is no such attack.
+    """
+    if not settings.attacks:
+        return settings.suite
+    draws = (settings.samples or EOT_SAMPLES["standard"]) if classifier.stochastic else 1
+    threat = ThreatModel(settings.norm, settings.eps)
+    return [parse_attack(text, threat, draws) for text in settings.attacks]
 
 
 def gradient_source(settings: Settings, path: Path) -> GradientSource:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ccsrp_jax.exchange.channel_order import channels_first
 from ccsrp_jax.networks.architecture import Architecture, shapes
 from ccsrp_jax.networks.cuba_lif import CubaLIF
 from ccsrp_jax.networks.general_conv import GeneralConv
@@ -37,7 +38,7 @@ class GraphDraft:
       dt: length of a step.
       nodes, edges: of the graph.
       sources: by node of the architecture, the nodes of the graph whose sum is its output.
-      order: by node of flattened features, the (H, W, C) of the image that they are of.
+      order: see `channel_order.flattened_from`.
     """
 
     nir: Any
@@ -71,8 +72,6 @@ class GraphDraft:
     def passes(self, node: Node) -> None:
         """The node's output is its input."""
         self.sources[node.name] = self.sources[node.inputs[0]]
-        if node.inputs[0] in self.order:
-            self.order[node.name] = self.order[node.inputs[0]]
 
     def normalize(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Adds the input normalization, as a convolution of every channel with itself."""
@@ -121,9 +120,7 @@ def _conv(draft: GraphDraft, node: Conv | DepthwiseConv | GeneralConv) -> Any:
 
 def _dense(draft: GraphDraft, node: Dense) -> Any:
     kernel, bias = draft.weights[node.name]
-    weight = kernel.T
-    if (order := draft.order.get(node.input)) is not None:
-        weight = weight.reshape(-1, *order).transpose(0, 3, 1, 2).reshape(len(weight), -1)
+    weight = channels_first(kernel, draft.order.get(node.input))
     weight = np.ascontiguousarray(weight, np.float32)
     return draft.nir.Affine(weight=weight, bias=np.asarray(bias, np.float32))
 
@@ -145,16 +142,12 @@ def _global_pool(draft: GraphDraft, node: GlobalPool) -> Any:
 
 def _flatten(draft: GraphDraft, node: Flatten) -> Any:
     shape = shapes(draft.architecture)[node.input]
-    if len(shape) == 3:
-        draft.order[node.name] = shape
     shape = np.array([shape[-1], *shape[:-1]])
     return draft.nir.Flatten(input_type={"input": shape}, start_dim=0, end_dim=-1)
 
 
 def _spike(draft: GraphDraft, node: Spike) -> Any:
     neuron, dt = _leaky(draft.architecture), draft.dt
-    if node.input in draft.order:
-        draft.order[node.name] = draft.order[node.input]
     shape = shapes(draft.architecture)[node.input]
     shape = (shape[-1], *shape[:-1])
 
@@ -231,14 +224,6 @@ def _add(draft: GraphDraft, node: Add) -> None:
         *draft.sources[node.inputs[0]],
         *draft.sources[node.inputs[1]],
     ]
-    orders = {draft.order.get(name) for name in node.inputs}
-    order = orders.pop()
-    if orders:
-        raise InputError(
-            f"NIR cannot hold {node.name!r}, which adds features of different order: flatten both."
-        )
-    if order is not None:
-        draft.order[node.name] = order
 
 
 CONVERTERS: dict[type[Node], Callable[..., Any]] = {

@@ -18,7 +18,7 @@ from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.networks.serialization import load
 from ccsrp_jax.utils.errors import InputError, reason, shown
-from ccsrp_jax.utils.io import PARTIAL, as_path
+from ccsrp_jax.utils.io import as_path
 
 CHECK_IMAGES = 16  # drawn where none are given
 
@@ -109,8 +109,8 @@ def logits(architecture: Architecture, variables: Mapping[str, Any], images: Any
     return np.asarray(jax.jit(classifier)((dict(variables), None), images))
 
 
-def partial_path(path: Any) -> tuple[Path, Path]:
-    """A path, and that of the file that becomes it when it is complete and checked.
+def target_path(path: Any) -> Path:
+    """The path of the file to write.
 
     Raises:
       InputError: the path names no file, or its folder is not there.
@@ -120,7 +120,7 @@ def partial_path(path: Any) -> tuple[Path, Path]:
         raise InputError(f"{shown(str(path))} names no file: give the path of one.")
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent}: make it, or give another path.")
-    return path, path.with_name(path.name + PARTIAL)
+    return path
 
 
 def imported(module: str, extra: str) -> Any:

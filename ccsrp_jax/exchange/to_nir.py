@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ccsrp_jax.exchange.channel_order import flattened_from
 from ccsrp_jax.exchange.folding import folded_weights
 from ccsrp_jax.exchange.from_nir import DT, from_nir
 from ccsrp_jax.exchange.nir_graph import METADATA
@@ -17,7 +18,7 @@ from ccsrp_jax.exchange.report import (
     check_deterministic,
     check_images,
     imported,
-    partial_path,
+    target_path,
 )
 from ccsrp_jax.networks.architecture import Architecture, shapes
 from ccsrp_jax.networks.node_base import IMAGE
@@ -25,7 +26,7 @@ from ccsrp_jax.networks.nodes import Norm
 from ccsrp_jax.networks.spike_rate import SpikeRate
 from ccsrp_jax.networks.spiking_network import SpikingNetwork
 from ccsrp_jax.utils.errors import InputError
-from ccsrp_jax.utils.io import sync
+from ccsrp_jax.utils.io import replacing
 
 TOLERANCE = 1e-3  # of a logit, where all spikes agree; folding rounds
 SPIKES = 1e-3  # share of spikes that rounding may change
@@ -78,11 +79,11 @@ def export_nir(
       InputError: `nir` is not installed, or the network has what NIR does not; nothing is written.
     """
     nir = imported("nir", "nir")
-    target, partial = partial_path(path)
+    target = target_path(path)
     architecture, variables = as_network(network)
     images = check_images(architecture, images)
     graph = _graph(architecture, variables, dt, normalization)
-    try:
+    with replacing(target) as partial:
         nir.write(partial, graph)
         settings: dict[str, Any] = (
             {} if normalization else {"mean": architecture.mean, "std": architecture.std}
@@ -96,11 +97,6 @@ def export_nir(
                 "steps: nothing was written; report this network as a bug."
             )
         check_close("NIR", difference, np.inf if spikes else TOLERANCE)
-        sync(partial)
-        partial.replace(target)
-        sync(target.parent)
-    finally:
-        partial.unlink(missing_ok=True)
     notes = (neuron_note(architecture, dt), _input_note(architecture, normalization))
     compared = "read back from NIR and compared with the network"
     return ExportReport(target, "nir", compared, len(images), difference, spikes, notes)
@@ -114,7 +110,8 @@ def _graph(
     check_deterministic(architecture, "NIR")
     shape = shapes(architecture)
     weights = folded_weights(architecture, variables, "NIR")
-    draft = GraphDraft(nir, architecture, variables, weights, float(dt), {}, [], {}, {})
+    order = flattened_from(architecture)
+    draft = GraphDraft(nir, architecture, variables, weights, float(dt), {}, [], {}, order)
     height, width, channels = shape[IMAGE]
     draft.add("input", nir.Input(input_type=np.array([channels, height, width])), [])
     draft.sources[IMAGE] = ["input"]

@@ -14,7 +14,7 @@ from ccsrp_jax.exchange.report import (
     check_images,
     imported,
     logits,
-    partial_path,
+    target_path,
 )
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.utils.errors import InputError, reason
@@ -43,7 +43,7 @@ def export_onnx(network: Any, path: Any, images: Any = None) -> ExportReport:
         has no translation of an operation; nothing is written.
     """
     jax2onnx, onnxruntime = imported("jax2onnx", "onnx"), imported("onnxruntime", "onnx")
-    target, _ = partial_path(path)
+    target = target_path(path)
     architecture, variables = as_network(network)
     check_deterministic(architecture, "ONNX")
     images = check_images(architecture, images)

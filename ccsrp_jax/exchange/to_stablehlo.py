@@ -14,7 +14,7 @@ from ccsrp_jax.exchange.report import (
     check_deterministic,
     check_images,
     imported,
-    partial_path,
+    target_path,
 )
 from ccsrp_jax.networks.classifier import Classifier
 from ccsrp_jax.utils.io import write_atomic
@@ -43,7 +43,7 @@ def export_stablehlo(network: Any, path: Any, images: Any = None) -> ExportRepor
         installed; nothing is written.
     """
     imported("flatbuffers", "stablehlo")  # with which `jax.export` serializes
-    target, _ = partial_path(path)
+    target = target_path(path)
     architecture, variables = as_network(network)
     check_deterministic(architecture, "StableHLO")
     images = check_images(architecture, images)

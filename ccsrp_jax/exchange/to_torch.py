@@ -18,7 +18,7 @@ from ccsrp_jax.exchange.report import (
     check_images,
     imported,
     logits,
-    partial_path,
+    target_path,
 )
 from ccsrp_jax.networks.architecture import Architecture, shapes
 from ccsrp_jax.networks.general_conv import GeneralConv
@@ -103,7 +103,7 @@ def export_torch(network: Any, path: Any, images: Any = None) -> ExportReport:
       InputError: torch or spikingjelly is not installed, or the network has what SpikingJelly does
         not; nothing is written.
     """
-    target, _ = partial_path(path)
+    target = target_path(path)
     if target.suffix != ".py":
         raise InputError(f"{target} is to be a Python module: give a name that ends in .py.")
     _check_kept(network, target.with_suffix(".safetensors"))

@@ -6,6 +6,8 @@ A value that the run did not record is nan as a number and a dash as text.
 import math
 from typing import Any
 
+from ccsrp_jax.utils.console import counted
+
 Row = dict[str, Any]
 
 DASH = "\N{EN DASH}"
@@ -74,14 +76,10 @@ def attack_text(attack: Row) -> str:
         words.append(f"eps {format_number(attack['eps'], '.4g')}")
     for key in ("steps", "restarts"):
         if attack.get(key) is not None:
-            words.append(_count_text(attack[key], key))
+            words.append(counted(attack[key], key))
     if attack.get("attacks") is not None:
-        return f"{name} of {_count_text(attack['attacks'], 'attacks')} ({', '.join(words)})"
+        return f"{name} of {counted(attack['attacks'], 'attacks')} ({', '.join(words)})"
     return ", ".join([name.upper(), *words])
-
-
-def _count_text(count: int, plural: str) -> str:
-    return f"{count} {plural if count != 1 else plural[:-1]}"
 
 
 def count_attacks(record: Row) -> int:
@@ -103,7 +101,7 @@ def test_text(summary: Row) -> str:
     others = [f"{n} on the {name} network" for name, n in counts.items() if n != first]
     if not others:
         return text
-    of = _count_text(first, "attacks")
+    of = counted(first, "attacks")
     return text.replace(f" of {of}", f" of {', '.join([of, *others])}", 1)
 
 

@@ -24,7 +24,7 @@ from ccsrp_jax.robustness.identity import identified
 from ccsrp_jax.robustness.outcome import Outcome
 from ccsrp_jax.robustness.run_suite import attack_all
 from ccsrp_jax.robustness.suites import EOT_SAMPLES, AttackSpec, build_suite
-from ccsrp_jax.utils.console import Terminal
+from ccsrp_jax.utils.console import Terminal, counted
 from ccsrp_jax.utils.errors import InputError, shown
 from ccsrp_jax.utils.fields import SIZE, Limits, integer
 from ccsrp_jax.utils.keys import checked_key
@@ -70,7 +70,7 @@ class Assessment:
         ball = f"{outcome.threat.norm} eps {outcome.threat.eps:.4g}"
         figure = (
             f"robust accuracy {outcome.robust_accuracy:.3f} [{low:.3f}, {high:.3f}], worst "
-            f"case of {attacks} {'attack' if attacks == 1 else 'attacks'}, {ball}, {images} images"
+            f"case of {counted(attacks, 'attacks')}, {ball}, {images} images"
         )
         if self.verdict.unchecked:
             figure += f"; not checked: {', '.join(self.verdict.unchecked)}"

@@ -30,7 +30,7 @@ from ccsrp_jax.robustness.gradient_sources import OWN, GradientSource
 from ccsrp_jax.robustness.outcome import Attempt, Outcome
 from ccsrp_jax.robustness.suite_record import fingerprint, load_progress, save_progress
 from ccsrp_jax.robustness.suites import EOT_SAMPLES, PRESETS, AttackSpec, price
-from ccsrp_jax.utils.console import Terminal
+from ccsrp_jax.utils.console import Terminal, counted
 from ccsrp_jax.utils.errors import InputError
 from ccsrp_jax.utils.io import as_path
 from ccsrp_jax.utils.keys import checked_key
@@ -90,11 +90,11 @@ def _price_line(evaluator, specs, sources, outcome):
     samples = EOT_SAMPLES["quick"] if evaluator.stochastic else 1
     cost, quick = price(specs), price(PRESETS["quick"](outcome.threat, sources, samples))
     compared = "" if cost == quick else f", {cost.passes / quick.passes:.2g} times the quick suite"
-    count = sum(spec.kind != "noise" for spec in specs)
-    attacks = f"{count} attack{'' if count == 1 else 's'}"
+    attacks = sum(spec.kind != "noise" for spec in specs)
     return (
-        f"{attacks}: at most {cost.gradients:,} gradients and {cost.queries:,} queries "
-        f"for each of {int(outcome.clean.sum())} images{compared}; less for images that break early"
+        f"{counted(attacks, 'attacks')}: at most {cost.gradients:,} gradients and "
+        f"{cost.queries:,} queries for each of {int(outcome.clean.sum())} images{compared}; less "
+        "for images that break early"
     )
 
 

@@ -37,11 +37,17 @@ def check_phases(architecture: Architecture, recipe: Recipe) -> None:
         architecture.neuron.rate_gain(architecture.neuron.membrane_tau)  # refuses some neurons
 
 
+def architecture_at(architecture: Architecture, recipe: Recipe, epoch: int) -> Architecture:
+    """The architecture in the time steps of an epoch."""
+    if epoch >= recipe.early_epochs:
+        return architecture
+    return dataclasses.replace(architecture, time_steps=recipe.early_time_steps)
+
+
 def classifier_at(classifier: C, recipe: Recipe, epoch: int) -> C:
     """The classifier that an epoch trains and attacks."""
-    if epoch < recipe.early_epochs:
-        early = dataclasses.replace(classifier.architecture, time_steps=recipe.early_time_steps)
-        classifier = dataclasses.replace(classifier, architecture=early)
+    architecture = architecture_at(classifier.architecture, recipe, epoch)
+    classifier = dataclasses.replace(classifier, architecture=architecture)
     if epoch < recipe.relu_epochs:
         classifier = dataclasses.replace(classifier, surrogate=Relu())
     return classifier

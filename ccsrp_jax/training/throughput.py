@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from ccsrp_jax.networks.architecture import Architecture
 from ccsrp_jax.networks.cost import layer_macs
+from ccsrp_jax.training.phases import architecture_at
 from ccsrp_jax.training.recipe import Recipe
 from ccsrp_jax.utils import devices
 
@@ -24,8 +25,7 @@ def training_macs(architecture: Architecture, recipe: Recipe, epoch: int) -> int
     backward pass, for weights and for activations. An attack needs the forward pass and the
     gradient for activations in each of its steps. Regularizers are not counted.
     """
-    if recipe.early_epochs > epoch:
-        architecture = dataclasses.replace(architecture, time_steps=recipe.early_time_steps)
+    architecture = architecture_at(architecture, recipe, epoch)
     if recipe.relu_epochs > epoch and architecture.encoding == "direct":
         architecture = dataclasses.replace(architecture, time_steps=1)
     attacks = recipe.attacks(epoch)

@@ -11,6 +11,11 @@ else:  # `ccsrp --help` and errors need no tables
     Console = Any
 
 
+def counted(count: int, plural: str) -> str:
+    """A number of things, such as 1 attack or 2 attacks."""
+    return f"{count} {plural if count != 1 else plural[:-1]}"
+
+
 def one_line(text: str) -> str:
     """A text in which line breaks and other control characters, as names can have, are escaped."""
     return "".join(

@@ -108,7 +108,7 @@ def stack_shards(mesh: Mesh, trees: Sequence[Any]) -> Any:
 
 
 def replicate(x: Any, mesh: Mesh | None) -> Any:
-    """Gathers sharded arrays on every device if other processes hold shards of it; under jit."""
+    """Gathers sharded arrays on every device if other processes hold shards of them; under jit."""
     if mesh is None or not mesh.is_multi_process:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P()))
